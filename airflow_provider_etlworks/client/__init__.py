@@ -1,0 +1,1 @@
+"""Etlworks over HTTP. Knows nothing of Airflow, and is usable without it."""
