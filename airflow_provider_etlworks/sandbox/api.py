@@ -1,0 +1,533 @@
+"""The documented REST API, as functions from a request to an answer. Knows nothing of sockets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from airflow_provider_etlworks.sandbox import bundles, pages
+from airflow_provider_etlworks.sandbox.messages import (
+    Answer,
+    ApiError,
+    Later,
+    Request,
+    json_type,
+    milliseconds,
+    number,
+    required,
+)
+from airflow_provider_etlworks.sandbox.organization import Organization, connection_body
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.sandbox.limits import RateLimit
+    from airflow_provider_etlworks.sandbox.runs import Run
+    from airflow_provider_etlworks.sandbox.tokens import Identity, Tokens
+
+API_ROOTS = ("/rest/", "/plugins/", "/etl/")
+
+# The integer of a FlowExecutionResponse, which is the outcome of the start or stop, not the run's status.
+STARTED, ALREADY_RUNNING, CANCELED, NOT_RUNNING = 0, 1, 2, 3
+LEGACY_SUCCESS, LEGACY_ERROR = 0, 1
+LEGACY_AUDIT_EVENTS = 1000
+DAY = 86400.0
+TASK_TYPES = ("stream", "extract", "load", "task", "hwm")
+
+Outcome = Answer | Later
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    How this Etlworks differs from others.
+
+    :param administrator: Whether the sandbox's user is an administrator and super admin.
+    :param issue_path_only: Whether there is only the older path to log in.
+    :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
+    """
+
+    administrator: bool = True
+    issue_path_only: bool = False
+    tells_running_audit_id: bool = False
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method of one path. ``public`` needs no token, ``administrator`` that role."""
+
+    method: str
+    path: re.Pattern[str]
+    handler: Callable[..., Outcome]
+    administrator: bool
+    public: bool
+
+
+ROUTES: list[Route] = []
+
+Handler = Callable[..., Outcome]
+
+
+def route(method: str, *paths: str, administrator: bool = False, public: bool = False) -> Callable[[Handler], Handler]:
+    """Register a handler. ``{name}`` is one path segment, ``{name*}`` the rest of the path."""
+
+    def register(handler: Handler) -> Handler:
+        ROUTES.extend(Route(method, _compiled(path), handler, administrator, public) for path in paths)
+        return handler
+
+    return register
+
+
+def _compiled(path: str) -> re.Pattern[str]:
+    pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", path)
+    pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
+    # The older API's examples write its paths with and without a slash at the end.
+    return re.compile(pattern if path.startswith("/rest/") else pattern.rstrip("/") + "/?")
+
+
+class Api:
+    """
+    Answers requests.
+
+    :param organization: What it answers from.
+    :param tokens: Who may ask.
+    :param limit: How often.
+    :param settings: How this Etlworks differs from others.
+    """
+
+    def __init__(self, organization: Organization, tokens: Tokens, limit: RateLimit, settings: Settings) -> None:
+        self.organization = organization
+        self.tokens = tokens
+        self.settings = settings
+        self._limit = limit
+
+    def answer(self, request: Request) -> Outcome:
+        """Carry out one request."""
+        try:
+            if request.path.startswith(API_ROOTS):
+                self._limit.admit()
+            found, values = self._find(request)
+            return found.handler(self, request, **values)
+        except ApiError as error:
+            return Answer.error(error, request.path)
+
+    def identify(self, request: Request) -> Identity:
+        """Find out who is asking, and note it on the request; 401 where it cannot be told."""
+        identity = self.tokens.identify(request.headers.get("Authorization", ""))
+        request.user, request.tenant = identity.user, identity.tenant
+        return identity
+
+    def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
+        """Find the handler, and let pass only who may call it; what a stranger may not call, he may not discover."""
+        matches = [(known, match) for known in ROUTES if (match := known.path.fullmatch(request.path))]
+        found = next(((known, match) for known, match in matches if known.method == request.method), None)
+        if request.path.startswith(API_ROOTS) and not (found and found[0].public):
+            self.identify(request)
+        if found and found[0].administrator and not self.settings.administrator:
+            raise ApiError(403, "This needs the Administrator role")
+        if found:
+            return found[0], {name: unquote(value) for name, value in found[1].groupdict().items()}
+        if matches:
+            allowed = sorted({known.method for known, _ in matches})
+            raise ApiError(405, f"{request.method} is not allowed here", {"Allow": ", ".join(allowed)})
+        raise ApiError(404, "No such path")
+
+
+# Authentication
+
+
+@route("POST", "/rest/v1/token-auth", public=True)
+def log_in(api: Api, request: Request) -> Answer:
+    """Exchange login and password for a token."""
+    if api.settings.issue_path_only:
+        raise ApiError(404, "No such path")
+    return _token(api, request)
+
+
+@route("POST", "/rest/v1/token-auth/issue", public=True)
+def log_in_the_older_way(api: Api, request: Request) -> Answer:
+    """Exchange login and password for a token, on the older path."""
+    return _token(api, request)
+
+
+def _token(api: Api, request: Request) -> Answer:
+    body = request.json_object()
+    token = api.tokens.log_in(required(body, "login", str), required(body, "password", str))
+    api.organization.note("login", "user", None, body["login"])
+    return Answer.json({"token": token})
+
+
+@route("POST", "/rest/v1/token-auth/refresh")
+def refresh_token(api: Api, request: Request) -> Answer:
+    """Exchange a valid token for a new one."""
+    return Answer.json({"token": api.tokens.refresh(api.identify(request))})
+
+
+@route("POST", "/rest/v1/token-auth/tenants/{tenant_id}", administrator=True)
+def switch_tenant(api: Api, request: Request, tenant_id: str) -> Answer:
+    """Give a token with that tenant in context."""
+    identity = replace(api.identify(request), tenant=tenant_id, by_key=False)
+    return Answer.json({"token": api.tokens.issue(identity)})
+
+
+# Flows
+
+
+@route("GET", "/rest/v1/flows")
+def list_flows(api: Api, request: Request) -> Answer:
+    """List all flows; this list has no pages."""
+    return Answer.json(filtered(api.organization.summaries(), request))
+
+
+@route("GET", "/rest/v1/flows/export")
+def export_the_older_way(api: Api, request: Request) -> Answer:
+    """Export flows as text."""
+    wanted = request.text("flows")
+    if not wanted:
+        raise ApiError(400, "Parameter 'flows' is required: 'all', or flow ids with commas between them")
+    if wanted == "all":
+        flow_ids = list(api.organization.plans())
+    else:
+        flow_ids = [number(flow_id, "flows") for flow_id in wanted.split(",")]
+    dump = bundles.dump(bundles.export(api.organization, flow_ids, include_connections=True))
+    return Answer(200, dump.encode(), "text/plain; charset=utf-8")
+
+
+@route("POST", "/rest/v1/flows/import/preview")
+def preview_the_older_way(api: Api, request: Request) -> Answer:
+    """Say what importing such a text would touch."""
+    bundle = bundles.undump(required(request.json_object(), "dump", str))
+    return Answer.json(bundles.preview(api.organization, bundle))
+
+
+@route("POST", "/rest/v1/flows/import")
+def import_the_older_way(api: Api, request: Request) -> Answer:
+    """Import such a text."""
+    bundle = bundles.undump(required(request.json_object(), "dump", str))
+    return Answer.json(bundles.apply(api.organization, bundle, request.user))
+
+
+@route("GET", "/rest/v1/flows/{flow_id}")
+def read_flow(api: Api, request: Request, flow_id: str) -> Answer:
+    """Give the whole flow."""
+    return Answer.json(api.organization.document(number(flow_id, "flowId")))
+
+
+@route("PUT", "/rest/v1/flows/{flow_id}")
+def replace_flow(api: Api, request: Request, flow_id: str) -> Answer:
+    """Replace the whole flow."""
+    return Answer.json(api.organization.replace_flow(number(flow_id, "flowId"), request.json_object(), request.user))
+
+
+@route("POST", "/rest/v1/flows/{flow_id}/run")
+def run_flow(api: Api, request: Request, flow_id: str) -> Answer:
+    """Start a run by the flow's id."""
+    flow = api.organization.flow(number(flow_id, "flowId"))
+    return _start(api, flow.id, run_parameters(request.json_object()), request.user)
+
+
+@route("POST", "/rest/v1/flows/flow-name/{name}/run")
+def run_flow_by_name(api: Api, request: Request, name: str) -> Answer:
+    """Start a run by the flow's name."""
+    return _start(api, api.organization.flow_named(name).id, _query_parameters(request), request.user)
+
+
+@route("POST", "/plugins/flows/rest/v1/flows/flow-name/{name}/run")
+def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
+    """Run a flow by its name and answer at the run's end, as the older API does."""
+    flow = api.organization.flow_named(name)
+    run = api.organization.start_run(flow, request.user, _query_parameters(request))
+    if run is None:
+        return Answer.json({"status": LEGACY_ERROR, "exception": f"Flow '{name}' is already running"})
+
+    def ended() -> Answer | None:
+        now = api.organization.clock()
+        if run.ended(now) is None:
+            return None
+        if run.status(now) in {"success", "warning"}:
+            return Answer.json({"status": LEGACY_SUCCESS})
+        return Answer.json({"status": LEGACY_ERROR, "exception": run.exception(now) or f"Flow '{name}' was canceled"})
+
+    return ended
+
+
+@route("POST", "/rest/v1/flows/{flow_id}/stop")
+def stop_flow(api: Api, request: Request, flow_id: str) -> Answer:
+    """Ask a run to stop: the one named, else the newest."""
+    organization = api.organization
+    flow = organization.flow(number(flow_id, "flowId"))
+    audit_id = request.integer("auditId")
+    run = organization.newest_run(flow.id, None) if audit_id is None else organization.run(flow.id, audit_id)
+    outcome = CANCELED if organization.stop_run(run, request.user) else NOT_RUNNING
+    return Answer.json({"flowId": flow.id, "auditId": run.audit_id, "status": outcome})
+
+
+def run_parameters(body: Mapping[str, Any]) -> dict[str, str]:
+    """Check that a run's body is a flat map of strings; 400 names the field that is not."""
+    for name, value in body.items():
+        if not isinstance(value, str):
+            hint = "; the body itself is the map of parameters" if isinstance(value, dict) else ""
+            raise ApiError(400, f"Parameter '{name}' must be a string, not {json_type(value)}{hint}")
+    return dict(body)
+
+
+def _query_parameters(request: Request) -> dict[str, str]:
+    if request.body:
+        raise ApiError(400, "A run by name takes its parameters from the URL and has no body")
+    return {name: values[0] for name, values in request.query.items()}
+
+
+def _start(api: Api, flow_id: int, parameters: Mapping[str, str], user: str) -> Answer:
+    run = api.organization.start_run(api.organization.flow(flow_id), user, parameters)
+    if run is not None:
+        return Answer.json({"flowId": flow_id, "auditId": run.audit_id, "status": STARTED})
+    answer = {"flowId": flow_id, "status": ALREADY_RUNNING}
+    if api.settings.tells_running_audit_id:
+        answer["auditId"] = api.organization.runs.unfinished(flow_id)[-1].audit_id
+    return Answer.json(answer)
+
+
+# Executions
+
+
+@route("GET", "/rest/v1/executions/console/download")
+def download_log(api: Api, request: Request) -> Answer:
+    """Give a run's log as an attachment."""
+    flow_id, audit_id = request.integer("flowId"), request.integer("auditId")
+    if flow_id is None or audit_id is None:
+        raise ApiError(400, "Parameters 'flowId' and 'auditId' are required")
+    run = api.organization.run(flow_id, audit_id)
+    text = "".join(f"{line}\n" for line in run.log(api.organization.clock()))
+    attachment = {"Content-Disposition": f'attachment; filename="flow-{flow_id}-{audit_id}.log"'}
+    return Answer(200, text.encode(), "text/plain; charset=utf-8", attachment)
+
+
+@route("GET", "/rest/v1/executions/{flow_id}")
+def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
+    """Give one run's record: by audit id, by message, or the newest."""
+    organization, number_of_flow = api.organization, number(flow_id, "flowId")
+    audit_id, message_id = request.integer("auditId"), request.text("messageId")
+    if audit_id is not None:
+        run = organization.run(number_of_flow, audit_id)
+    elif message_id is not None:
+        run = organization.run_of_message(number_of_flow, message_id)
+    else:
+        run = organization.newest_run(number_of_flow, request.text("status"))
+    return Answer.json(run.record(organization.clock()))
+
+
+@route("GET", "/rest/v1/executions/{flow_id}/history")
+def read_history(api: Api, request: Request, flow_id: str) -> Answer:
+    """List a flow's runs, newest first."""
+    flow = api.organization.flow(number(flow_id, "flowId"))
+    since, now = request.moment("since"), api.organization.clock()
+    runs = [run for run in api.organization.runs.newest_first(flow.id) if since is None or run.accepted > since]
+    return paged(runs, request, lambda run: run.record(now))
+
+
+@route("GET", "/rest/v1/metrics/executions", administrator=True)
+def report_day(api: Api, request: Request) -> Answer:
+    """List all runs of a day in UTC, by flow."""
+    now = api.organization.clock()
+    midnight = now - now % DAY - (request.integer("offset") or 0) * DAY
+    by_flow: dict[int, list[Run]] = {}
+    for run in api.organization.runs.between(midnight, midnight + DAY):
+        by_flow.setdefault(run.flow.id, []).append(run)
+    return Answer.json(
+        [
+            {
+                "flowId": flow_id,
+                "name": runs[-1].flow.name,
+                "icon": "flow",
+                "executions": [run.reported(now) for run in runs],
+            }
+            for flow_id, runs in by_flow.items()
+        ]
+    )
+
+
+@route("GET", "/rest/v1/metrics/executions/summary", administrator=True)
+def summarize_executions(api: Api, request: Request) -> Answer:
+    """Count the runs of the last hours that have ended, and their durations."""
+    now = api.organization.clock()
+    hours = request.integer("windowHours")
+    begin = now - (24 if hours is None else hours) * 3600
+    ended = [run for run in api.organization.runs.between(begin, now + 1) if run.ended(now) is not None]
+    succeeded = sum(run.status(now) in {"success", "warning"} for run in ended)
+    durations = sorted(round((run.ends - run.begins) * 1000) for run in ended if run.started(now) is not None)
+    return Answer.json(
+        {
+            "total": len(ended),
+            "succeeded": succeeded,
+            "failed": len(ended) - succeeded,
+            "avgDurationMs": round(sum(durations) / len(durations)) if durations else 0,
+            "p95DurationMs": durations[(len(durations) * 95 - 1) // 100] if durations else 0,
+        }
+    )
+
+
+@route("GET", "/etl/rest/v1/tasks/{audit_id}", administrator=True)
+def list_tasks(api: Api, request: Request, audit_id: str) -> Answer:
+    """List the steps inside a run."""
+    run = api.organization.runs.find(number(audit_id, "auditId"))
+    if run is None:
+        raise ApiError(404, f"No execution {audit_id}")
+    kind = request.text("type")
+    if kind is not None and kind not in TASK_TYPES:
+        raise ApiError(400, f"Parameter 'type' must be one of {', '.join(TASK_TYPES)}")
+    tasks = api.organization.run(run.flow.id, run.audit_id).tasks(api.organization.clock())
+    return Answer.json([task for task in tasks if kind in {None, task["type"]}])
+
+
+# Promotion between environments
+
+
+@route("POST", "/rest/v1/io/export")
+def export_flows(api: Api, request: Request) -> Answer:
+    """Export flows as a bundle."""
+    body = request.json_object()
+    flow_ids = required(body, "flowIds", list)
+    if not flow_ids or not all(type(flow_id) is int for flow_id in flow_ids):
+        raise ApiError(400, "Field 'flowIds' must be a list of flow ids, one at least")
+    include_connections = body.get("includeConnections", True)
+    if not isinstance(include_connections, bool):
+        raise ApiError(400, "Field 'includeConnections' must be true or false")
+    return Answer(200, bundles.encode(bundles.export(api.organization, flow_ids, include_connections)))
+
+
+@route("POST", "/rest/v1/io/import/preview")
+def preview_import(api: Api, request: Request) -> Answer:
+    """Say what importing a bundle would touch."""
+    return Answer.json(bundles.preview(api.organization, request.json_object()))
+
+
+@route("POST", "/rest/v1/io/import")
+def import_bundle(api: Api, request: Request) -> Answer:
+    """Import a bundle."""
+    return Answer.json(bundles.apply(api.organization, request.json_object(), request.user))
+
+
+# Connections, schedules, webhooks, audit, listeners
+
+
+@route("POST", "/rest/v1/connections")
+def create_connection(api: Api, request: Request) -> Answer:
+    """Create a connection."""
+    return Answer.json(api.organization.create_connection(request.json_object(), request.user), 201)
+
+
+@route("POST", "/rest/v1/connections/test")
+def test_connection(api: Api, request: Request) -> Answer:
+    """Test a connection that is not saved; a host that ends with ``.invalid`` cannot be reached."""
+    connection = connection_body(request.json_object())
+    unreachable = [value for value in connection["properties"].values() if str(value).endswith(".invalid")]
+    if unreachable:
+        return Answer.json({"success": False, "message": f"Cannot reach host '{unreachable[0]}'"})
+    return Answer.json({"success": True})
+
+
+@route("GET", "/rest/v1/connections/{connection_id}")
+def read_connection(api: Api, request: Request, connection_id: str) -> Answer:
+    """Give one connection."""
+    return Answer.json(api.organization.connection(number(connection_id, "connectionId")))
+
+
+@route("POST", "/rest/v1/schedules")
+def create_schedule(api: Api, request: Request) -> Answer:
+    """Create a schedule."""
+    return Answer.json(api.organization.create_schedule(request.json_object(), request.user), 201)
+
+
+@route("GET", "/rest/v1/schedules")
+def list_schedules(api: Api, request: Request) -> Answer:
+    """List the schedules of a flow, or all."""
+    flow_id = request.integer("flowId")
+    schedules = api.organization.schedules.values()
+    return Answer.json(filtered((one for one in schedules if flow_id in {None, one["flowId"]}), request))
+
+
+@route("PUT", "/rest/v1/schedules/{schedule_id}/enable")
+def enable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
+    """Resume a schedule."""
+    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), True, request.user))
+
+
+@route("PUT", "/rest/v1/schedules/{schedule_id}/disable")
+def disable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
+    """Pause a schedule."""
+    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), False, request.user))
+
+
+@route("POST", "/rest/v1/webhooks", administrator=True)
+def create_webhook(api: Api, request: Request) -> Answer:
+    """Create a webhook; nothing is ever delivered."""
+    return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
+
+
+@route("GET", "/rest/v1/audit", administrator=True)
+def read_audit(api: Api, request: Request) -> Answer:
+    """List what happened, newest first."""
+    kind, since = request.text("resourceType"), milliseconds(request.moment("since"))
+    events = [
+        event
+        for event in api.organization.audit
+        if kind in {None, event["resourceType"]} and (since is None or event["timestamp"] > since)
+    ]
+    return paged(events, request)
+
+
+@route("GET", "/plugins/audit/rest/v1/audit", administrator=True)
+def read_audit_the_older_way(api: Api, request: Request) -> Answer:
+    """List the last events."""
+    return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
+
+
+@route("POST", "/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
+def receive_message(api: Api, request: Request, path: str) -> Answer:
+    """Start a run of the flow that listens at the path."""
+    run = api.organization.receive(path.rstrip("/"), request.user)
+    return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
+
+
+# The pages people look at
+
+
+@route("GET", "/", public=True)
+def show_flows(api: Api, request: Request) -> Answer:
+    """Show the front page."""
+    return pages.flows(api.organization)
+
+
+@route("GET", "/ui/flows/{flow_id}/runs/{audit_id}", public=True)
+def show_run(api: Api, request: Request, flow_id: str, audit_id: str) -> Answer:
+    """Show the page of one run."""
+    return pages.run(api.organization, number(flow_id, "flowId"), number(audit_id, "auditId"))
+
+
+# Lists
+
+
+def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
+    """Apply the filters most lists have: ``q``, ``tag``, ``since`` and ``sort``."""
+    part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.moment("since"))
+    found = [
+        item
+        for item in items
+        if (part is None or part.lower() in item["name"].lower())
+        and tags <= set(item["tags"])
+        and (since is None or item["modified"] > since)
+    ]
+    order = request.text("sort")
+    if order:
+        field = order.removeprefix("-")
+        if any(isinstance(item.get(field, []), (list, dict)) for item in found):
+            raise ApiError(400, f"Parameter 'sort' must be a field to sort by, not '{order}'")
+        found.sort(key=lambda item: (item[field] is not None, item[field]), reverse=order.startswith("-"))
+    return found
+
+
+def paged(items: list[Any], request: Request, written: Callable[[Any], Any] = lambda item: item) -> Answer:
+    """Answer with the part of a list that ``limit`` and ``offset`` ask for, and the length of the whole."""
+    part = [written(item) for item in items[request.page()]]
+    return Answer.json(part, headers={"X-Total-Count": str(len(items))})

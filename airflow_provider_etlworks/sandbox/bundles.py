@@ -1,0 +1,166 @@
+"""Export and import: flows as a JSON bundle that says the same thing in the same bytes every time."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.sandbox.flows import SandboxFlow, behaviour, flow_from_mapping
+from airflow_provider_etlworks.sandbox.messages import ApiError, optional, required, texts
+from airflow_provider_etlworks.sandbox.organization import Organization, connection_body, references
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = "etlworks-sandbox-bundle/1"
+
+# How the flow's runs go travels with it, so that an imported flow can be run.
+BEHAVIOUR = "sandbox"
+_DETAILS = ("properties", "transformations", "mappings", "nestedFlows")
+_FLOW_FIELDS = ("id", "name", "description", "flowType", "tags", *_DETAILS)
+_CONNECTION_FIELDS = ("id", "name", "description", "connectionType", "properties", "tags")
+
+
+def export(organization: Organization, flow_ids: list[int], include_connections: bool) -> dict[str, Any]:
+    """Return a bundle with these flows; 404 where one does not exist."""
+    documents = [organization.document(flow_id) for flow_id in sorted(set(flow_ids))]
+    used = {entry["id"] for document in documents for entry in document["connections"]}
+    connections = [organization.connection(connection_id) for connection_id in sorted(used)]
+    return {
+        "format": FORMAT,
+        "flows": [
+            {
+                **_only(document, _FLOW_FIELDS),
+                "connections": sorted(entry["name"] for entry in document["connections"]),
+                BEHAVIOUR: behaviour(organization.flow(document["id"])),
+            }
+            for document in documents
+        ],
+        "connections": [_only(one, _CONNECTION_FIELDS) for one in connections] if include_connections else [],
+    }
+
+
+def encode(bundle: Mapping[str, Any]) -> bytes:
+    """Write a bundle: the same bundle gives the same bytes."""
+    return json.dumps(bundle, sort_keys=True, indent=1).encode()
+
+
+def dump(bundle: Mapping[str, Any]) -> str:
+    """Write a bundle as the older API does: as text nobody can read."""
+    return base64.b64encode(encode(bundle)).decode()
+
+
+def undump(text: str) -> dict[str, Any]:
+    """Read what ``dump`` wrote; 400 for anything else."""
+    try:
+        bundle = json.loads(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        raise ApiError(400, "Field 'dump' is not an export") from None
+    return _checked(bundle)
+
+
+def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what an import would touch, in the shape of the older preview. Nothing is changed."""
+    _checked(bundle)
+    plans = [_plan(entry) for entry in bundle["flows"]]
+    _arrivals(organization, bundle["flows"])
+    return {
+        "graph": {str(entry["id"]): texts(entry, "connections") for entry in bundle["flows"]},
+        "flows": {
+            str(plan.id): {
+                "id": plan.id,
+                "name": plan.name,
+                "type": plan.flow_type,
+                "icon": "flow",
+                "listener": plan.listener is not None,
+            }
+            for plan in plans
+        },
+        "connections": {
+            str(required(entry, "id", int)): {
+                "id": entry["id"],
+                "name": required(entry, "name", str),
+                "type": required(entry, "connectionType", str),
+            }
+            for entry in bundle["connections"]
+        },
+        "formats": {},
+        "schedules": {},
+    }
+
+
+def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:
+    """
+    Import a bundle. A flow or connection with the same name and type is replaced and keeps its id, any other is new.
+
+    Everything is checked before anything is changed.
+    """
+    _checked(bundle)
+    bodies = [connection_body(entry) for entry in bundle["connections"]]
+    replaced = [organization.connection_to_replace(body["name"], body["connectionType"]) for body in bodies]
+    plans = _arrivals(organization, bundle["flows"])
+    known = organization.plans()
+    told: dict[str, Any] = {"success": True, "flows": [], "connections": []}
+    for body, existing in zip(bodies, replaced, strict=True):
+        if existing is not None:
+            organization.replace_connection(existing, body, user)
+        connection = existing or organization.create_connection(body, user)
+        told["connections"].append(_told(connection["id"], connection["name"], existing is not None))
+    for entry, plan in zip(bundle["flows"], plans, strict=True):
+        connections = references(organization.connection_with(name) for name in texts(entry, "connections"))
+        organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": connections}, user)
+        told["flows"].append(_told(plan.id, plan.name, plan.id in known))
+    return told
+
+
+def _arrivals(organization: Organization, entries: list[dict[str, Any]]) -> list[SandboxFlow]:
+    """Return the bundle's flows with the ids they get here."""
+    plans: list[SandboxFlow] = []
+    next_id = organization.new_flow_id()
+    for entry in entries:
+        plan = _plan(entry)
+        existing = organization.flow_to_replace(plan.name, plan.flow_type)
+        plans.append(replace(plan, id=existing.id if existing else next_id))
+        next_id += existing is None
+    try:
+        organization.check_arrivals(plans)
+    except ValueError as error:
+        raise ApiError(409, str(error)) from None
+    return plans
+
+
+def _plan(entry: Mapping[str, Any]) -> SandboxFlow:
+    try:
+        return flow_from_mapping(
+            {
+                "id": required(entry, "id", int),
+                "name": required(entry, "name", str),
+                "description": optional(entry, "description", str, ""),
+                "flow_type": optional(entry, "flowType", str, ""),
+                "tags": texts(entry, "tags"),
+                **optional(entry, BEHAVIOUR, dict, {}),
+            }
+        )
+    except ValueError as error:
+        raise ApiError(400, f"The bundle has a flow that cannot be used: {error}") from None
+
+
+def _checked(bundle: object) -> dict[str, Any]:
+    if not isinstance(bundle, dict) or bundle.get("format") != FORMAT:
+        raise ApiError(400, f"The body is not a bundle: field 'format' must be '{FORMAT}'")
+    for name in ("flows", "connections"):
+        members = bundle.get(name)
+        if not isinstance(members, list) or not all(isinstance(member, dict) for member in members):
+            raise ApiError(400, f"Field '{name}' must be a list of objects")
+    return bundle
+
+
+def _only(entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: entry[name] for name in names if name in entry}
+
+
+def _told(identifier: int, name: str, replaced: bool) -> dict[str, Any]:
+    return {"id": identifier, "name": name, "action": "replaced" if replaced else "created"}

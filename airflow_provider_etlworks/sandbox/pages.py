@@ -1,0 +1,91 @@
+"""The pages people look at in place of Etlworks's own: all flows, and one run."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from html import escape
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.sandbox.messages import Answer, ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_etlworks.sandbox.organization import Organization
+    from airflow_provider_etlworks.sandbox.runs import Run
+
+RUN_PATH = "/ui/flows/{flow_id}/runs/{audit_id}"
+RUNS_SHOWN = 50
+
+_STYLE = (
+    "body{font:15px system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem .3rem 0;"
+    "border-bottom:1px solid #ddd;vertical-align:top}pre{background:#f4f4f4;padding:1rem;overflow:auto}"
+    ".success{color:#17692c}.warning{color:#8a5a00}.error{color:#a11}.canceled{color:#666}"
+)
+
+
+def flows(organization: Organization) -> Answer:
+    """Show every flow, and the newest runs."""
+    now = organization.clock()
+    listed = _table(
+        ("Id", "Flow", "Tags"),
+        (
+            (escape(str(plan.id)), escape(plan.name), escape(", ".join(plan.tags)))
+            for plan in organization.plans().values()
+        ),
+    )
+    newest = reversed(organization.runs.everything()[-RUNS_SHOWN:])
+    runs = _table(("Run", "Flow", "Status", "Started", "Ended"), (_row(one, now) for one in newest))
+    return _page("Etlworks sandbox", f"<h2>Flows</h2>{listed}<h2>Newest runs</h2>{runs}", refresh=True)
+
+
+def run(organization: Organization, flow_id: int, audit_id: int) -> Answer:
+    """Show one run and its log. The page loads itself anew until the run has ended."""
+    found = organization.runs.find(audit_id)
+    if found is None or found.flow.id != flow_id:
+        raise ApiError(404, f"Flow {flow_id} has no execution {audit_id}")
+    now = organization.clock()
+    facts = _table(
+        (),
+        [
+            ("Status", _status(found, now)),
+            ("Flow", f"{flow_id}"),
+            ("Audit id", f"{audit_id}"),
+            ("Started by", escape(found.event_name or found.user)),
+            ("Started", _time(found.started(now))),
+            ("Ended", _time(found.ended(now))),
+            ("Records", f"{found.records(now):,}"),
+        ],
+    )
+    log = escape("\n".join(found.log(now)))
+    content = f"{facts}<h2>Log</h2><pre>{log}</pre><p><a href='/'>All flows</a></p>"
+    return _page(found.flow.name, content, refresh=found.ended(now) is None)
+
+
+def _row(one: Run, now: float) -> tuple[str, ...]:
+    path = RUN_PATH.format(flow_id=one.flow.id, audit_id=one.audit_id)
+    link = f"<a href='{path}'>{one.audit_id}</a>"
+    return link, escape(one.flow.name), _status(one, now), _time(one.started(now)), _time(one.ended(now))
+
+
+def _status(one: Run, now: float) -> str:
+    status = escape(one.status(now))
+    return f"<span class='{status}'>{status}</span>"
+
+
+def _time(at: float | None) -> str:
+    return "" if at is None else datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{titles}</tr>{body}</table>"
+
+
+def _page(title: str, content: str, *, refresh: bool) -> Answer:
+    again = "<meta http-equiv='refresh' content='2'>" if refresh else ""
+    head = f"<meta charset='utf-8'>{again}<title>{escape(title)}</title><style>{_STYLE}</style>"
+    html = f"<!doctype html><html><head>{head}</head><body><h1>{escape(title)}</h1>{content}</body></html>"
+    return Answer(200, html.encode(), "text/html; charset=utf-8")

@@ -1,0 +1,373 @@
+"""The sandbox as a server: a thread with an event loop of its own, and a handle on what happens in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from aiohttp import web
+
+from airflow_provider_etlworks.sandbox.api import Api, Settings
+from airflow_provider_etlworks.sandbox.faults import Carried, Fault, Faults, Reply
+from airflow_provider_etlworks.sandbox.flows import ENDINGS, SandboxFlow, built_in_flows
+from airflow_provider_etlworks.sandbox.limits import RateLimit
+from airflow_provider_etlworks.sandbox.messages import Answer, Request
+from airflow_provider_etlworks.sandbox.organization import Organization
+from airflow_provider_etlworks.sandbox.pages import RUN_PATH
+from airflow_provider_etlworks.sandbox.tokens import API_KEY, LOGIN, PASSWORD, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from airflow_provider_etlworks.sandbox.runs import Run, SandboxRun
+
+LATER_EVERY = 0.02
+SHUTDOWN_GRACE = 0.2
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a name to look up, nothing binds here
+
+
+@dataclass
+class Recorded:
+    """
+    A request the sandbox received.
+
+    :param method: The HTTP method.
+    :param path: The path as it was sent, still percent-encoded, without the query.
+    :param query: The query, decoded: each name's values in order.
+    :param headers: The headers; names in any case.
+    :param body: The body as it was sent.
+    :param at: When it was received, in seconds of ``time.monotonic()``.
+    :param connection: The client's port, which tells TCP connections apart.
+    :param status: The HTTP status answered; None while there is none, and if the sandbox hung up.
+    :param user: Who asked; empty where nobody was identified.
+    :param tenant: The tenant of the token, if it has one.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, list[str]]
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+    connection: int
+    status: int | None = None
+    user: str = ""
+    tenant: str | None = None
+
+
+class Sandbox:
+    """
+    A local Etlworks that speaks the documented API. A context manager: the server runs inside ``with``.
+
+    :param flows: The flows it has; default a small company's, see ``built_in_flows``.
+    :param host: Address to listen on; default only this machine.
+    :param port: Port to listen on; default a free one.
+    :param token_lifetime: Seconds a token lives. Default 86400.
+    :param issue_path_only: Answer 404 to ``/rest/v1/token-auth``, like a server that only has the older log-in path.
+    :param requests_per_minute: The organization's limit; 0 or None is no limit. Default 600.
+    :param seconds_scale: Multiplies the seconds of every flow; 0.1 makes all runs ten times faster. Default 1.
+    :param administrator: Whether the user is an administrator and super admin. Default True.
+    :param stop_takes: Seconds between a stop and the end of the run. Default 1.
+    :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
+        Default False.
+    :param clock: Returns the time in seconds. Runs, tokens and the limit go by it. Default ``time.time``.
+    :param record: Whether to keep every request in ``requests``. Default True.
+    :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0.
+    """
+
+    api_key = API_KEY
+    login = LOGIN
+    password = PASSWORD
+
+    def __init__(
+        self,
+        flows: Iterable[SandboxFlow] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token_lifetime: float = 86400.0,
+        issue_path_only: bool = False,
+        requests_per_minute: int | None = 600,
+        seconds_scale: float = 1.0,
+        administrator: bool = True,
+        stop_takes: float = 1.0,
+        tells_running_audit_id: bool = False,
+        clock: Callable[[], float] = time.time,
+        record: bool = True,
+    ) -> None:
+        if seconds_scale <= 0:
+            raise ValueError(f"seconds_scale: expected a number above 0, got {seconds_scale!r}")
+        self.requests: list[Recorded] = []
+        self._host = host
+        self._port = port
+        self._record = record
+        self._faults = Faults()
+        self._organization = Organization(
+            built_in_flows() if flows is None else flows, clock=clock, pace=seconds_scale, stop_takes=stop_takes
+        )
+        self._tokens = Tokens(token_lifetime, clock)
+        settings = Settings(administrator, issue_path_only, tells_running_audit_id)
+        self._api = Api(self._organization, self._tokens, RateLimit(requests_per_minute, clock), settings)
+        # Requests are carried out in the server's thread, while tests look at the state from theirs.
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+
+    def start(self) -> Sandbox:
+        """
+        Start to listen.
+
+        :return: The sandbox itself.
+        :raises OSError: the address cannot be listened on.
+        :raises RuntimeError: it is running already.
+        """
+        if self._thread is not None:
+            raise RuntimeError("This sandbox is running already")
+        listening: Future[int] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listening)), name="etlworks-sandbox", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._port = listening.result()
+        except (OSError, OverflowError):
+            self._thread.join()
+            self._thread = None
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop to listen, drop all connections and end the thread. What happened can still be looked at."""
+        if self._thread is None or self._loop is None or self._stopping is None:
+            return
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> Sandbox:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The server's address, such as ``http://127.0.0.1:54321``, without ``/rest``."""
+        host = _ANY_ADDRESS.get(self._host, self._host)
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+
+    @property
+    def airflow_connection(self) -> str:
+        """An Airflow connection with the API key, as JSON text for ``AIRFLOW_CONN_ETLWORKS_DEFAULT``."""
+        return self._connection({"password": API_KEY})
+
+    @property
+    def airflow_connection_with_login(self) -> str:
+        """An Airflow connection with login and password, as JSON text for ``AIRFLOW_CONN_ETLWORKS_DEFAULT``."""
+        return self._connection({"login": LOGIN, "password": PASSWORD})
+
+    @property
+    def flows(self) -> Mapping[int, SandboxFlow]:
+        """The flows by id, with the names and tags they have now."""
+        with self._lock:
+            return self._organization.plans()
+
+    def add_flow(self, flow: SandboxFlow) -> None:
+        """
+        Add a flow, or replace the one with its id.
+
+        :raises ValueError: another flow has its name or listener path.
+        """
+        with self._lock:
+            self._organization.add_flow(flow)
+
+    def fault(self, method: str, path: str, fault: Fault, *, times: int | None = 1, after: int = 0) -> None:
+        """
+        Arm a fault. Of several that match a request, the one armed first is taken.
+
+        :param method: The HTTP method, or ``*``.
+        :param path: The path from the root, still percent-encoded and without the query, such as
+            ``/rest/v1/flows/7/run``; ``*`` stands for any characters.
+        :param fault: What goes wrong.
+        :param times: How many requests it hits; None: all, until ``clear_faults``. Default 1.
+        :param after: How many matching requests it lets pass first. Default 0.
+        :raises ValueError: the path does not begin with ``/`` or ``*``, or a number makes no sense.
+        """
+        with self._lock:
+            self._faults.arm(method, path, fault, times, after)
+
+    def clear_faults(self) -> None:
+        """Disarm all faults."""
+        with self._lock:
+            self._faults.clear()
+
+    def runs(self, flow_id: int | None = None) -> list[SandboxRun]:
+        """Return every run started so far, oldest first: of one flow, or of all."""
+        with self._lock:
+            book, now = self._organization.runs, self._organization.clock()
+            return [run.seen(now) for run in (book.everything() if flow_id is None else book.of_flow(flow_id))]
+
+    def runs_started(self, flow_id: int | None = None) -> int:
+        """Return how many runs were started so far: of one flow, or of all."""
+        return len(self.runs(flow_id))
+
+    @property
+    def log_ins(self) -> int:
+        """How often somebody logged in with the right login and password."""
+        return self._tokens.log_ins
+
+    @property
+    def refreshes(self) -> int:
+        """How often a token was refreshed."""
+        return self._tokens.refreshes
+
+    def revoke_tokens(self) -> None:
+        """Refuse every token given so far. The API key stays good."""
+        with self._lock:
+            self._tokens.revoke_all()
+
+    def run_by_schedule(self, flow_id: int) -> int:
+        """
+        Start a run as the flow's own schedule does, whether or not another run is going.
+
+        :return: The audit id.
+        :raises KeyError: there is no such flow.
+        """
+        with self._lock:
+            return self._organization.run_by_schedule(self.flows[flow_id]).audit_id
+
+    def run_by_user(self, flow_id: int, user: str = "alice@example.com") -> int:
+        """
+        Start a run as another person does in Etlworks, whether or not another run is going.
+
+        :return: The audit id.
+        :raises KeyError: there is no such flow.
+        """
+        with self._lock:
+            return self._organization.begin_run(self.flows[flow_id], user).audit_id
+
+    def finish(self, audit_id: int, status: str = "success") -> None:
+        """
+        End a run now.
+
+        :param audit_id: The run.
+        :param status: The status it ends with.
+        :raises KeyError: there is no such run.
+        :raises ValueError: it has ended already, or the status is none a run can end with.
+        """
+        if status not in ENDINGS:
+            raise ValueError(f"status: expected one of {', '.join(ENDINGS)}, got {status!r}")
+        with self._lock:
+            run, now = self._run(audit_id), self._organization.clock()
+            if run.ended(now) is not None:
+                raise ValueError(f"Run {audit_id} has ended already: {run.status(now)}")
+            run.finished = (now, status)
+
+    def forget(self, audit_id: int) -> None:
+        """
+        Answer 404 to every question about a run from now on, and leave it out of every list.
+
+        :raises KeyError: there is no such run.
+        """
+        with self._lock:
+            self._organization.runs.forget(self._run(audit_id))
+
+    def _run(self, audit_id: int) -> Run:
+        run = self._organization.runs.find(audit_id)
+        if run is None:
+            raise KeyError(audit_id)
+        return run
+
+    def _connection(self, credentials: Mapping[str, str]) -> str:
+        extra = {"ui_url": self.url + RUN_PATH}
+        return json.dumps({"conn_type": "etlworks", "host": self.url, **credentials, "extra": extra})
+
+    async def _serve(self, listening: Future[int]) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        runner = web.ServerRunner(web.Server(self._respond, access_log=None), shutdown_timeout=SHUTDOWN_GRACE)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except (OSError, OverflowError) as error:
+            await runner.cleanup()
+            listening.set_exception(error)
+            return
+        listening.set_result(runner.addresses[0][1])
+        await self._stopping.wait()
+        await runner.cleanup()
+
+    async def _respond(self, http: web.BaseRequest) -> web.StreamResponse:
+        received = time.monotonic()
+        path, _, query = http.raw_path.partition("?")
+        body = await http.content.read()
+        asked = parse_qs(query, keep_blank_values=True)
+        request = Request(http.method, path, asked, http.headers, body)
+        _, port = http.get_extra_info("peername")[:2]
+        recorded = Recorded(http.method, path, asked, http.headers, body, received, port)
+        if self._record:
+            self.requests.append(recorded)
+        with self._lock:
+            fault = self._faults.take(http.method, path)
+        answer = await (self._answer(request) if fault is None else self._fail(request, fault))
+        recorded.user, recorded.tenant = request.user, request.tenant
+        if answer is None:
+            return _hang_up(http)
+        recorded.status = answer.status
+        if fault is not None and fault.reply is Reply.TRUNCATED:
+            return await _truncate(http, answer)
+        return _response(answer)
+
+    async def _fail(self, request: Request, fault: Fault) -> Answer | None:
+        answer: Answer | None = None
+        if fault.carried is Carried.BEFORE_DELAY:
+            answer = await self._answer(request)
+        await asyncio.sleep(fault.delay)
+        if fault.carried is Carried.AFTER_DELAY:
+            answer = await self._answer(request)
+        if fault.reply is Reply.HANG_UP:
+            return None
+        return fault.replacement(request.path) if fault.reply is Reply.REPLACED else answer
+
+    async def _answer(self, request: Request) -> Answer:
+        with self._lock:
+            outcome = self._api.answer(request)
+        while not isinstance(outcome, Answer):
+            await asyncio.sleep(LATER_EVERY)
+            with self._lock:
+                outcome = outcome() or outcome
+        return outcome
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(status=answer.status, body=answer.body, headers=_headers(answer))
+
+
+def _hang_up(http: web.BaseRequest) -> web.Response:
+    if http.transport is not None:
+        http.transport.abort()
+    # The web server wants something to send; the connection to send it on is gone.
+    return web.Response()
+
+
+async def _truncate(http: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=_headers(answer))
+    response.content_length = len(answer.body) + 1
+    await response.prepare(http)
+    await response.write(answer.body[: len(answer.body) // 2])
+    if http.transport is not None:
+        http.transport.close()
+    return response
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    return {"Content-Type": answer.content_type, **answer.headers}

@@ -1,0 +1,100 @@
+"""Who is asking: the API key, and real signed tokens that run out."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jwt
+
+from airflow_provider_etlworks.sandbox.messages import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+API_KEY = "sandbox-key"
+LOGIN = "sandbox"
+PASSWORD = "sandbox"  # noqa: S105 - documented, and only good for the sandbox
+_ALGORITHM = "HS256"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a request comes from. ``by_key`` says that the API key was sent, and no token."""
+
+    user: str
+    tenant: str | None = None
+    by_key: bool = False
+
+
+class Tokens:
+    """
+    Gives tokens and checks them.
+
+    :param lifetime: Seconds a token lives.
+    :param clock: Returns the time in seconds.
+    """
+
+    def __init__(self, lifetime: float, clock: Callable[[], float]) -> None:
+        self._lifetime = lifetime
+        self._clock = clock
+        self._secret = secrets.token_hex(32)
+        self._generation = 0
+        self.log_ins = 0
+        self.refreshes = 0
+
+    def log_in(self, login: object, password: object) -> str:
+        """Return a token for the right login and password; 401 for any other."""
+        if (login, password) != (LOGIN, PASSWORD):
+            raise ApiError(401, "Wrong login or password")
+        self.log_ins += 1
+        return self.issue(Identity(LOGIN))
+
+    def refresh(self, identity: Identity) -> str:
+        """Return a new token for whoever sent a valid one; 400 for the API key, which needs none."""
+        if identity.by_key:
+            raise ApiError(400, "Only a token can be refreshed, not an API key")
+        self.refreshes += 1
+        return self.issue(identity)
+
+    def issue(self, identity: Identity) -> str:
+        """Return a new token."""
+        now = self._clock()
+        claims = {
+            "sub": identity.user,
+            "iat": int(now),
+            # Whole seconds, as most servers write them, and never less than the lifetime asked for.
+            "exp": math.ceil(now + self._lifetime),
+            "jti": uuid.uuid4().hex,
+            "generation": self._generation,
+        }
+        if identity.tenant is not None:
+            claims["tenant"] = identity.tenant
+        return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
+
+    def revoke_all(self) -> None:
+        """Refuse every token given so far."""
+        self._generation += 1
+
+    def identify(self, authorization: str) -> Identity:
+        """Read an ``Authorization`` header; 401 where it does not prove who is asking."""
+        scheme, _, token = authorization.partition(" ")
+        if scheme != "Bearer" or not token:
+            raise ApiError(401, "The Authorization header must be 'Bearer <token or API key>'")
+        if token == API_KEY:
+            return Identity(LOGIN, by_key=True)
+        try:
+            # PyJWT would compare the times with the machine's clock; ours may be another one.
+            claims = jwt.decode(
+                token, self._secret, algorithms=[_ALGORITHM], options={"verify_exp": False, "verify_iat": False}
+            )
+        except jwt.InvalidTokenError:
+            raise ApiError(401, "The token or API key is not valid") from None
+        if claims["generation"] != self._generation:
+            raise ApiError(401, "The token was revoked")
+        if self._clock() >= claims["exp"]:
+            raise ApiError(401, "The token has expired")
+        return Identity(claims["sub"], claims.get("tenant"))
