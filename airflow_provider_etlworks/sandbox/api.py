@@ -191,7 +191,7 @@ def export_the_older_way(api: Api, request: Request) -> Answer:
     else:
         flow_ids = [number(flow_id, "flows") for flow_id in wanted.split(",")]
     dump = bundles.dump(bundles.export(api.organization, flow_ids, include_connections=True))
-    return Answer(200, dump.encode(), "text/plain; charset=utf-8")
+    return Answer.text(dump)
 
 
 @route("POST", "/rest/v1/flows/import/preview")
@@ -257,8 +257,7 @@ def stop_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Ask a run to stop: the one named, else the newest."""
     organization = api.organization
     flow = organization.flow(number(flow_id, "flowId"))
-    audit_id = request.integer("auditId")
-    run = organization.newest_run(flow.id, None) if audit_id is None else organization.run(flow.id, audit_id)
+    run = organization.run_to_stop(flow.id, request.integer("auditId"))
     outcome = CANCELED if organization.stop_run(run, request.user) else NOT_RUNNING
     return Answer.json({"flowId": flow.id, "auditId": run.audit_id, "status": outcome})
 
@@ -300,7 +299,7 @@ def download_log(api: Api, request: Request) -> Answer:
     run = api.organization.run(flow_id, audit_id)
     text = "".join(f"{line}\n" for line in run.log(api.organization.clock()))
     attachment = {"Content-Disposition": f'attachment; filename="flow-{flow_id}-{audit_id}.log"'}
-    return Answer(200, text.encode(), "text/plain; charset=utf-8", attachment)
+    return Answer.text(text, headers=attachment)
 
 
 @route("GET", "/rest/v1/executions/{flow_id}")
@@ -486,7 +485,7 @@ def read_audit_the_older_way(api: Api, request: Request) -> Answer:
 @route("POST", "/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
 def receive_message(api: Api, request: Request, path: str) -> Answer:
     """Start a run of the flow that listens at the path."""
-    run = api.organization.receive(path.rstrip("/"), request.user)
+    run = api.organization.receive(path, request.user)
     return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
 
 

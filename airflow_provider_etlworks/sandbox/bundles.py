@@ -66,9 +66,10 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
     """Say what an import would touch, in the shape of the older preview. Nothing is changed."""
     _checked(bundle)
     plans = [_plan(entry) for entry in bundle["flows"]]
+    # An import that would be refused is refused here already.
     _arrivals(organization, bundle["flows"])
     return {
-        "graph": {str(entry["id"]): texts(entry, "connections") for entry in bundle["flows"]},
+        "graph": {str(plan.id): list(plan.connections) for plan in plans},
         "flows": {
             str(plan.id): {
                 "id": plan.id,
@@ -101,6 +102,8 @@ def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> d
     _checked(bundle)
     bodies = [connection_body(entry) for entry in bundle["connections"]]
     replaced = [organization.connection_to_replace(body["name"], body["connectionType"]) for body in bodies]
+    if len({body["name"] for body in bodies}) < len(bodies):
+        raise ApiError(400, "Field 'connections' has two connections with the same name")
     plans = _arrivals(organization, bundle["flows"])
     known = organization.plans()
     told: dict[str, Any] = {"success": True, "flows": [], "connections": []}
@@ -110,7 +113,7 @@ def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> d
         connection = existing or organization.create_connection(body, user)
         told["connections"].append(_told(connection["id"], connection["name"], existing is not None))
     for entry, plan in zip(bundle["flows"], plans, strict=True):
-        connections = references(organization.connection_with(name) for name in texts(entry, "connections"))
+        connections = references(organization.connection_with(name) for name in plan.connections)
         organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": connections}, user)
         told["flows"].append(_told(plan.id, plan.name, plan.id in known))
     return told
@@ -141,6 +144,7 @@ def _plan(entry: Mapping[str, Any]) -> SandboxFlow:
                 "description": optional(entry, "description", str, ""),
                 "flow_type": optional(entry, "flowType", str, ""),
                 "tags": texts(entry, "tags"),
+                "connections": texts(entry, "connections"),
                 **optional(entry, BEHAVIOUR, dict, {}),
             }
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 MAX_PAGE = 200
 DEFAULT_PAGE = 50
+MAX_DIGITS = 18
 
 
 class ApiError(Exception):
@@ -76,7 +77,7 @@ class Request:
             raise ApiError(415, f"Content type '{media_type}' is not supported; send application/json")
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(400, f"Malformed JSON: {error}") from None
 
     def json_object(self) -> dict[str, Any]:
@@ -99,7 +100,12 @@ class Answer:
     @classmethod
     def json(cls, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
         """Answer with a value as JSON."""
-        return cls(status, json.dumps(value, ensure_ascii=False).encode(), headers=dict(headers or {}))
+        return cls(status, _utf8(json.dumps(value, ensure_ascii=False)), headers=dict(headers or {}))
+
+    @classmethod
+    def text(cls, text: str, kind: str = "plain", headers: Mapping[str, str] | None = None) -> Answer:
+        """Answer with a text."""
+        return cls(200, _utf8(text), f"text/{kind}; charset=utf-8", dict(headers or {}))
 
     @classmethod
     def error(cls, error: ApiError, path: str) -> Answer:
@@ -115,7 +121,7 @@ Later = Callable[[], Answer | None]
 
 def number(text: str, name: str) -> int:
     """Read a number of a path or query that is 0 or more; 400 where it is none."""
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise ApiError(400, f"Parameter '{name}' must be a number, not '{text}'")
     return int(text)
 
@@ -123,7 +129,7 @@ def number(text: str, name: str) -> int:
 def required(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
     """Return a field of a JSON body; 400 where it is missing, empty or of another type."""
     value = body.get(name)
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise ApiError(400, f"Field '{name}' is required")
     return _of_kind(name, value, kind)
 
@@ -153,6 +159,11 @@ def json_type(value: object) -> str:
 def milliseconds(seconds: float | None) -> int | None:
     """Return a Unix time in milliseconds, as the API writes it."""
     return None if seconds is None else int(seconds * 1000)
+
+
+def _utf8(text: str) -> bytes:
+    # JSON may hold half a surrogate pair, which has no UTF-8; its escape is what JSON calls it too.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _of_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:

@@ -75,8 +75,10 @@ class Organization:
         self._flows: dict[int, StoredFlow] = {}
         self._pace = pace
         self._stop_takes = stop_takes
-        for flow in flows:
-            self.add_flow(flow)
+        plans = list(flows)
+        check_distinct(plans)
+        for plan in plans:
+            self.add_flow(plan)
 
     # Flows
 
@@ -162,19 +164,22 @@ class Organization:
             raise ApiError(400, f"Field 'id' must be {flow_id}, the flow's own")
         if optional(body, "modified", int, stored.modified) < stored.modified:
             raise ApiError(409, f"Flow {flow_id} was changed since you read it; read it again")
+        connections = self._used_connections(body)
         plan = replace(
             stored.plan,
             name=required(body, "name", str),
             description=optional(body, "description", str, ""),
             flow_type=optional(body, "flowType", str, ""),
             tags=tuple(texts(body, "tags")),
+            connections=tuple(connection["name"] for connection in connections),
         )
         try:
             self.check_arrivals([plan])
         except ValueError as error:
             raise ApiError(409, str(error)) from None
         own = {"name", "description", "flowType", "tags", *_COMPUTED}
-        self.put_flow(plan, {name: value for name, value in body.items() if name not in own}, user)
+        details = {name: value for name, value in body.items() if name not in own}
+        self.put_flow(plan, {**details, "connections": references(connections)}, user)
         return self.document(flow_id)
 
     # Runs
@@ -199,7 +204,7 @@ class Organization:
     def receive(self, path: str, user: str) -> Run:
         """Start a run of the flow that listens at the path; 404 where none does."""
         for stored in self._flows.values():
-            if stored.plan.listener == path:
+            if stored.plan.listener is not None and stored.plan.listener.strip("/") == path.strip("/"):
                 return self.begin_run(stored.plan, user, message_id=str(uuid.uuid4()))
         raise ApiError(404, f"No flow listens at '{path}'")
 
@@ -219,6 +224,13 @@ class Organization:
             if status is None or run.status(now) == status:
                 return run
         raise ApiError(404, f"Flow {flow_id} has no execution" + (f" with status '{status}'" if status else ""))
+
+    def run_to_stop(self, flow_id: int, audit_id: int | None) -> Run:
+        """Return a run, or the newest, even if its record cannot be read yet; 404 where there is none."""
+        run = self.runs.newest(flow_id) if audit_id is None else self.runs.find(audit_id)
+        if run is None or run.flow.id != flow_id:
+            raise ApiError(404, f"Flow {flow_id} has no execution" + ("" if audit_id is None else f" {audit_id}"))
+        return run
 
     def run_of_message(self, flow_id: int, message_id: str) -> Run:
         """Return the run that a message started; 404 where there is none."""
@@ -348,6 +360,13 @@ class Organization:
 
     def _schedules_of(self, flow_id: int) -> list[dict[str, Any]]:
         return [schedule for schedule in self.schedules.values() if schedule["flowId"] == flow_id]
+
+    def _used_connections(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        entries: list[Any] = optional(body, "connections", list, [])
+        known = [entry["id"] for entry in entries if isinstance(entry, dict) and entry.get("id") in self.connections]
+        if len(known) < len(entries):
+            raise ApiError(400, "Field 'connections' must be a list of existing connections, each with its 'id'")
+        return [self.connections[connection_id] for connection_id in known]
 
     def _connection_named(self, name: str, user: str) -> dict[str, Any]:
         existing = self.connection_with(name)

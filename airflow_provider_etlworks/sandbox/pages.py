@@ -88,4 +88,4 @@ def _page(title: str, content: str, *, refresh: bool) -> Answer:
     again = "<meta http-equiv='refresh' content='2'>" if refresh else ""
     head = f"<meta charset='utf-8'>{again}<title>{escape(title)}</title><style>{_STYLE}</style>"
     html = f"<!doctype html><html><head>{head}</head><body><h1>{escape(title)}</h1>{content}</body></html>"
-    return Answer(200, html.encode(), "text/html; charset=utf-8")
+    return Answer.text(html, "html")

@@ -233,6 +233,11 @@ class RunBook:
         """Return all runs ever started of one flow, oldest first, those out of sight included."""
         return self._by_flow[flow_id]
 
+    def newest(self, flow_id: int) -> Run | None:
+        """Return the run of a flow that was started last, in sight or not."""
+        runs = self._by_flow[flow_id]
+        return runs[-1] if runs else None
+
     def find(self, audit_id: int) -> Run | None:
         """Return a run, in sight or not."""
         return self._by_audit_id.get(audit_id)

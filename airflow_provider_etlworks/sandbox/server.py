@@ -219,7 +219,9 @@ class Sandbox:
 
     def runs_started(self, flow_id: int | None = None) -> int:
         """Return how many runs were started so far: of one flow, or of all."""
-        return len(self.runs(flow_id))
+        with self._lock:
+            book = self._organization.runs
+            return len(book.everything() if flow_id is None else book.of_flow(flow_id))
 
     @property
     def log_ins(self) -> int:
