@@ -1,0 +1,200 @@
+"""The client for the triggerer, over aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+from tenacity import AsyncRetrying
+from yarl import URL
+
+from airflow_provider_etlworks.client import retry
+from airflow_provider_etlworks.client.auth import Authenticator
+from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
+from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.exchange import (
+    POOL_SIZE,
+    first_request,
+    proxy_for,
+    redirected,
+    unreachable,
+    verification,
+)
+from airflow_provider_etlworks.client.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from airflow_provider_etlworks.client.conversation import Conversation, Step
+    from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+T = TypeVar("T")
+
+# Longer than the longest pause between two looks at a run, so that polling does not connect anew each time.
+_KEEP_ALIVE = 75.0
+
+
+class AsyncEtlworksClient:
+    """
+    Talks to one Etlworks instance from an event loop. An async context manager.
+
+    :param settings: the instance and the credentials.
+    :param clock: tells the time; for tests.
+    :param sleep: waits for some seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._sleep = sleep
+        self._auth = Authenticator(settings, clock)
+        self._pace = Pace(settings.requests_per_minute, clock)
+        self._renewing = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy = proxy_for(settings)
+
+    async def __aenter__(self) -> AsyncEtlworksClient:
+        # Reading certificates takes tens of milliseconds: not on the event loop.
+        tls = await asyncio.to_thread(_tls, verification(self.settings))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=POOL_SIZE, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self.settings.connect_timeout, sock_read=self.settings.read_timeout
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the pooled connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
+        """Carry out a call, as :meth:`EtlworksClient.send` does."""
+        if attempts == 1:
+            return await self._send_once(call)
+        rules = retry.rules(repeatable=call.repeatable, attempts=attempts)
+        return await AsyncRetrying(sleep=self._sleep, **rules)(self._send_once, call)
+
+    async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
+        """Yield the items of a list, asking for each page when it is needed."""
+        call: Call[Page[T]] | None = paged.first()
+        offset, previous = 0, None
+        while call is not None:
+            page = await self.send(call)
+            for item in page.items:
+                yield item
+            offset += len(page.items)
+            call, previous = paged.following(offset, page, previous), page
+
+    async def converse(self, conversation: Conversation[T]) -> T:
+        """Carry out a conversation, and return its result."""
+        try:
+            step = next(conversation)
+            while True:
+                try:
+                    value = await self._take(step)
+                except EtlworksError as error:
+                    step = conversation.throw(error)
+                else:
+                    step = conversation.send(value)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            conversation.close()
+
+    async def _take(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return await self._sleep(step.seconds)
+        if isinstance(step, SignIn):
+            return await self._exchange(step.call, step.bearer)
+        return await (self.send(step.call, attempts=1) if isinstance(step, Once) else self.send(step))
+
+    async def _send_once(self, call: Call[T]) -> T:
+        if not call.authorized:
+            return await self._exchange(call, None)
+        bearer = await self._bearer()
+        try:
+            return await self._exchange(call, bearer)
+        except EtlworksUnauthorized:
+            if not self._auth.reject(bearer):
+                raise
+        return await self._exchange(call, await self._bearer())
+
+    async def _bearer(self) -> str:
+        while (bearer := self._auth.bearer()) is None:
+            renewals = self._auth.renewals
+            async with self._renewing:
+                if failure := self._auth.failure_since(renewals):
+                    raise failure
+                if self._auth.bearer() is None:
+                    await self.converse(self._auth.renewal())
+        return bearer
+
+    async def _exchange(self, call: Call[T], bearer: str | None) -> T:
+        async with self._open(call, bearer) as response:
+            try:
+                body = await response.read()
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+                raise unreachable(call, self.settings, error, unprocessed=False) from error
+            return call.result(_answer(response, body), self._auth.secrets)
+
+    @asynccontextmanager
+    async def _open(self, call: Call[Any], bearer: str | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a call, follow its redirects, and give the answer with its body still to be read."""
+        if self._session is None:
+            raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
+        request = first_request(call, self.settings, bearer)
+        while True:
+            if (wait := self._pace.reserve()) > 0:
+                await self._sleep(wait)
+            try:
+                response = await self._session.request(
+                    request.method,
+                    URL(request.url, encoded=True),
+                    headers=request.headers,
+                    data=request.body,
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                )
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from error
+            async with response:
+                answer = _answer(response, b"")
+                if answer.status == 429 and answer.retry_after is not None:
+                    self._pace.pause(answer.retry_after)
+                following = redirected(request, call, answer)
+                if following is None:
+                    yield response
+                    return
+                request = following
+
+
+def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:
+    return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether a request certainly never left: no connection came to be."""
+    return isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+
+
+def _tls(verify: bool | str) -> ssl.SSLContext | bool:
+    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify

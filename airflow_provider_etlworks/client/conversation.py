@@ -1,0 +1,54 @@
+"""
+What takes more than one call, written once for both transports.
+
+A conversation is a generator. It yields a :class:`~airflow_provider_etlworks.client.endpoints.Call` and is sent the
+call's value (or is thrown its error), or yields a :class:`Pause` and is resumed after it. What it returns is the
+result. ``EtlworksClient.converse`` and ``AsyncEtlworksClient.converse`` carry it out; a test can do so by hand, without
+a network and without waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from airflow_provider_etlworks.client.endpoints import Call
+
+ResultT = TypeVar("ResultT")
+
+
+class Log(Protocol):
+    """Where a conversation tells what happens: a logger of Python's or of Airflow's."""
+
+    def info(self, msg: str, /, *args: Any) -> Any:
+        """Tell what a reader of the log expects to see."""
+
+    def warning(self, msg: str, /, *args: Any) -> Any:
+        """Tell what a reader of the log should notice."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait before the next step. ``seconds`` may be 0."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Once:
+    """Send a call a single time: the conversation itself decides what to do about a failure."""
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """Send a call that gets a token, a single time, as the given bearer or as nobody."""
+
+    call: Call[str]
+    bearer: str | None = None
+
+
+Step = Call[Any] | Once | Pause | SignIn
+Conversation = Generator[Step, Any, ResultT]

@@ -1,0 +1,266 @@
+"""
+Every failure a user of this package can meet, in one tree.
+
+EtlworksError
+├── EtlworksConfigError          a setting or an argument is wrong; nothing was sent
+├── EtlworksUnreachable          no answer: connection refused, dropped, timed out
+├── EtlworksReplyError           an answer that cannot be read: not JSON, cut off, a field missing
+├── EtlworksApiError             an answer that says no                      .status .message .retry_after
+│   ├── EtlworksBadRequest           400, 405, 415 and other mistakes of the caller
+│   ├── EtlworksUnauthorized         401, after one renewed log-in
+│   ├── EtlworksForbidden            403: the role does not allow it
+│   ├── EtlworksNotFound             404: no such thing, or not visible to this user
+│   ├── EtlworksConflict             409: somebody else changed it first
+│   ├── EtlworksRateLimited          429: over the organization's limit
+│   ├── EtlworksServerError          5xx, 408, 425
+│   ├── EtlworksRedirected           3xx to where credentials must not go
+│   └── EtlworksRefused              200, but the body says ``"success": false``
+├── EtlworksStartRefused         Etlworks answered the start, and started nothing
+│   └── EtlworksAlreadyRunning       because another run of the flow is going    .audit_id
+├── EtlworksStartUnknown         the start was sent, and no run could be matched to it  .candidates
+├── EtlworksExecutionFailed      the run ended badly                         .execution
+├── EtlworksExecutionTimeout     the run was still going at the deadline
+└── EtlworksLostTouch            the run's status could not be read for too long
+
+Two questions matter to whoever catches one. ``retryable``: could the same request succeed later? ``unprocessed``: is
+it certain that the server did not act on it? "It failed over there" and "we could not ask" are never the same type.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow_provider_etlworks.client.models import Execution
+
+_EXCERPT_LENGTH = 300
+_SCRIPTS = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(r"<[^>]*>")
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
+_SECRET_FIELD = re.compile(
+    r"""(["']?(?:token|password|secret|api[_-]?key|authorization)["']?\s*[:=]\s*["']?)[^"'\s,;&}]+""", re.IGNORECASE
+)
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Replace everything that is, or looks like, a secret by ``***``."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    text = _JWT.sub("***", text)
+    text = _BEARER.sub(r"\1***", text)
+    return _SECRET_FIELD.sub(r"\1***", text)
+
+
+def excerpt(body: bytes | str, secrets: Iterable[str] = (), length: int = _EXCERPT_LENGTH) -> str:
+    """Return the beginning of an answer as plain, redacted text, fit for a log line. Markup is taken out."""
+    # Far more than is shown, so that a page's text is found behind its head, and little enough to stay cheap.
+    text = body[: 64 * length].decode("utf-8", "replace") if isinstance(body, bytes) else body[: 64 * length]
+    if "<" in text:
+        text = html.unescape(_TAGS.sub(" ", _SCRIPTS.sub(" ", text)))
+    text = redact(" ".join(text.split()), secrets)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+class EtlworksError(Exception):
+    """
+    Something went wrong between this package and Etlworks, or in an Etlworks run.
+
+    :param message: what happened, with what is known about the remote side, and what to do.
+    :param retryable: whether the same request could succeed later.
+    :param unprocessed: whether it is certain that the server did not act on the request.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, unprocessed: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.unprocessed = unprocessed
+
+
+class EtlworksConfigError(EtlworksError, ValueError):
+    """A setting of the connection, or an argument, cannot work. Nothing was sent."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, unprocessed=True)
+
+
+class EtlworksUnreachable(EtlworksError):
+    """No answer came: the connection was refused, was dropped, or timed out."""
+
+    def __init__(self, message: str, *, unprocessed: bool = False) -> None:
+        super().__init__(message, retryable=True, unprocessed=unprocessed)
+
+
+class EtlworksReplyError(EtlworksError):
+    """An answer came that cannot be read. Whether the server acted on the request is not known."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=True)
+
+
+class EtlworksApiError(EtlworksError):
+    """
+    Etlworks, or a proxy in front of it, answered with an error.
+
+    :ivar status: the HTTP status code.
+    :ivar retry_after: seconds the server asks to wait, where it says so.
+    """
+
+    retryable_by_nature = False
+    unprocessed_by_nature = True
+
+    def __init__(self, message: str, *, status: int, retry_after: float | None = None) -> None:
+        super().__init__(message, retryable=self.retryable_by_nature, unprocessed=self.unprocessed_by_nature)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class EtlworksBadRequest(EtlworksApiError):
+    """The server refuses the request as it is (400, 405, 415, …)."""
+
+
+class EtlworksUnauthorized(EtlworksApiError):
+    """The credentials are missing, wrong or expired (401), also after one renewed log-in."""
+
+
+class EtlworksForbidden(EtlworksApiError):
+    """The user's role does not allow the call (403)."""
+
+
+class EtlworksNotFound(EtlworksApiError):
+    """There is no such thing, or this user cannot see it (404)."""
+
+
+class EtlworksConflict(EtlworksApiError):
+    """A duplicate name, or a concurrent change (409)."""
+
+
+class EtlworksRateLimited(EtlworksApiError):
+    """Over the organization's limit of requests (429). The request was not carried out."""
+
+    retryable_by_nature = True
+
+
+class EtlworksServerError(EtlworksApiError):
+    """A passing fault of the server or of a proxy before it (5xx, 408, 425). The request may have been carried out."""
+
+    retryable_by_nature = True
+    unprocessed_by_nature = False
+
+
+class EtlworksRedirected(EtlworksApiError):
+    """The server sends elsewhere, to where credentials must not go (3xx)."""
+
+
+class EtlworksRefused(EtlworksApiError):
+    """The answer's status is 200, and its body says ``"success": false``."""
+
+    # Some endpoints report an application error after doing part of the work.
+    unprocessed_by_nature = False
+
+
+class EtlworksStartRefused(EtlworksError):
+    """Etlworks answered the start of a flow, and started nothing."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, unprocessed=True)
+
+
+class EtlworksAlreadyRunning(EtlworksStartRefused):
+    """
+    Another run of the flow is going, and only one is allowed at a time.
+
+    :ivar audit_id: that run's audit id, where it could be found.
+    """
+
+    def __init__(self, message: str, *, audit_id: int | None = None) -> None:
+        super().__init__(message)
+        self.audit_id = audit_id
+
+
+class EtlworksStartUnknown(EtlworksError):
+    """
+    A start was sent, its answer was lost, and no single run can be matched to it. A run may be going.
+
+    :ivar candidates: audit ids of the runs that may be the one.
+    """
+
+    def __init__(self, message: str, *, candidates: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class EtlworksExecutionFailed(EtlworksError):
+    """
+    A run ended badly: with ``error``, ``canceled``, an unknown status, or ``warning`` where that counts as bad.
+
+    :ivar execution: the run's last record.
+    """
+
+    def __init__(self, message: str, *, execution: Execution) -> None:
+        super().__init__(message)
+        self.execution = execution
+
+
+class EtlworksExecutionTimeout(EtlworksError):
+    """A run was still going when the time to wait for it was over."""
+
+
+class EtlworksLostTouch(EtlworksError):
+    """The status of a run could not be read for longer than the patience. The run may still be going."""
+
+
+_BY_STATUS: dict[int, type[EtlworksApiError]] = {
+    401: EtlworksUnauthorized,
+    403: EtlworksForbidden,
+    404: EtlworksNotFound,
+    408: EtlworksServerError,
+    409: EtlworksConflict,
+    425: EtlworksServerError,
+    429: EtlworksRateLimited,
+}
+
+_ADVICE: dict[type[EtlworksApiError], str] = {
+    EtlworksForbidden: "The user's role does not allow this.",
+    EtlworksNotFound: "It does not exist, or this user cannot see it.",
+    EtlworksConflict: "It was changed by somebody else, or the name is taken.",
+    EtlworksRateLimited: "The organization is over its limit of requests.",
+}
+
+
+def api_error(
+    request: str,
+    status: int,
+    message: str,
+    *,
+    retry_after: float | None = None,
+) -> EtlworksApiError:
+    """
+    Make the error that belongs to an HTTP status.
+
+    :param request: method and path, for the reader.
+    :param status: the HTTP status.
+    :param message: what the server said, already redacted.
+    :param retry_after: seconds the server asks to wait.
+    """
+    kind = _BY_STATUS.get(status, EtlworksServerError if status >= 500 else EtlworksBadRequest)
+    said = f": {message}" if message else ""
+    advice = _ADVICE.get(kind)
+    return kind(
+        f"Etlworks answered {status} to {request}{said}" + (f" ({advice})" if advice else ""),
+        status=status,
+        retry_after=retry_after,
+    )
+
+
+def error_message(body: Any) -> str:
+    """Take the human part out of an error body: ``message``, else ``error``, else ``exception``."""
+    if not isinstance(body, dict):
+        return ""
+    said = (body.get(field) for field in ("message", "error", "exception"))
+    return next((each for each in said if isinstance(each, str) and each), "")

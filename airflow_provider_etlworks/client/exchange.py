@@ -1,0 +1,128 @@
+"""
+What both transports share: how a request looks on the wire, where a redirect may lead, what a broken one means.
+
+A transport adds only how bytes are sent, how one waits, and how one locks.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from airflow_provider_etlworks import __version__
+from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
+    EtlworksRedirected,
+    EtlworksUnreachable,
+    redact,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow_provider_etlworks.client.endpoints import Answer, Call
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+USER_AGENT = f"airflow-provider-etlworks/{__version__}"
+
+POOL_SIZE = 10
+"""Connections that one client keeps open at most."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_LONGEST_REDIRECT_CHAIN = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it goes over the wire."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    redirects: int = 0
+
+
+def first_request(call: Call[Any], settings: ClientSettings, bearer: str | None) -> Request:
+    """Return the request that carries out a call."""
+    headers = {"Accept": "application/json, */*;q=0.5", "User-Agent": USER_AGENT}
+    if call.content_type is not None:
+        headers["Content-Type"] = call.content_type
+    if bearer is not None:
+        headers["Authorization"] = f"Bearer {bearer}"
+    return Request(call.method, call.url(settings.base_url, settings.root_url), headers, call.body)
+
+
+def redirected(request: Request, call: Call[Any], answer: Answer) -> Request | None:
+    """
+    Return the request that an answer redirects to; ``None`` for an answer that redirects nowhere.
+
+    Credentials stay with the host they are meant for, and never go from https to plain http. A redirect that would
+    turn a POST into a GET is refused as well: what was asked for would silently not happen.
+
+    :raises EtlworksRedirected: the redirect must not be followed.
+    """
+    location = answer.headers.get("location")
+    if answer.status not in _REDIRECTS or not location:
+        return None
+    target = urljoin(request.url, location)
+    here, there = urlsplit(request.url), urlsplit(target)
+    same_host = here.hostname == there.hostname and (
+        here.netloc == there.netloc if here.scheme == there.scheme else (here.scheme, there.scheme) == ("http", "https")
+    )
+    keeps_method = answer.status in (307, 308) or request.method in ("GET", "HEAD")
+    if not same_host:
+        reason = "Credentials are not sent there. If that is the right address, make it the connection's Host."
+    elif not keeps_method:
+        reason = f"A {request.method} does not survive it. Make that address the connection's Host."
+    elif request.redirects >= _LONGEST_REDIRECT_CHAIN:
+        reason = "Too many redirects."
+    else:
+        return Request(request.method, target, request.headers, request.body, request.redirects + 1)
+    address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
+    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=answer.status)
+
+
+def unreachable(
+    call: Call[Any], settings: ClientSettings, error: BaseException, *, unprocessed: bool
+) -> EtlworksUnreachable:
+    """Return the error for a request that got no (whole) answer."""
+    cause = redact(str(error) or type(error).__name__, settings.secrets)
+    sent = "It did not reach the server." if unprocessed else "The server may have received it."
+    return EtlworksUnreachable(
+        f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {sent}",
+        unprocessed=unprocessed,
+    )
+
+
+def proxy_for(settings: ClientSettings) -> str | None:
+    """Return the proxy to use: the connection's, else the environment's, unless ``NO_PROXY`` names the host."""
+    if settings.proxy:
+        return settings.proxy
+    parts = urlsplit(settings.root_url)
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def verification(settings: ClientSettings) -> bool | str:
+    """
+    Return what to check certificates with: ``False``, or the path of a CA bundle; the same for both transports.
+
+    :raises EtlworksConfigError: there is no such file.
+    """
+    if settings.verify is False:
+        return False
+    environment = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    path = settings.verify if isinstance(settings.verify, str) else environment
+    if path is None:
+        import certifi
+
+        return certifi.where()
+    if not Path(path).is_file():
+        raise EtlworksConfigError(f"verify names the CA bundle {path!r}; there is no such file on this machine.")
+    return path

@@ -1,0 +1,206 @@
+"""How one run is followed to its end: when to look, what a failed look means, when to give up, what the log tells."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.conversation import Once, Pause
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_etlworks.client.clock import Clock
+    from airflow_provider_etlworks.client.conversation import Conversation, Log
+    from airflow_provider_etlworks.client.models import Execution
+
+DEFAULT_POLL_INTERVAL = 10.0
+DEFAULT_PATIENCE = 1800.0
+
+VISIBILITY_GRACE = 60.0
+"""Seconds that a 404 on the record of a run is believed to be lag."""
+
+_LOOKS_BEFORE_GONE = 3
+_LONGEST_PAUSE = 60.0
+_SHARE_OF_AGE = 0.05
+_FAULT_LINES_EVERY = 60.0
+_FIRST_LINE_AFTER = 60.0
+_LINES_EVERY_AT_MOST = 600.0
+_ALARM_AFTER = 24 * 3600.0
+
+
+class Ending(str, Enum):
+    """Why the following of a run ended."""
+
+    FINISHED = "finished"
+    DEADLINE = "deadline"
+    LOST_TOUCH = "lost_touch"
+    DENIED = "denied"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """
+    How the following of a run ended.
+
+    :ivar ending: why it ended.
+    :ivar execution: the run's last record that could be read.
+    :ivar detail: what to tell a person.
+    :ivar error: what the last look failed with, if it did.
+    """
+
+    ending: Ending
+    execution: Execution | None = None
+    detail: str = ""
+    error: EtlworksError | None = None
+
+
+def pause_before_next_look(age: float, poll_interval: float) -> float:
+    """
+    Return the seconds until the next look at a run: an old run is asked less often than a young one.
+
+    :param age: how long the run has been going, in seconds.
+    :param poll_interval: seconds between two looks at a young run.
+    :return: ``poll_interval``, or a twentieth of the age where that is longer, 60 s (or ``poll_interval``) at most.
+    """
+    return max(poll_interval, min(_SHARE_OF_AGE * age, _LONGEST_PAUSE))
+
+
+def follow(
+    flow_id: int,
+    audit_id: int,
+    *,
+    clock: Clock,
+    log: Log,
+    poll_interval: float = DEFAULT_POLL_INTERVAL,
+    patience: float = DEFAULT_PATIENCE,
+    deadline: float | None = None,
+    is_over: Callable[[Execution], bool] = lambda execution: execution.has_ended,
+) -> Conversation[Followed]:
+    """
+    Look at a run until it is over. A look that fails is never taken for the run's failure.
+
+    :param flow_id: the flow.
+    :param audit_id: the run.
+    :param clock: tells the time.
+    :param log: is told each change of status, and now and then that nothing changed.
+    :param poll_interval: seconds between two looks at a young run.
+    :param patience: seconds for which the status may be unreadable.
+    :param deadline: Unix time at which to look a last time; ``None`` is never.
+    :param is_over: what to wait for.
+    """
+    look = Once(endpoints.get_execution(flow_id, audit_id))
+    watch = _Watch(audit_id, clock, log, poll_interval)
+    while True:
+        try:
+            execution: Execution = yield look
+        except EtlworksError as error:
+            if not error.retryable and not isinstance(error, EtlworksNotFound):
+                return Followed(Ending.DENIED, watch.execution, str(error), error)
+            pause = watch.failed(error)
+            if watch.is_gone:
+                return Followed(Ending.LOST_TOUCH, watch.execution, f"The run's record is gone. {error}", error)
+            failure: EtlworksError | None = error
+        else:
+            pause = watch.saw(execution)
+            failure = None
+            if is_over(execution):
+                return Followed(Ending.FINISHED, execution)
+        remaining = None if deadline is None else deadline - clock.time()
+        if remaining is not None and remaining <= 0:
+            return Followed(Ending.DEADLINE, watch.execution, str(failure or ""), failure)
+        if watch.unreadable_for > patience:
+            return Followed(Ending.LOST_TOUCH, watch.execution, watch.complaint, failure)
+        yield Pause(pause if remaining is None else min(pause, remaining))
+
+
+class _Watch:
+    """What is remembered between two looks at a run, and what the log is told about it."""
+
+    def __init__(self, audit_id: int, clock: Clock, log: Log, poll_interval: float) -> None:
+        self.execution: Execution | None = None
+        self.complaint = ""
+        self._audit_id = audit_id
+        self._clock = clock
+        self._log = log
+        self._poll_interval = poll_interval
+        self._began = self._readable_at = clock.monotonic()
+        self._missing_since: float | None = None
+        self._missing = self._faults = 0
+        self._next_fault_line = 0.0
+        self._next_line, self._line_gap = self._began + _FIRST_LINE_AFTER, _FIRST_LINE_AFTER
+        self._alarmed = False
+
+    @property
+    def unreadable_for(self) -> float:
+        """Seconds since the status could be read and understood."""
+        return self._clock.monotonic() - self._readable_at
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the record has been missing for so long, and so often, that it is no lag."""
+        return (
+            self._missing_since is not None
+            and self._missing >= _LOOKS_BEFORE_GONE
+            and self._clock.monotonic() - self._missing_since >= VISIBILITY_GRACE
+        )
+
+    def saw(self, execution: Execution) -> float:
+        """Take in a record, and return the seconds until the next look."""
+        now = self._clock.monotonic()
+        before, self.execution = self.execution, execution
+        if self._faults or self._missing:
+            self._log.info("Run %s can be read again.", self._audit_id)
+        self._missing_since, self._missing, self._faults = None, 0, 0
+        elapsed = self._elapsed(execution)
+        if execution.known_status is not None:
+            self._readable_at = now
+        else:
+            self.complaint = f"Etlworks gives the run a status that is not known here: {execution.status!r}."
+        if before is None or before.status != execution.status:
+            report = self._log.info if execution.known_status else self._log.warning
+            report("Run %s is %s (after %s).", self._audit_id, execution.status, _spoken(elapsed))
+        elif now >= self._next_line:
+            self._line_gap = min(self._line_gap * 2, _LINES_EVERY_AT_MOST)
+            self._next_line = now + self._line_gap
+            self._log.info("Run %s is still %s (after %s).", self._audit_id, execution.status, _spoken(elapsed))
+        if elapsed > _ALARM_AFTER and not self._alarmed:
+            self._alarmed = True
+            self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
+        # A little early, and not everybody at once.
+        return pause_before_next_look(elapsed, self._poll_interval) * random.uniform(0.9, 1.0)  # noqa: S311  # no secret
+
+    def failed(self, error: EtlworksError) -> float:
+        """Take in a look that failed, and return the seconds until the next one: more each time."""
+        now = self._clock.monotonic()
+        self.complaint = str(error)
+        if isinstance(error, EtlworksNotFound):
+            self._missing += 1
+            if self._missing_since is None:
+                self._missing_since = now
+        self._faults += 1
+        pause = max(self._poll_interval, min(self._poll_interval * 2 ** min(self._faults - 1, 10), _LONGEST_PAUSE))
+        if now >= self._next_fault_line:
+            self._next_fault_line = now + _FAULT_LINES_EVERY
+            self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)
+        asked: float | None = getattr(error, "retry_after", None)
+        return max(pause, asked or 0.0)
+
+    def _elapsed(self, execution: Execution) -> float:
+        followed = self._clock.monotonic() - self._began
+        if execution.started_at is None:
+            return followed
+        # The server's clock may differ from ours, so its view counts only where it says "older".
+        return max(followed, self._clock.time() - execution.started_at.timestamp())
+
+
+def _spoken(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

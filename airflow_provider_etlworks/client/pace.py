@@ -1,0 +1,50 @@
+"""How fast one client may ask: never more than its share of the organization's limit in any minute."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.clock import Clock
+
+_MINUTE = 60.0
+
+
+class Pace:
+    """
+    Gives every request its moment.
+
+    The first tenth of a minute's requests may go at once; what follows is spaced so that this burst and the rest
+    together stay within the limit in any 60 seconds. (A bucket that starts full would allow twice as many.)
+
+    :param requests_per_minute: the limit; 0 is none.
+    :param clock: tells the time.
+    """
+
+    def __init__(self, requests_per_minute: int, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._resume_at = 0.0
+        self._unlimited = requests_per_minute == 0
+        burst = max(1, requests_per_minute // 10)
+        self._interval = _MINUTE / max(requests_per_minute - burst, 1)
+        self._slack = self._interval * (burst - 1)
+        self._next = 0.0
+
+    def reserve(self) -> float:
+        """Take the next free moment, and return the seconds until then."""
+        with self._lock:
+            now = self._clock.monotonic()
+            paused = max(0.0, self._resume_at - now)
+            if self._unlimited:
+                return paused
+            slot = max(self._next, now + paused - self._slack)
+            self._next = slot + self._interval
+            return max(paused, slot - now)
+
+    def pause(self, seconds: float) -> None:
+        """Send nothing for some seconds, as a ``Retry-After`` asks; then go on evenly, without a burst."""
+        with self._lock:
+            self._resume_at = max(self._resume_at, self._clock.monotonic() + seconds)
+            self._next = max(self._next, self._resume_at)

@@ -1,0 +1,142 @@
+"""What a client must know about an Etlworks instance, checked before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from airflow_provider_etlworks.client.endpoints import DEFAULT_STOP_PATH
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFAULT_CONNECT_TIMEOUT = 10.0
+DEFAULT_READ_TIMEOUT = 30.0
+DEFAULT_REQUESTS_PER_MINUTE = 300
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_EXAMPLE = "Write it like 'app.etlworks.com' or 'https://etlworks.example.com:8443'."
+
+
+def root_url(host: str | None, port: int | None = None, scheme: str | None = None) -> str:
+    """
+    Return the bare address of an instance, whatever way its host is spelled.
+
+    :param host: host name or URL, with or without scheme, port, ``/rest``, ``/rest/v1`` and trailing slashes.
+    :param port: the port, where ``host`` names none.
+    :param scheme: ``http`` or ``https``, where ``host`` names none; ``https`` by default.
+    :return: such as ``https://app.etlworks.com``; a path that is not ``/rest`` stays, for instances below a path.
+    :raises EtlworksConfigError: this is no address.
+    """
+    written = (host or "").strip()
+    if not written:
+        raise EtlworksConfigError(f"The connection has no Host. {_HOST_EXAMPLE}")
+    scheme = (scheme or "").strip().lower() or "https"
+    try:
+        parts = urlsplit(written if "://" in written else f"{scheme}://{written}")
+        own_port = parts.port
+    except ValueError as error:
+        raise EtlworksConfigError(f"Host {redact(written)!r} is no address: {error}. {_HOST_EXAMPLE}") from None
+    # The text itself is not repeated here: it may hold a password.
+    if parts.username is not None or parts.password is not None:
+        raise EtlworksConfigError("Host contains credentials. Put them into Login and Password.")
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise EtlworksConfigError(f"The scheme of the address is {parts.scheme!r}; it must be http or https.")
+    if not parts.hostname or any(character.isspace() for character in parts.netloc) or parts.query or parts.fragment:
+        raise EtlworksConfigError(f"Host {redact(written)!r} is no address. {_HOST_EXAMPLE}")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = own_port if own_port is not None else port
+    path = [segment for segment in parts.path.split("/") if segment]
+    if path[-1:] == ["v1"]:
+        path.pop()
+    if path[-1:] == ["rest"]:
+        path.pop()
+    address = f"{parts.scheme}://{name}"
+    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+        address += f":{port}"
+    return "/".join([address, *path])
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """
+    One Etlworks instance, and how to talk to it.
+
+    :ivar root_url: the bare address, as :func:`root_url` makes it.
+    :ivar login: the user's name; ``None`` where ``password`` is an API key.
+    :ivar password: the user's password, or an API key.
+    :ivar tenant_id: the tenant that a super admin switches to after log-in.
+    :ivar verify: whether to check the server's certificate, or the path of a CA bundle to check it with.
+    :ivar proxy: URL of a proxy; ``None`` uses the environment's (``HTTPS_PROXY``, ``NO_PROXY``).
+    :ivar connect_timeout: seconds to wait for a connection.
+    :ivar read_timeout: seconds to wait for the next part of an answer.
+    :ivar requests_per_minute: how many requests this client sends in any minute at most; 0 is no limit.
+    :ivar stop_path: where a stop is sent, with ``{flow_id}`` and ``{audit_id}``.
+    :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
+    :raises EtlworksConfigError: credentials are missing, or a value cannot work.
+    """
+
+    root_url: str
+    password: str = field(repr=False)
+    login: str | None = None
+    tenant_id: str | None = None
+    verify: bool | str = True
+    proxy: str | None = field(default=None, repr=False)
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
+    read_timeout: float = DEFAULT_READ_TIMEOUT
+    requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
+    stop_path: str = DEFAULT_STOP_PATH
+    ui_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail late, or quote a secret while failing."""
+        if not self.password:
+            what = "a Password for its Login" if self.login else "an API key in Password, or Login and Password"
+            raise EtlworksConfigError(f"The connection has no credentials. It needs {what}.")
+        if self.login is None and not (self.password.isascii() and self.password.isprintable()):
+            raise EtlworksConfigError(
+                "Password, used as an API key since Login is empty, has characters that no key has. "
+                "Was a line break copied with it?"
+            )
+        for name in ("connect_timeout", "read_timeout"):
+            if not getattr(self, name) > 0:
+                raise EtlworksConfigError(
+                    f"{name} is {getattr(self, name)!r}; it is a number of seconds greater than 0."
+                )
+        if self.requests_per_minute < 0:
+            raise EtlworksConfigError(
+                f"requests_per_minute is {self.requests_per_minute!r}; it is a whole number, and 0 is no limit."
+            )
+        self._check_template("stop_path", self.stop_path, begins_with=("/",), example=DEFAULT_STOP_PATH)
+        if self.ui_url is not None:
+            example = "https://etlworks.example.com/runs/{audit_id}"
+            self._check_template("ui_url", self.ui_url, begins_with=("http://", "https://"), example=example)
+
+    @staticmethod
+    def _check_template(name: str, template: str, *, begins_with: tuple[str, ...], example: str) -> None:
+        try:
+            filled = template.format(flow_id=1, audit_id=1)
+        except (KeyError, IndexError, ValueError, AttributeError):
+            filled = ""
+        if not filled.startswith(begins_with):
+            raise EtlworksConfigError(
+                f"{name} is {template!r}; it begins with {' or '.join(begins_with)}, and may hold {{flow_id}} and "
+                f"{{audit_id}}, like {example!r}."
+            )
+
+    @property
+    def base_url(self) -> str:
+        """Where the API begins: the bare address and ``/rest``."""
+        return f"{self.root_url}/rest"
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """Texts that must never be seen in a log or a message."""
+        proxy_password = urlsplit(self.proxy).password if self.proxy else None
+        return (self.password, proxy_password) if proxy_password else (self.password,)
+
+    def execution_url(self, flow_id: int, audit_id: int) -> str:
+        """Return where a person looks at a run."""
+        return (self.ui_url or self.root_url).format(flow_id=flow_id, audit_id=audit_id)

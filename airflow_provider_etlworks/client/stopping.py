@@ -1,0 +1,62 @@
+"""A run is stopped on request, never somebody else's, and a stop that did not work is said, not hidden."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.errors import (
+    EtlworksBadRequest,
+    EtlworksError,
+    EtlworksForbidden,
+    EtlworksNotFound,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.conversation import Conversation
+    from airflow_provider_etlworks.client.models import Execution
+
+
+@dataclass(frozen=True)
+class Stop:
+    """
+    What came of a request to stop a run.
+
+    :ivar accepted: whether Etlworks accepted it. The run may go on for minutes even then.
+    :ivar detail: what to tell a person.
+    """
+
+    accepted: bool
+    detail: str
+
+
+def stop(flow_id: int, audit_id: int, stop_path: str) -> Conversation[Stop]:
+    """
+    Ask Etlworks to stop one run. Raises nothing that Etlworks causes: the result says what happened.
+
+    :param stop_path: where the stop is sent. Without ``{audit_id}`` in it Etlworks stops the flow's newest run, so
+        nothing is sent unless that is the run meant.
+    """
+    goes_on = f"Run {audit_id} of flow {flow_id} was NOT stopped and goes on"
+    try:
+        if "{audit_id}" not in stop_path:
+            newest: Execution | None = yield endpoints.latest_execution(flow_id)
+            if newest is None or newest.audit_id != audit_id:
+                return Stop(
+                    accepted=False,
+                    detail=f"{goes_on}: the connection's stop_path {stop_path!r} names no {{audit_id}}, so it would "
+                    f"stop the newest run, which is {newest.audit_id if newest else 'not known'}.",
+                )
+        yield endpoints.stop_flow(flow_id, audit_id, stop_path)
+    except EtlworksForbidden as error:
+        return Stop(False, f"{goes_on}: the user's role may not stop runs (it takes Editor). {error}")
+    except (EtlworksNotFound, EtlworksBadRequest) as error:
+        return Stop(
+            False,
+            f"{goes_on}: this server does not know the stop call. Etlworks documents that it exists, not its path; set "
+            f"stop_path in the connection's extra to the one your server has (now {stop_path!r}). {error}",
+        )
+    except EtlworksError as error:
+        return Stop(False, f"Not certain whether run {audit_id} of flow {flow_id} was stopped; it may go on. {error}")
+    return Stop(True, f"Etlworks accepted the stop of run {audit_id} of flow {flow_id}. It may take some minutes.")

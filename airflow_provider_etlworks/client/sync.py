@@ -1,0 +1,233 @@
+"""The client for workers and scripts, over requests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import requests
+import urllib3.exceptions
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from tenacity import Retrying
+
+from airflow_provider_etlworks.client import retry
+from airflow_provider_etlworks.client.auth import Authenticator
+from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
+from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.exchange import (
+    POOL_SIZE,
+    first_request,
+    proxy_for,
+    redirected,
+    unreachable,
+    verification,
+)
+from airflow_provider_etlworks.client.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from airflow_provider_etlworks.client.conversation import Conversation, Step
+    from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+T = TypeVar("T")
+
+_CHUNK = 65_536
+
+
+class _OurHeadersOnly(AuthBase):
+    """Keeps requests from replacing the bearer by what a ``.netrc`` file has for the host."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        return request
+
+
+class EtlworksClient:
+    """
+    Talks to one Etlworks instance. Usable from several threads, and as a context manager.
+
+    :param settings: the instance and the credentials.
+    :param clock: tells the time; for tests.
+    :param sleep: waits for some seconds; for tests, and for callers that can be interrupted.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._sleep = sleep
+        self._auth = Authenticator(settings, clock)
+        self._pace = Pace(settings.requests_per_minute, clock)
+        self._renewing = threading.Lock()
+        self._session = requests.Session()
+        # Proxy and CA bundle from the environment are read by us, the same way for both transports.
+        self._session.trust_env = False
+        self._session.auth = _OurHeadersOnly()
+        self._session.verify = verification(settings)
+        if proxy := proxy_for(settings):
+            self._session.proxies = {"http": proxy, "https": proxy}
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+
+    def __enter__(self) -> EtlworksClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pooled connections."""
+        self._session.close()
+
+    def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
+        """
+        Carry out a call, with log-in, retries and rate limit.
+
+        :param call: what to ask, from :mod:`airflow_provider_etlworks.client.endpoints`.
+        :param attempts: how many times to send it at most, where it may be repeated.
+        :return: the call's value.
+        :raises EtlworksError: it failed; the tree is in :mod:`airflow_provider_etlworks.client.errors`.
+        """
+        if attempts == 1:
+            return self._send_once(call)
+        rules = retry.rules(repeatable=call.repeatable, attempts=attempts)
+        value: T = Retrying(sleep=self._sleep, **rules)(self._send_once, call)
+        return value
+
+    def iterate(self, paged: PagedCall[T]) -> Iterator[T]:
+        """Yield the items of a list, asking for each page when it is needed."""
+        call: Call[Page[T]] | None = paged.first()
+        offset, previous = 0, None
+        while call is not None:
+            page = self.send(call)
+            yield from page.items
+            offset += len(page.items)
+            call, previous = paged.following(offset, page, previous), page
+
+    def converse(self, conversation: Conversation[T]) -> T:
+        """Carry out a conversation, and return its result."""
+        try:
+            step = next(conversation)
+            while True:
+                try:
+                    value = self._take(step)
+                except EtlworksError as error:
+                    step = conversation.throw(error)
+                else:
+                    step = conversation.send(value)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            conversation.close()
+
+    @contextmanager
+    def stream(self, call: Call[Any]) -> Iterator[Iterator[bytes]]:
+        """
+        Carry out a call whose answer may be too long to hold, once, and give its body in pieces.
+
+        :raises EtlworksError: it failed, at the start or between two pieces.
+        """
+        with ExitStack() as stack:
+            bearer = self._bearer()
+            response = stack.enter_context(self._open(call, bearer))
+            if response.status_code == 401 and self._auth.reject(bearer):
+                response = stack.enter_context(self._open(call, self._bearer()))
+            if not response.ok:
+                raise call.error(_answer(response, b"".join(self._pieces(call, response))), self._auth.secrets)
+            yield self._pieces(call, response)
+
+    def _take(self, step: Step) -> Any:
+        if isinstance(step, Pause):
+            return self._sleep(step.seconds)
+        if isinstance(step, SignIn):
+            return self._exchange(step.call, step.bearer)
+        return self.send(step.call, attempts=1) if isinstance(step, Once) else self.send(step)
+
+    def _send_once(self, call: Call[T]) -> T:
+        if not call.authorized:
+            return self._exchange(call, None)
+        bearer = self._bearer()
+        try:
+            return self._exchange(call, bearer)
+        except EtlworksUnauthorized:
+            if not self._auth.reject(bearer):
+                raise
+        return self._exchange(call, self._bearer())
+
+    def _bearer(self) -> str:
+        while (bearer := self._auth.bearer()) is None:
+            renewals = self._auth.renewals
+            with self._renewing:
+                if failure := self._auth.failure_since(renewals):
+                    raise failure
+                if self._auth.bearer() is None:
+                    self.converse(self._auth.renewal())
+        return bearer
+
+    def _exchange(self, call: Call[T], bearer: str | None) -> T:
+        with self._open(call, bearer) as response:
+            body = b"".join(self._pieces(call, response))
+            return call.result(_answer(response, body), self._auth.secrets)
+
+    @contextmanager
+    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[requests.Response]:
+        """Send a call, follow its redirects, and give the answer with its body still to be read."""
+        request = first_request(call, self.settings, bearer)
+        while True:
+            if (wait := self._pace.reserve()) > 0:
+                self._sleep(wait)
+            try:
+                response = self._session.request(
+                    request.method,
+                    request.url,
+                    headers=dict(request.headers),
+                    data=request.body,
+                    timeout=(self.settings.connect_timeout, self.settings.read_timeout),
+                    allow_redirects=False,
+                    stream=True,
+                )
+            except requests.RequestException as error:
+                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from error
+            with response:
+                answer = _answer(response, b"")
+                if answer.status == 429 and answer.retry_after is not None:
+                    self._pace.pause(answer.retry_after)
+                following = redirected(request, call, answer)
+                if following is None:
+                    yield response
+                    return
+                request = following
+
+    def _pieces(self, call: Call[Any], response: requests.Response) -> Iterator[bytes]:
+        try:
+            yield from response.iter_content(_CHUNK)
+        except requests.RequestException as error:
+            raise unreachable(call, self.settings, error, unprocessed=False) from error
+
+
+def _answer(response: requests.Response, body: bytes) -> Answer:
+    return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether a request certainly never left: no connection came to be."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)):
+            return True
+        reason = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
+        seen = reason if isinstance(reason, BaseException) else seen.__cause__
+    return False

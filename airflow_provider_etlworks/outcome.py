@@ -1,0 +1,86 @@
+"""What a run means for a task. One function decides it, and every path goes through it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.client.models import ExecutionStatus
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.models import Execution
+
+
+class Outcome(Enum):
+    """What becomes of a task that runs a flow."""
+
+    GOING = "going"
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCELED = "canceled"
+
+
+def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcome:
+    """
+    Say what a run's record means for a task.
+
+    Only ``success``, and ``warning`` unless it is to fail, are ever good. A run with an unknown or missing status has
+    not ended before its record has an end, and then it has failed.
+
+    :param execution: the run's record.
+    :param fail_on_warning: whether ``warning`` is a failure.
+    """
+    if not execution.has_ended:
+        return Outcome.GOING
+    if execution.known_status is ExecutionStatus.SUCCESS:
+        return Outcome.SUCCESS
+    if execution.known_status is ExecutionStatus.WARNING and not fail_on_warning:
+        return Outcome.SUCCESS
+    if execution.known_status is ExecutionStatus.CANCELED:
+        return Outcome.CANCELED
+    return Outcome.FAILURE
+
+
+class Resumption(Enum):
+    """What a new try does about the run of an earlier one."""
+
+    FOLLOW = "follow"
+    DONE = "done"
+    START = "start"
+
+
+def resumption(execution: Execution | None, *, stop_asked: bool, fail_on_warning: bool) -> Resumption:
+    """
+    Say what to do about the run that an earlier try of the same task started.
+
+    :param execution: that run's record; ``None`` where it is gone.
+    :param stop_asked: whether we asked Etlworks to stop it: then it counts as ended badly, whatever its status says
+        later, since a stopped streaming flow ends as ``success``.
+    :param fail_on_warning: whether ``warning`` is a failure.
+    """
+    if execution is None:
+        return Resumption.START
+    outcome = outcome_of(execution, fail_on_warning=fail_on_warning)
+    if outcome is Outcome.GOING and not stop_asked:
+        return Resumption.FOLLOW
+    return Resumption.DONE if outcome is Outcome.SUCCESS and not stop_asked else Resumption.START
+
+
+def task_result(execution: Execution, url: str) -> dict[str, Any]:
+    """
+    Return what a task tells about its run: JSON-safe, times as ISO 8601 in UTC, ``None`` where Etlworks does not say.
+
+    :param execution: the run's last record.
+    :param url: where a person looks at the run.
+    """
+    record = execution.to_dict()
+    return {
+        "flow_id": execution.flow_id,
+        "audit_id": execution.audit_id,
+        "status": execution.status,
+        "started_at": record["started_at"],
+        "ended_at": record["ended_at"],
+        "duration_seconds": execution.duration_seconds,
+        "records": execution.records,
+        "url": url,
+    }
