@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -38,6 +38,7 @@ START_LIMIT = 180.0
 STOP_LIMIT = 60.0
 POLL_INTERVAL = 0.2
 LOG_TAIL_LINES = 30
+LOST_TASK_LIMIT = "30"
 
 _JOB_TYPES = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
 _FINAL_DAG_RUN_STATES = ("success", "failed")
@@ -200,7 +201,7 @@ class LocalAirflow:
             guardian.kill(family)
         else:
             process.send_signal(signal_number)
-        self._wait_until(
+        self.wait_until(
             f"the {component} ends after signal {signal_number}",
             lambda: not any(guardian.alive(member) for member in family),
             STOP_LIMIT,
@@ -234,7 +235,7 @@ class LocalAirflow:
         return ()
 
     def _wait_until_started(self, component: str, ready: Callable[[], bool]) -> None:
-        self._wait_until(f"the {component} has started", ready, START_LIMIT)
+        self.wait_until(f"the {component} has started", ready, START_LIMIT)
 
     def _last_job(self, job_type: str) -> int:
         ((last,),) = self._query("SELECT coalesce(max(id), 0) FROM job WHERE job_type = ?", job_type)
@@ -288,7 +289,10 @@ class LocalAirflow:
             "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             "SCHEDULER__JOB_HEARTBEAT_SEC": "1",
             "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+            "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
             "TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            # Another triggerer takes over what a killed one left after that many seconds.
+            "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
         }
         if self.version < (3,):
             return {
@@ -296,6 +300,7 @@ class LocalAirflow:
                 "CORE__EXECUTOR": "SequentialExecutor",
                 "API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
                 "SCHEDULER__DAG_DIR_LIST_INTERVAL": "1",
+                "SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": LOST_TASK_LIMIT,
                 "WEBSERVER__BASE_URL": self.base_url,
                 "WEBSERVER__SECRET_KEY": secrets.token_hex(32),
             }
@@ -310,6 +315,7 @@ class LocalAirflow:
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
             "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
+            "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": LOST_TASK_LIMIT,
         }
 
     # ------------------------------------------------------- what people do
@@ -409,6 +415,32 @@ class LocalAirflow:
 
     # ----------------------------------------------------- what can be seen
 
+    def wait_until(
+        self, what: str, condition: Callable[[], T], timeout: float, describe: Callable[[], object] = str
+    ) -> T:
+        """
+        Wait for a condition while the components live.
+
+        :param what: What is awaited, for the error message.
+        :param condition: Looked at a few times a second, until it returns something that counts as true.
+        :param timeout: Seconds.
+        :param describe: Tells how things stand, for the error message. Default: nothing.
+        :return: What ``condition`` returned.
+        :raises LocalAirflowError: if that does not happen in time, or a component died meanwhile.
+        """
+        give_up = time.monotonic() + timeout
+        while not (value := condition()):
+            for component, process in self._running.items():
+                if process.poll() is not None:
+                    raise LocalAirflowError(
+                        f"The {component} ended with exit code {process.returncode}:\n{self._log_tail(component)}"
+                    )
+            if time.monotonic() > give_up:
+                logs = "\n".join(f"--- {component}\n{self._log_tail(component)}" for component in self._running)
+                raise LocalAirflowError(f"Waited {timeout:.0f} s in vain until {what}. {describe()}\n{logs}")
+            time.sleep(POLL_INTERVAL)
+        return value
+
     def wait_for_dag(self, dag_id: str, timeout: float = 120.0) -> None:
         """
         Wait until a DAG is parsed and can be run.
@@ -421,11 +453,19 @@ class LocalAirflow:
         def parsed() -> bool:
             if self._query("SELECT 1 FROM serialized_dag WHERE dag_id = ?", dag_id):
                 return True
-            for filename, trace in self._query("SELECT filename, stacktrace FROM import_error"):
-                raise LocalAirflowError(f"{filename} cannot be imported:\n{trace}")
+            if errors := self.import_errors():
+                raise LocalAirflowError("\n".join(f"{file} cannot be imported:\n{errors[file]}" for file in errors))
             return False
 
-        self._wait_until(f"DAG {dag_id} is parsed", parsed, timeout)
+        self.wait_until(f"DAG {dag_id} is parsed", parsed, timeout)
+
+    def import_errors(self) -> dict[str, str]:
+        """
+        List the DAG files that cannot be imported.
+
+        :return: Traceback by file.
+        """
+        return {str(file): str(trace) for file, trace in self._query("SELECT filename, stacktrace FROM import_error")}
 
     def dag_run_state(self, dag_id: str, run_id: str) -> str:
         """
@@ -453,8 +493,8 @@ class LocalAirflow:
             state = self.dag_run_state(dag_id, run_id)
             return state if state in _FINAL_DAG_RUN_STATES else ""
 
-        return self._wait_until(
-            f"run {run_id} of DAG {dag_id} ends", ended, timeout, lambda: f"{self.task_states(dag_id, run_id)}"
+        return self.wait_until(
+            f"run {run_id} of DAG {dag_id} ends", ended, timeout, lambda: self.task_states(dag_id, run_id)
         )
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
@@ -503,11 +543,11 @@ class LocalAirflow:
             state = self.task_states(dag_id, run_id).get((task_id, map_index))
             return state if state in states else ""
 
-        return self._wait_until(
+        return self.wait_until(
             f"task {task_id} of DAG {dag_id} is {' or '.join(states)}",
             reached,
             timeout,
-            lambda: f"{self.task_states(dag_id, run_id)}",
+            lambda: self.task_states(dag_id, run_id),
         )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
@@ -593,32 +633,8 @@ class LocalAirflow:
             connection.row_factory = sqlite3.Row
             return connection.execute(statement, values).fetchall()
 
-    def _wait_until(
-        self,
-        what: str,
-        condition: Callable[[], T],
-        timeout: float,
-        describe: Callable[[], str] = lambda: "",
-    ) -> T:
-        """Return the first value of ``condition`` that counts as true."""
-        give_up = time.monotonic() + timeout
-        while not (value := condition()):
-            for component, process in self._running.items():
-                if process.poll() is not None:
-                    raise LocalAirflowError(
-                        f"The {component} ended with exit code {process.returncode}:\n"
-                        f"{_tail(self.component_log(component).read_text(errors='replace'))}"
-                    )
-            if time.monotonic() > give_up:
-                logs = "\n".join(self._log_tails())
-                raise LocalAirflowError(f"Waited {timeout:.0f} s in vain until {what}. {describe()}\n{logs}")
-            time.sleep(POLL_INTERVAL)
-        return value
-
-    def _log_tails(self) -> Iterator[str]:
-        for component in self._running:
-            yield f"--- {component}"
-            yield _tail(self.component_log(component).read_text(errors="replace"))
+    def _log_tail(self, component: str) -> str:
+        return _tail(self.component_log(component).read_text(errors="replace"))
 
 
 def _installed_version() -> tuple[int, ...]:

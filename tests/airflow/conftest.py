@@ -1,0 +1,58 @@
+"""One real Airflow and one sandbox, shared by all tests of this folder: starting them takes longer than any test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_etlworks.sandbox import Sandbox
+from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What a DAG file may import under one name from Airflow 2 and 3.
+DAG_FILE_HEADER = """
+from datetime import datetime, timedelta, timezone
+
+try:
+    from airflow.sdk import DAG, BaseOperator, task
+except ImportError:
+    from airflow import DAG
+    from airflow.decorators import task
+    from airflow.models import BaseOperator
+
+START = datetime(2024, 1, 1, tzinfo=timezone.utc)
+"""
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """Run the Etlworks that ``local_airflow`` is connected to."""
+    with Sandbox(requests_per_minute=None) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def local_airflow(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """Run an Airflow whose connection ``etlworks_default`` leads to ``sandbox``."""
+    folder = tmp_path_factory.mktemp("dags")
+    with LocalAirflow(folder, {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection}) as airflow:
+        yield airflow
+
+
+@pytest.fixture(scope="session")
+def write_dag(local_airflow: LocalAirflow) -> Callable[[str, str], str]:
+    """
+    Return a function that writes a DAG file and waits until Airflow has parsed it.
+
+    It takes the DAG's id and the file's text, which may use the names in ``DAG_FILE_HEADER``, and returns the id.
+    """
+
+    def write(dag_id: str, text: str) -> str:
+        (local_airflow.dags_folder / f"{dag_id}.py").write_text(DAG_FILE_HEADER + text)
+        local_airflow.wait_for_dag(dag_id)
+        return dag_id
+
+    return write

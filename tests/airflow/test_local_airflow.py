@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import importlib.metadata
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+
+from airflow_provider_etlworks.sandbox import guardian
+from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow, LocalAirflowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import psutil
+
+pytestmark = pytest.mark.airflow
+
+WAITING_DAG = """
+try:
+    from airflow.providers.standard.triggers.file import FileTrigger
+except ImportError:
+    from airflow.triggers.file import FileTrigger
+
+class WaitForFile(BaseOperator):
+    template_fields = ("path",)
+
+    def __init__(self, *, path, **kwargs):
+        super().__init__(**kwargs)
+        self.path = path
+
+    def execute(self, context):
+        self.log.info("deferring until the file is there")
+        context["ti"].xcom_push(key="path", value=self.path)
+        self.defer(trigger=FileTrigger(filepath=self.path, poke_interval=0.5), method_name="resume")
+
+    def resume(self, context, event=None):
+        self.log.info("resumed")
+        return {"number": 1, "nothing": None, "text": "ü"}
+
+with DAG("waiting", schedule=None, start_date=START):
+    WaitForFile(task_id="wait", path="{{ dag_run.conf['path'] }}")
+"""
+
+
+@pytest.fixture(scope="module")
+def waiting_dag(write_dag: Callable[[str, str], str]) -> str:
+    return write_dag("waiting", WAITING_DAG)
+
+
+def eventually(condition: Callable[[], bool], limit: float = 120.0) -> bool:
+    give_up = time.monotonic() + limit
+    while not condition() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return condition()
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    return not any(guardian.alive(process) for process in processes)
+
+
+# First those that start an Airflow of their own, while the shared one does not need the processor yet.
+
+
+def test_the_users_own_airflow_settings_are_not_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_DEFAULT", "the user's own")
+    airflow = LocalAirflow(tmp_path, {"AIRFLOW_CONN_OTHER": "ours"}, home=tmp_path / "home")
+    assert airflow.env["AIRFLOW__CORE__EXECUTOR"] in ("SequentialExecutor", "LocalExecutor")
+    assert "AIRFLOW_CONN_ETLWORKS_DEFAULT" not in airflow.env
+    assert airflow.env["AIRFLOW_CONN_OTHER"] == "ours"
+    assert airflow.env["AIRFLOW_HOME"] == str(tmp_path / "home")
+
+
+def test_a_component_that_dies_early_is_told_with_its_log(tmp_path: Path) -> None:
+    airflow = LocalAirflow(tmp_path, {"AIRFLOW__CORE__EXECUTOR": "no_such_module.Executor"}, home=tmp_path / "home")
+    with pytest.raises(LocalAirflowError, match=r"(?s)The scheduler ended with exit code 1.*no_such_module"), airflow:
+        pytest.fail("It cannot start")
+    assert guardian.marked(airflow.marker) == set()
+    assert not airflow.home.exists()
+
+
+def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(
+        textwrap.dedent("""
+            import subprocess, sys
+            from datetime import datetime, timezone
+            try:
+                from airflow.sdk import DAG, task
+            except ImportError:
+                from airflow import DAG
+                from airflow.decorators import task
+
+            @task
+            def busy():
+                sleeper = [sys.executable, "-c", "import time; time.sleep(3600)"]
+                subprocess.Popen(sleeper, start_new_session=True).wait()
+
+            with DAG("busy", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=timezone.utc)):
+                busy()
+        """)
+    )
+    airflow = LocalAirflow(tmp_path, home=tmp_path / "home")
+    processes: list[psutil.Process] = []
+
+    def sleeper_runs() -> bool:
+        processes[:] = guardian.marked(airflow.marker)
+        return any("time.sleep(3600)" in " ".join(process.cmdline()) for process in processes)
+
+    def run_and_raise() -> None:
+        with airflow:
+            airflow.trigger_dag("busy")
+            airflow.wait_until("the task's own child process runs", sleeper_runs, 120)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_and_raise()
+    assert all_gone(processes)
+    assert not airflow.home.exists()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_when_the_process_gets_a_signal(ending: signal.Signals, tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+
+        with LocalAirflow(Path(sys.argv[1]), home=Path(sys.argv[1], "home")):
+            raise SystemExit("It came up before it was interrupted")
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "home" / "triggerer.log"
+    assert eventually(lambda: log.exists() or parent.poll() is not None)
+    processes = guardian.tree(parent.pid)
+    # The guardian, three components at least, and the parent itself.
+    assert len(processes) >= 5
+
+    parent.send_signal(ending)
+
+    _, errors = parent.communicate(timeout=120)
+    assert parent.returncode == -ending, errors
+    assert eventually(lambda: all_gone(processes))
+    assert eventually(lambda: not (tmp_path / "home").exists())
+
+
+def test_the_installed_airflow_is_the_one_that_runs(local_airflow: LocalAirflow) -> None:
+    api = "api/v1" if local_airflow.version < (3,) else "api/v2"
+    answer = requests.get(f"{local_airflow.base_url}/{api}/version", timeout=60)
+    assert answer.json()["version"] == importlib.metadata.version("apache-airflow")
+
+
+def test_every_component_is_healthy(local_airflow: LocalAirflow) -> None:
+    path = "health" if local_airflow.version < (3,) else "api/v2/monitor/health"
+    health = requests.get(f"{local_airflow.base_url}/{path}", timeout=60).json()
+    names = {"metadatabase", "scheduler", "triggerer"} | ({"dag_processor"} if local_airflow.version >= (3,) else set())
+    assert {name: health[name]["status"] for name in names} == dict.fromkeys(names, "healthy")
+
+
+def test_the_ui_opens_without_a_password(local_airflow: LocalAirflow) -> None:
+    with requests.Session() as browser:
+        if local_airflow.version < (3,):
+            answer = browser.get(f"{local_airflow.base_url}/home", timeout=60)
+            assert "/login" not in answer.url
+        else:
+            browser.get(f"{local_airflow.base_url}/api/v2/auth/login", timeout=60)
+            answer = browser.get(f"{local_airflow.base_url}/ui/config", timeout=60)
+        assert answer.status_code == 200
+
+
+def test_a_deferred_task_passes_through_the_triggerer(
+    local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)})
+    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    (trigger,) = local_airflow.triggers()
+    assert trigger.classpath.endswith("FileTrigger")
+    assert trigger.kwargs["filepath"] == str(file)
+    assert local_airflow.dag_run_state(waiting_dag, run_id) == "running"
+
+    file.touch()
+
+    assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
+    assert local_airflow.task_states(waiting_dag, run_id) == {("wait", -1): "success"}
+    assert local_airflow.xcom(waiting_dag, run_id, "wait") == {"number": 1, "nothing": None, "text": "ü"}
+    assert local_airflow.xcom(waiting_dag, run_id, "wait", key="path") == str(file)
+    assert local_airflow.xcom(waiting_dag, run_id, "wait", key="never pushed") is None
+    log = local_airflow.task_log(waiting_dag, run_id, "wait")
+    story = ("deferring until the file is there", "TriggerEvent<", "resumed")
+    positions = [log.find(sentence) for sentence in story]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)})
+    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+
+    local_airflow.kill("triggerer", signal.SIGKILL)
+    with pytest.raises(LocalAirflowError, match="not running"):
+        local_airflow.kill("triggerer", signal.SIGKILL)
+    file.touch()
+    local_airflow.start("triggerer")
+
+    assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
+
+
+def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)}, run_id="marked+cleared")
+    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+
+    local_airflow.mark(waiting_dag, run_id, "wait", "failed")
+    assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "failed"
+
+    local_airflow.clear(waiting_dag, run_id, "wait")
+    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    file.touch()
+    assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
+    (task,) = local_airflow.task_instances(waiting_dag, run_id)
+    assert task.try_number == 2
+    assert "resumed" not in local_airflow.task_log(waiting_dag, run_id, "wait", try_number=1)
+    assert "resumed" in local_airflow.task_log(waiting_dag, run_id, "wait", try_number=2)
+
+
+def test_what_airflow_refuses_is_told(local_airflow: LocalAirflow, waiting_dag: str) -> None:
+    with pytest.raises(LocalAirflowError, match="Airflow answered 404"):
+        local_airflow.mark(waiting_dag, "no such run", "wait", "failed")
+
+
+def test_a_dag_file_that_cannot_be_imported_is_told(local_airflow: LocalAirflow) -> None:
+    file = local_airflow.dags_folder / "broken.py"
+    file.write_text("from airflow import DAG\nimport no_such_module\n")
+    try:
+        with pytest.raises(LocalAirflowError, match="no_such_module"):
+            local_airflow.wait_for_dag("broken")
+    finally:
+        file.unlink()
+        local_airflow.wait_until("the import error is gone", lambda: not local_airflow.import_errors(), 120)
