@@ -66,8 +66,14 @@ def task_state_store(context: Context) -> Any | None:
 
 def get_xcom(ti_key: Any, key: str) -> Any:
     """Return a task instance's XCom value; ``None`` where there is none."""
+    return _xcom_class().get_value(ti_key=ti_key, key=key)
+
+
+def _xcom_class() -> Any:
     try:
         from airflow.sdk.execution_time.xcom import XCom
     except ImportError:  # Airflow 2
-        from airflow.models.xcom import XCom
-    return XCom.get_value(ti_key=ti_key, key=key)
+        from airflow.models import xcom
+
+        return xcom.XCom
+    return XCom

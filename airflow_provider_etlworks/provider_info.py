@@ -1,10 +1,99 @@
-"""What Airflow's provider discovery reads."""
+"""What Airflow's provider discovery reads. Nothing heavy is imported here: every Airflow process loads it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from airflow_provider_etlworks import __version__
+
+PACKAGE_NAME = "airflow-provider-etlworks"
+CONNECTION_TYPE = "etlworks"
+
+CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
+    "tenant_id": {
+        "label": "Tenant",
+        "description": "For super admins: switch to this tenant after log-in.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "verify": {
+        "label": "Verify certificate",
+        "description": "true, false, or the path of a CA bundle on the Airflow machines. Default: true.",
+        "schema": {"type": ["string", "null"]},
+    },
+    "proxy": {
+        "label": "Proxy",
+        "description": "URL of an HTTP proxy. Default: the environment's (HTTPS_PROXY, NO_PROXY).",
+        "schema": {"type": ["string", "null"]},
+    },
+    "connect_timeout": {
+        "label": "Connect timeout (s)",
+        "description": "Seconds to wait for a connection. Default: 10.",
+        "schema": {"type": ["number", "null"]},
+    },
+    "read_timeout": {
+        "label": "Read timeout (s)",
+        "description": "Seconds to wait for the next part of an answer. Default: 30.",
+        "schema": {"type": ["number", "null"]},
+    },
+    "requests_per_minute": {
+        "label": "Requests per minute",
+        "description": "This process's share of the organization's limit; 0 is no limit. Default: 300.",
+        "schema": {"type": ["integer", "null"]},
+    },
+    "stop_path": {
+        "label": "Stop path",
+        "description": "Path of the stop call, which Etlworks does not document publicly. "
+        "Default: /v1/flows/{flow_id}/stop?auditId={audit_id}",
+        "schema": {"type": ["string", "null"]},
+    },
+    "ui_url": {
+        "label": "Link to a run",
+        "description": "What 'Open in Etlworks' opens, with {flow_id} and {audit_id}. Default: the host.",
+        "schema": {"type": ["string", "null"]},
+    },
+}
+"""The fields in the connection's Extra: name, label, help, and type. The form, the checks and the README follow it."""
+
+FIELD_BEHAVIOUR: dict[str, Any] = {
+    "hidden-fields": [],
+    "relabeling": {"password": "Password or API key", "schema": "Scheme", "login": "Login (empty: API key)"},
+    "placeholders": {
+        "host": "app.etlworks.com",
+        "schema": "https",
+        "login": "leave empty to use an API key",
+        "password": "the login's password, or an API key",
+    },
+}
+"""How the form shows the fields that every connection has."""
+
 
 def get_provider_info() -> dict[str, Any]:
-    """Describe this provider to Airflow."""
-    return {"package-name": "airflow-provider-etlworks", "name": "Etlworks", "description": "Etlworks"}
+    """
+    Describe this provider to Airflow.
+
+    :return: a dict that validates against Airflow's ``provider_info.schema.json``.
+    """
+    package = "airflow_provider_etlworks"
+    name = "Etlworks"
+    return {
+        "package-name": PACKAGE_NAME,
+        "name": name,
+        "description": "`Etlworks <https://etlworks.com/>`__ flows in Airflow: run them, follow them, depend on them.",
+        "versions": [__version__],
+        "integrations": [
+            {"integration-name": name, "external-doc-url": "https://etlworks.com/", "tags": ["service"]},
+        ],
+        "hooks": [{"integration-name": name, "python-modules": [f"{package}.hooks.etlworks"]}],
+        "operators": [{"integration-name": name, "python-modules": [f"{package}.operators.flow"]}],
+        "triggers": [{"integration-name": name, "python-modules": [f"{package}.triggers.flow"]}],
+        "connection-types": [
+            {
+                "connection-type": CONNECTION_TYPE,
+                "hook-class-name": f"{package}.hooks.etlworks.EtlworksHook",
+                "hook-name": name,
+                "conn-fields": CONNECTION_FIELDS,
+                "ui-field-behaviour": FIELD_BEHAVIOUR,
+            }
+        ],
+        "extra-links": [f"{package}.links.EtlworksExecutionLink"],
+    }

@@ -66,6 +66,13 @@ class AsyncEtlworksClient:
         self._proxy = proxy_for(settings)
 
     async def __aenter__(self) -> AsyncEtlworksClient:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> AsyncEtlworksClient:
+        """Open the pool, and return this client. ``async with`` does it too."""
         # Reading certificates takes tens of milliseconds: not on the event loop.
         tls = await asyncio.to_thread(_tls, verification(self.settings))
         self._session = aiohttp.ClientSession(
@@ -76,9 +83,6 @@ class AsyncEtlworksClient:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the pooled connections."""

@@ -172,7 +172,8 @@ class _Watch:
             self._alarmed = True
             self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
         # A little early, and not everybody at once.
-        return pause_before_next_look(elapsed, self._poll_interval) * random.uniform(0.9, 1.0)  # noqa: S311  # no secret
+        early: float = random.uniform(0.9, 1.0)  # noqa: S311  # no secret
+        return pause_before_next_look(elapsed, self._poll_interval) * early
 
     def failed(self, error: EtlworksError) -> float:
         """Take in a look that failed, and return the seconds until the next one: more each time."""
@@ -183,7 +184,8 @@ class _Watch:
             if self._missing_since is None:
                 self._missing_since = now
         self._faults += 1
-        pause = max(self._poll_interval, min(self._poll_interval * 2 ** min(self._faults - 1, 10), _LONGEST_PAUSE))
+        growing: float = self._poll_interval * 2 ** min(self._faults - 1, 10)
+        pause = max(self._poll_interval, min(growing, _LONGEST_PAUSE))
         if now >= self._next_fault_line:
             self._next_fault_line = now + _FAULT_LINES_EVERY
             self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)

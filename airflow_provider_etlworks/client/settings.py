@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -125,6 +125,10 @@ class ClientSettings:
                 f"{name} is {template!r}; it begins with {' or '.join(begins_with)}, and may hold {{flow_id}} and "
                 f"{{audit_id}}, like {example!r}."
             )
+
+    def with_timeouts(self, *, connect: float, read: float) -> ClientSettings:
+        """Return the same settings with other time-outs, in seconds."""
+        return replace(self, connect_timeout=connect, read_timeout=read)
 
     @property
     def base_url(self) -> str:

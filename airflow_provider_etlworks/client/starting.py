@@ -162,7 +162,7 @@ class Start:
                     ) from error
                 self.log.warning("Cannot look for the run yet: %s", error)
             else:
-                candidates = [run for run in newer if self._may_be_ours(run)]
+                candidates = [run for run in newer if self.may_be_ours(run)]
                 if len(newer) == len(candidates) == 1:
                     self.log.info("Found the run: its audit id is %s.", newer[0].audit_id)
                     return newer[0].audit_id
@@ -232,7 +232,8 @@ class Start:
             return []
         return [run for run in page.items if run.audit_id > watermark]
 
-    def _may_be_ours(self, run: Execution) -> bool:
+    def may_be_ours(self, run: Execution) -> bool:
+        """Whether a run may come of our start: not a schedule's, and not another user's."""
         by_schedule = run.event_id is not None
         by_another = self.user is not None and run.user is not None and run.user.lower() != self.user.lower()
         return not by_schedule and not by_another
@@ -264,7 +265,8 @@ class Start:
             )
         if followed.ending is not Ending.FINISHED:
             raise EtlworksLostTouch(
-                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, is unreadable. {followed.detail}"
+                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, cannot be read. "
+                f"{followed.detail}"
             )
 
     def _check_deadline(self, error: EtlworksAlreadyRunning) -> None:
@@ -277,3 +279,25 @@ class Start:
         meaning = {2: "it was canceled", 3: "it was not executed", 5: "it failed at once"}[status]
         reason = f": {exception}" if exception else ""
         return f"Etlworks did not start flow {self.flow_id}: {meaning} (status {status}){reason}"
+
+
+def confirm(flow_id: int, audit_id: int, *, clock: Clock, log: Log) -> Conversation[Execution | None]:
+    """
+    Read the record of a run that is known to have been accepted.
+
+    :return: the record; ``None`` where it is gone, and not just late.
+    :raises EtlworksError: it cannot be told.
+    """
+    began = clock.monotonic()
+    pause = _FIRST_LOOK_PAUSE
+    while True:
+        try:
+            execution: Execution = yield endpoints.get_execution(flow_id, audit_id)
+        except EtlworksNotFound as error:
+            if clock.monotonic() - began >= VISIBILITY_GRACE:
+                return None
+            log.warning("%s It may only be late; looking again.", error)
+        else:
+            return execution
+        yield Pause(pause)
+        pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)

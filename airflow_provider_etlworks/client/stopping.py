@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.conversation import Once, Pause
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksError,
@@ -15,7 +16,12 @@ from airflow_provider_etlworks.client.errors import (
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.conversation import Conversation
+    from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Execution
+
+T = TypeVar("T")
+
+_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,14 @@ def stop(flow_id: int, audit_id: int, stop_path: str) -> Conversation[Stop]:
     goes_on = f"Run {audit_id} of flow {flow_id} was NOT stopped and goes on"
     try:
         if "{audit_id}" not in stop_path:
-            newest: Execution | None = yield endpoints.latest_execution(flow_id)
+            newest: Execution | None = yield from _send_twice(endpoints.latest_execution(flow_id))
             if newest is None or newest.audit_id != audit_id:
                 return Stop(
                     accepted=False,
                     detail=f"{goes_on}: the connection's stop_path {stop_path!r} names no {{audit_id}}, so it would "
                     f"stop the newest run, which is {newest.audit_id if newest else 'not known'}.",
                 )
-        yield endpoints.stop_flow(flow_id, audit_id, stop_path)
+        yield from _send_twice(endpoints.stop_flow(flow_id, audit_id, stop_path))
     except EtlworksForbidden as error:
         return Stop(False, f"{goes_on}: the user's role may not stop runs (it takes Editor). {error}")
     except (EtlworksNotFound, EtlworksBadRequest) as error:
@@ -60,3 +66,15 @@ def stop(flow_id: int, audit_id: int, stop_path: str) -> Conversation[Stop]:
     except EtlworksError as error:
         return Stop(False, f"Not certain whether run {audit_id} of flow {flow_id} was stopped; it may go on. {error}")
     return Stop(True, f"Etlworks accepted the stop of run {audit_id} of flow {flow_id}. It may take some minutes.")
+
+
+def _send_twice(call: Call[T]) -> Conversation[T]:
+    """Send a call, and once more after a passing fault. Whoever stops a run has little time."""
+    try:
+        value: T = yield Once(call)
+    except EtlworksError as error:
+        if not error.retryable:
+            raise
+        yield Pause(_PAUSE)
+        value = yield Once(call)
+    return value

@@ -1,0 +1,102 @@
+"""An Airflow connection, checked, becomes the client's settings."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.settings import ClientSettings, root_url
+from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class AirflowConnection(Protocol):
+    """What is read of an Airflow connection."""
+
+    conn_id: str
+    host: str | None
+    port: int | None
+    schema: str | None
+    login: str | None
+    password: str | None
+    extra: str | None
+
+
+def settings_from(connection: AirflowConnection) -> ClientSettings:
+    """
+    Check a connection, and return what a client needs of it.
+
+    :raises EtlworksConfigError: it cannot work; the message names the field and what to put there.
+    """
+    try:
+        login, password = (connection.login or "").strip() or None, connection.password or ""
+        return ClientSettings(
+            root_url=root_url(connection.host, connection.port, connection.schema),
+            login=login,
+            password=password if login else password.strip(),
+            **_extra(connection.extra),
+        )
+    except EtlworksConfigError as error:
+        raise EtlworksConfigError(f"Connection {connection.conn_id!r} cannot work. {error}") from None
+
+
+def _extra(text: str | None) -> dict[str, Any]:
+    """Read Extra; fields that are left empty keep their defaults."""
+    try:
+        extra = json.loads(text or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        # Its text is not repeated: it may hold secrets.
+        raise EtlworksConfigError('Extra is no JSON object. Write it like {"read_timeout": 60}.')
+    given = {name: value for name, value in extra.items() if value is not None and value != ""}
+    if unknown := [name for name in given if name not in CONNECTION_FIELDS]:
+        close = difflib.get_close_matches(unknown[0], CONNECTION_FIELDS, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        raise EtlworksConfigError(
+            f"Extra has the unknown field {unknown[0]!r}.{meant} Known are: {', '.join(CONNECTION_FIELDS)}."
+        )
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        read = _READERS.get(name, _read_text)
+        values[name] = read(name, value)
+    return values
+
+
+def _read_text(name: str, value: Any) -> str:
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return str(value).strip()
+    raise EtlworksConfigError(f"Extra field {name!r} is a {type(value).__name__}; it must be text.")
+
+
+def _read_seconds(name: str, value: Any) -> float:
+    try:
+        return float(value if not isinstance(value, bool) else "")
+    except (TypeError, ValueError):
+        raise EtlworksConfigError(f"Extra field {name!r} is {value!r}; it must be a number of seconds.") from None
+
+
+def _read_count(name: str, value: Any) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise EtlworksConfigError(f"Extra field {name!r} is {value!r}; it must be a whole number.") from None
+
+
+def _read_verify(name: str, value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    word = _read_text(name, value)
+    return {"true": True, "false": False}.get(word.lower(), word)
+
+
+_READERS: dict[str, Callable[[str, Any], bool | int | float | str]] = {
+    "verify": _read_verify,
+    "connect_timeout": _read_seconds,
+    "read_timeout": _read_seconds,
+    "requests_per_minute": _read_count,
+}

@@ -1,0 +1,391 @@
+"""The hook: an Airflow connection becomes a client."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
+    EtlworksConflict,
+    EtlworksError,
+    EtlworksExecutionTimeout,
+    EtlworksLostTouch,
+    EtlworksNotFound,
+)
+from airflow_provider_etlworks.client.following import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL, Ending, follow
+from airflow_provider_etlworks.client.models import (
+    AuditEvent,
+    Connection,
+    Execution,
+    Flow,
+    FlowStart,
+    MetricsSummary,
+    Schedule,
+    StartStatus,
+    Webhook,
+)
+from airflow_provider_etlworks.client.starting import Start
+from airflow_provider_etlworks.client.stopping import Stop, stop
+from airflow_provider_etlworks.client.sync import EtlworksClient
+from airflow_provider_etlworks.compat import BaseHook
+from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, CONNECTION_TYPE, FIELD_BEHAVIOUR
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+DEFAULT_CONN_ID = "etlworks_default"
+
+# A connection test answers within 15 s: a log-in and a call, each of which may use up both.
+_TEST_TIMEOUTS = {"connect": 3.0, "read": 4.0}
+# A task that is killed has about five seconds left.
+_STOP_TIMEOUTS = {"connect": 1.0, "read": 2.0}
+
+
+class EtlworksHook(BaseHook):
+    """
+    Talks to Etlworks with what an Airflow connection says.
+
+    ``hook.client`` sends any call of :mod:`airflow_provider_etlworks.client.endpoints`; the methods here are what DAG
+    authors do in ``@task`` functions. What fails raises an error of :mod:`airflow_provider_etlworks.client.errors`.
+
+    :param etlworks_conn_id: the Airflow connection, of type ``etlworks``.
+    """
+
+    conn_name_attr = "etlworks_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = CONNECTION_TYPE
+    hook_name = "Etlworks"
+
+    def __init__(self, etlworks_conn_id: str = DEFAULT_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.etlworks_conn_id = etlworks_conn_id
+
+    # --- The connection -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's extra fields for Airflow before 3.2; later ones read them from the provider info."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from wtforms import StringField
+
+        return {
+            name: StringField(each["label"], widget=BS3TextFieldWidget(), description=each["description"])
+            for name, each in CONNECTION_FIELDS.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return how the form shows the common fields, for Airflow before 3.2."""
+        return {name.replace("-", "_"): value for name, value in FIELD_BEHAVIOUR.items()}
+
+    @cached_property
+    def settings(self) -> ClientSettings:
+        """
+        What the connection says, checked. Read once.
+
+        :raises EtlworksConfigError: the connection cannot work; the message names the field.
+        """
+        return settings_from(self.get_connection(self.etlworks_conn_id))
+
+    @cached_property
+    def client(self) -> EtlworksClient:
+        """The client of this connection, with one pool of TCP connections."""
+        return EtlworksClient(self.settings)
+
+    def get_conn(self) -> EtlworksClient:
+        """Return :attr:`client`."""
+        return self.client
+
+    @asynccontextmanager
+    async def async_client(self) -> AsyncIterator[AsyncEtlworksClient]:
+        """Give a client for an event loop: ``async with hook.async_client() as client``."""
+        async with AsyncEtlworksClient(await self.read_settings()) as client:
+            yield client
+
+    async def read_settings(self) -> ClientSettings:
+        """Read :attr:`settings` without holding the event loop: in Airflow, reading a connection is I/O."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(lambda: self.settings)()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """
+        Try the connection: log in, and ask for the flows. Changes nothing.
+
+        :return: whether it works, and a sentence for a person; within 15 s. Never raises what Etlworks causes.
+        """
+        try:
+            settings = self.settings.with_timeouts(**_TEST_TIMEOUTS)
+            with EtlworksClient(settings) as client:
+                page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
+        except EtlworksNotFound as error:
+            return False, f"{error} Is Host the address of an Etlworks instance?"
+        except EtlworksError as error:
+            return False, str(error)
+        who = f"as {settings.login}" if settings.login else "with an API key"
+        count = page.total if page.total is not None else len(page.items)
+        return True, f"Connected to {settings.root_url} {who}; {count} flows are visible."
+
+    def execution_url(self, flow_id: int, audit_id: int) -> str:
+        """Return where a person looks at a run."""
+        return self.settings.execution_url(flow_id, audit_id)
+
+    # --- Flows and their runs -------------------------------------------------------------------------------------
+
+    def list_flows(
+        self, *, q: str | None = None, tags: Sequence[str] = (), sort: str | None = None, since: str | None = None
+    ) -> Iterator[Flow]:
+        """
+        List flows.
+
+        :param q: only flows with this text in their name.
+        :param tags: only flows with these tags.
+        :param sort: field to sort by, ``-`` before it for descending.
+        :param since: ISO 8601; only flows changed after it.
+        """
+        return self.client.iterate(endpoints.list_flows(q=q, tags=tags, sort=sort, since=since))
+
+    def get_flow(self, flow_id: int) -> Flow:
+        """Read one whole flow."""
+        return self.client.send(endpoints.get_flow(flow_id))
+
+    def find_flow(self, name: str) -> Flow:
+        """
+        Find the one flow with exactly this name.
+
+        :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
+        """
+        import difflib
+
+        flows = list(self.list_flows())
+        found = [flow for flow in flows if flow.name == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(str(flow.id) for flow in found)
+            raise EtlworksConfigError(f"{len(found)} flows are called {name!r}: {ids}. Use flow_id instead.")
+        close = difflib.get_close_matches(name, [flow.name for flow in flows], n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else "Names match exactly, case included."
+        raise EtlworksConfigError(f"No flow is called {name!r} among the {len(flows)} that this user can see. {hint}")
+
+    def update_flow(self, flow_id: int, changes: Mapping[str, Any]) -> Flow:
+        """
+        Change some fields of a flow, and keep all others.
+
+        Etlworks replaces flows whole, so the flow is read first. A concurrent change (409) is met by reading it once
+        more.
+
+        :param changes: the fields to change, by Etlworks's names.
+        """
+        for last in (False, True):
+            flow = self.get_flow(flow_id)
+            try:
+                return self.client.send(endpoints.replace_flow(flow_id, {**flow.raw, **changes}))
+            except EtlworksConflict:
+                if last:
+                    raise
+        raise AssertionError("the loop returns or raises")
+
+    def tag_flows(self, flow_ids: Sequence[int], add: Sequence[str] = (), remove: Sequence[str] = ()) -> list[Flow]:
+        """
+        Add and remove tags of flows, and keep their other tags. Flows that need no change are not written.
+
+        :return: the flows as they are now.
+        """
+        flows = []
+        for flow_id in flow_ids:
+            flow = self.get_flow(flow_id)
+            tags = [tag for tag in flow.tags if tag not in remove]
+            tags += [tag for tag in add if tag not in tags]
+            flows.append(flow if tags == list(flow.tags) else self.update_flow(flow_id, {"tags": tags}))
+        return flows
+
+    def run_flow(
+        self,
+        flow_id: int,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        run_options: Mapping[str, Any] | None = None,
+    ) -> FlowStart:
+        """
+        Start a flow, once: an answer that is lost is met by looking for the run, never by a second start on a guess.
+
+        :param parameters: the flow's parameters, all of them text.
+        :param run_options: parameters of the start's URL.
+        :raises EtlworksAlreadyRunning: another run of the flow is going.
+        :raises EtlworksStartUnknown: it cannot be told whether the run started.
+        """
+        start = Start(
+            flow_id=flow_id,
+            clock=self.client.clock,
+            log=self.log,
+            parameters=dict(parameters or {}),
+            options=dict(run_options or {}),
+            user=self.settings.login,
+        )
+        started = self.client.converse(start.carry_out())
+        audit_id = started.audit_id if started else None
+        return FlowStart(flow_id=flow_id, audit_id=audit_id, status=StartStatus.STARTED, status_code=0)
+
+    def get_execution(self, flow_id: int, audit_id: int | None = None) -> Execution | None:
+        """
+        Read the record of a run.
+
+        :param audit_id: which run; ``None`` is the flow's newest.
+        :return: the record; ``None`` where the flow never ran.
+        """
+        if audit_id is None:
+            return self.client.send(endpoints.latest_execution(flow_id))
+        return self.client.send(endpoints.get_execution(flow_id, audit_id))
+
+    def wait_for_execution(
+        self,
+        flow_id: int,
+        audit_id: int,
+        *,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        timeout: float | None = None,
+        patience: float = DEFAULT_PATIENCE,
+    ) -> Execution:
+        """
+        Wait until a run has ended, well or badly.
+
+        :param poll_interval: seconds between two looks at a young run; an old one is looked at less often.
+        :param timeout: seconds to wait at most.
+        :param patience: seconds for which the status may be unreadable.
+        :return: the run's last record; its ``status`` says how it ended.
+        :raises EtlworksExecutionTimeout: it is still going.
+        :raises EtlworksLostTouch: its status could not be read for too long.
+        """
+        deadline = None if timeout is None else self.client.clock.time() + timeout
+        followed = self.client.converse(
+            follow(
+                flow_id,
+                audit_id,
+                clock=self.client.clock,
+                log=self.log,
+                poll_interval=poll_interval,
+                patience=patience,
+                deadline=deadline,
+            )
+        )
+        if followed.ending is Ending.FINISHED and followed.execution is not None:
+            return followed.execution
+        if followed.ending is Ending.DEADLINE:
+            raise EtlworksExecutionTimeout(f"Run {audit_id} of flow {flow_id} is still going after {timeout} s.")
+        if followed.ending is Ending.DENIED and followed.error is not None:
+            raise followed.error
+        raise EtlworksLostTouch(f"Run {audit_id} of flow {flow_id} may still be going. {followed.detail}")
+
+    def stop_flow(self, flow_id: int, audit_id: int) -> Stop:
+        """
+        Ask Etlworks to stop a run. It may take minutes until the run has really stopped.
+
+        Uses connections of its own and short time-outs, so that it works while a signal has interrupted another call.
+
+        :return: whether Etlworks accepted, and a sentence for a person. Does not raise what Etlworks causes.
+        """
+        with EtlworksClient(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+            return client.converse(stop(flow_id, audit_id, self.settings.stop_path))
+
+    def execution_history(self, flow_id: int) -> Iterator[Execution]:
+        """List a flow's runs, newest first, asking for pages as they are needed."""
+        return self.client.iterate(endpoints.execution_history(flow_id))
+
+    def execution_log(self, flow_id: int, audit_id: int, *, last_lines: int | None = None) -> str:
+        """
+        Read the log of a run.
+
+        :param last_lines: only so many lines from its end; a long log is then never held in memory.
+        """
+        from airflow_provider_etlworks.client.tail import last_lines_of
+
+        call = endpoints.execution_log(flow_id, audit_id)
+        if last_lines is None:
+            return self.client.send(call)
+        with self.client.stream(call) as pieces:
+            return "\n".join(last_lines_of(pieces, last_lines))
+
+    # --- Everything around them -----------------------------------------------------------------------------------
+
+    def metrics_summary(self, window_hours: int = 24) -> MetricsSummary:
+        """Read how many runs the last hours had, and how they ended."""
+        return self.client.send(endpoints.metrics_summary(window_hours))
+
+    def audit_events(self, *, resource_type: str | None = None, since: str | None = None) -> Iterator[AuditEvent]:
+        """
+        List the audit log. Takes the role Administrator.
+
+        :param resource_type: only events of this kind of thing, such as ``flow``.
+        :param since: ISO 8601; only events after it.
+        """
+        return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=since))
+
+    def export_flows(self, flow_ids: Sequence[int], *, include_connections: bool = True) -> bytes:
+        """Export flows as one bundle. It is sensitive: keep it out of logs and XComs."""
+        return self.client.send(endpoints.export_flows(flow_ids, include_connections=include_connections))
+
+    def preview_import(self, bundle: bytes) -> Any:
+        """Ask what importing a bundle would change. The answer's shape is not documented."""
+        return self.client.send(endpoints.preview_import(bundle))
+
+    def import_bundle(self, bundle: bytes) -> Any:
+        """Import a bundle, byte for byte. Sent once only: it may have been applied where no answer came."""
+        return self.client.send(endpoints.import_bundle(bundle))
+
+    def create_connection(self, connection: Mapping[str, Any]) -> Connection:
+        """Create a connection inside Etlworks: ``name description connectionType properties tags``."""
+        return self.client.send(endpoints.create_connection(connection))
+
+    def test_etlworks_connection(self, connection: Mapping[str, Any]) -> Any:
+        """Test a connection inside Etlworks without saving it. The answer's shape is not documented."""
+        return self.client.send(endpoints.test_connection(connection))
+
+    def create_schedule(self, schedule: Mapping[str, Any]) -> Schedule:
+        """Create a schedule: ``name description flowId schedule enabled tags``."""
+        return self.client.send(endpoints.create_schedule(schedule))
+
+    def pause_schedule(self, schedule_id: int) -> None:
+        """Turn a schedule off. Pausing what is paused is no error."""
+        self.client.send(endpoints.pause_schedule(schedule_id))
+
+    def resume_schedule(self, schedule_id: int) -> None:
+        """Turn a schedule on."""
+        self.client.send(endpoints.resume_schedule(schedule_id))
+
+    def create_webhook(self, webhook: Mapping[str, Any]) -> Webhook:
+        """Create a webhook: ``name description events url method secret flowIncludes flowExcludes enabled``."""
+        return self.client.send(endpoints.create_webhook(webhook))
+
+    def send_to_listener(
+        self, path: str, payload: bytes | None = None, *, content_type: str = endpoints.JSON_TYPE
+    ) -> Any:
+        """
+        Send a payload to a user-defined endpoint.
+
+        :param path: the path that the flow's author chose, such as ``orders/new``.
+        :return: the author's own answer: JSON where it is JSON, else text.
+        """
+        return self.client.send(endpoints.send_to_listener(path, payload, content_type))
+
+    def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, json: Any = None) -> Any:
+        """
+        Make any other call, with the same log-in, retries and errors.
+
+        :param path: a path below ``/rest``, such as ``/v1/flows``, or an absolute URL of the same host.
+        :param query: parameters of the URL; a list repeats its name.
+        :param json: the body.
+        :return: the answer as JSON where it is JSON, else text; ``None`` where it is empty.
+        :raises EtlworksConfigError: the URL belongs to another host.
+        """
+        return self.client.send(
+            endpoints.request(method, path, query=query, json=json, root_url=self.settings.root_url)
+        )

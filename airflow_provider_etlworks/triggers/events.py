@@ -1,0 +1,75 @@
+"""
+What a trigger tells its task: one shape, typed on our side.
+
+An event goes through Airflow's database, and the two sides may be different releases of this package. So it is plain
+JSON, bounded in size, and read back with a clear error where it is not what it should be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_etlworks.client.errors import EtlworksReplyError
+from airflow_provider_etlworks.client.following import Ending, Followed
+from airflow_provider_etlworks.client.models import Execution
+
+LONGEST_TEXT = 8_000
+"""Characters of a server's text that an event carries at most."""
+
+
+@dataclass(frozen=True)
+class ExecutionEvent:
+    """
+    The end of a watch over one run.
+
+    :ivar flow_id: the flow.
+    :ivar audit_id: the run.
+    :ivar followed: why the watch ended, and the run's last record.
+    """
+
+    flow_id: int
+    audit_id: int
+    followed: Followed
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return ``{"ending", "flow_id", "audit_id", "status", "detail", "execution"}``, JSON-safe."""
+        execution = self.followed.execution
+        record = execution.to_dict() if execution else None
+        if record and record["exception"]:
+            record["exception"] = record["exception"][:LONGEST_TEXT]
+        return {
+            "ending": self.followed.ending.value,
+            "flow_id": self.flow_id,
+            "audit_id": self.audit_id,
+            "status": execution.status if execution else None,
+            "detail": self.followed.detail[:LONGEST_TEXT],
+            "execution": record,
+        }
+
+    @classmethod
+    def from_payload(cls, payload: Any) -> ExecutionEvent:
+        """
+        Read an event back.
+
+        :raises EtlworksReplyError: it is none; the message has what could be read of it.
+        """
+        try:
+            record = payload.get("execution")
+            return cls(
+                flow_id=int(payload["flow_id"]),
+                audit_id=int(payload["audit_id"]),
+                followed=Followed(
+                    Ending(payload["ending"]),
+                    Execution.from_dict(record) if record is not None else None,
+                    str(payload.get("detail") or ""),
+                ),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            audit_id = payload.get("audit_id") if isinstance(payload, dict) else None
+            known = f"run {audit_id}" if audit_id is not None else "a run"
+            raise EtlworksReplyError(
+                f"Cannot read the trigger's event about {known}: {error!r} is wrong with {str(payload)[:500]}. "
+                "Do the triggerer and the workers have the same release of airflow-provider-etlworks? "
+                "The run may still be going in Etlworks."
+            ) from error

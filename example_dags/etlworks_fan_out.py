@@ -1,0 +1,39 @@
+"""Run every flow that has a tag, side by side; only the ones that fail are red."""
+
+from __future__ import annotations
+
+try:
+    from airflow.sdk import dag, task
+except ImportError:  # Airflow 2
+    from airflow.decorators import dag, task
+
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+
+
+@dag(schedule=None, tags=["etlworks"])
+def etlworks_fan_out() -> None:
+    """Run every flow with the tag ``nightly``."""
+
+    @task
+    def flows_with_tag(tag: str) -> list[int]:
+        """Ask Etlworks which flows there are today."""
+        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+
+        return [flow.id for flow in EtlworksHook().list_flows(tags=[tag])]
+
+    runs = EtlworksRunFlowOperator.partial(
+        task_id="run_flow",
+        deferrable=True,
+        poll_interval=2,
+        map_index_template="{{ task.flow_id }}",
+    ).expand(flow_id=flows_with_tag("nightly"))
+
+    @task(trigger_rule="all_done")
+    def report(results: list[dict[str, object]]) -> list[str]:
+        """List the runs that ended well; the mapped tasks that failed have no result."""
+        return [f"flow {result['flow_id']}: {result['status']}" for result in results if result]
+
+    report(runs.output)
+
+
+etlworks_fan_out()
