@@ -363,10 +363,10 @@ class Organization:
 
     def _used_connections(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         entries: list[Any] = optional(body, "connections", list, [])
-        known = [entry["id"] for entry in entries if isinstance(entry, dict) and entry.get("id") in self.connections]
-        if len(known) < len(entries):
+        wanted = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), int)]
+        if len(wanted) < len(entries) or not set(wanted) <= set(self.connections):
             raise ApiError(400, "Field 'connections' must be a list of existing connections, each with its 'id'")
-        return [self.connections[connection_id] for connection_id in known]
+        return [self.connections[connection_id] for connection_id in wanted]
 
     def _connection_named(self, name: str, user: str) -> dict[str, Any]:
         existing = self.connection_with(name)

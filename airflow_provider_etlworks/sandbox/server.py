@@ -309,13 +309,13 @@ class Sandbox:
         await runner.cleanup()
 
     async def _respond(self, http: web.BaseRequest) -> web.StreamResponse:
-        received = time.monotonic()
+        received, peer = time.monotonic(), http.get_extra_info("peername")
         path, _, query = http.raw_path.partition("?")
         body = await http.content.read()
         asked = parse_qs(query, keep_blank_values=True)
         request = Request(http.method, path, asked, http.headers, body)
-        _, port = http.get_extra_info("peername")[:2]
-        recorded = Recorded(http.method, path, asked, http.headers, body, received, port)
+        # A client that is gone already has no port any more.
+        recorded = Recorded(http.method, path, asked, http.headers, body, received, peer[1] if peer else 0)
         if self._record:
             self.requests.append(recorded)
         with self._lock:
