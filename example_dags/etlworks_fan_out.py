@@ -21,19 +21,12 @@ def etlworks_fan_out() -> None:
 
         return [flow.id for flow in EtlworksHook().list_flows(tags=[tag])]
 
-    runs = EtlworksRunFlowOperator.partial(
+    EtlworksRunFlowOperator.partial(
         task_id="run_flow",
         deferrable=True,
         poll_interval=2,
         map_index_template="{{ task.flow_id }}",
     ).expand(flow_id=flows_with_tag("nightly"))
-
-    @task(trigger_rule="all_done")
-    def report(results: list[dict[str, object]]) -> list[str]:
-        """List the runs that ended well; the mapped tasks that failed have no result."""
-        return [f"flow {result['flow_id']}: {result['status']}" for result in results if result]
-
-    report(runs.output)
 
 
 etlworks_fan_out()

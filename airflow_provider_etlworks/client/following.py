@@ -163,7 +163,8 @@ class _Watch:
             self.complaint = f"Etlworks gives the run a status that is not known here: {execution.status!r}."
         if before is None or before.status != execution.status:
             report = self._log.info if execution.known_status else self._log.warning
-            report("Run %s is %s (after %s).", self._audit_id, execution.status, _spoken(elapsed))
+            verb = "ended:" if execution.has_ended else "is"
+            report("Run %s %s %s (after %s).", self._audit_id, verb, execution.status, _spoken(elapsed))
         elif now >= self._next_line:
             self._line_gap = min(self._line_gap * 2, _LINES_EVERY_AT_MOST)
             self._next_line = now + self._line_gap
