@@ -21,11 +21,6 @@ else:
         from airflow.models.baseoperatorlink import BaseOperatorLink
 
     try:
-        from airflow.sdk.bases.hook import BaseHook
-    except ImportError:  # before Airflow 3.1
-        from airflow.hooks.base import BaseHook
-
-    try:
         from airflow.sdk.configuration import conf
     except ImportError:  # before Airflow 3.2
         from airflow.configuration import conf
@@ -57,6 +52,19 @@ __all__ = [
     "get_xcom",
     "task_state_store",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import what a DAG file does not need when somebody asks for it."""
+        if name != "BaseHook":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            from airflow.sdk.bases.hook import BaseHook
+        except ImportError:  # before Airflow 3.1
+            from airflow.hooks.base import BaseHook
+        return BaseHook
 
 
 def task_state_store(context: Context) -> Any | None:

@@ -131,6 +131,7 @@ class EtlworksRunFlowOperator(BaseOperator):
         self.log_lines = log_lines
         self.durable = durable
         self._run: tuple[int, int] | None = None
+        self._memory: Memory | None = None
         self._check_arguments()
 
     @cached_property
@@ -149,7 +150,7 @@ class EtlworksRunFlowOperator(BaseOperator):
             options = self._checked_options()
             flow_id = self._find_flow_id()
         start = self._start_request(context, flow_id, parameters, options)
-        memory = self._memory_of(context)
+        memory = self._memory = self._memory_of(context)
         started = self._earlier_run(context, memory, start) or self._start(memory, start)
         return self._follow(context, flow_id, started)
 
@@ -163,8 +164,6 @@ class EtlworksRunFlowOperator(BaseOperator):
         from airflow_provider_etlworks.triggers.events import ExecutionEvent
 
         told = ExecutionEvent.from_payload(event)
-        if is_ours:
-            self._run = (told.flow_id, told.audit_id)
         return self._conclude(context, told.flow_id, told.audit_id, told.followed, is_ours=is_ours)
 
     def on_kill(self) -> None:
@@ -177,6 +176,9 @@ class EtlworksRunFlowOperator(BaseOperator):
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off: %s", audit_id, url)
             return
         self._stop(flow_id, audit_id)
+        if self._memory is not None:
+            # Last, since a signal may have interrupted a talk with Airflow that this one then waits for.
+            self._memory.add(stop_asked=True)
 
     # --- Before the run -------------------------------------------------------------------------------------------
 
@@ -298,16 +300,21 @@ class EtlworksRunFlowOperator(BaseOperator):
 
         client = self.hook.client
         execution = client.converse(confirm(remembered.flow_id, audit_id, clock=client.clock, log=self.log))
-        decision = resumption(execution, stop_asked=remembered.stop_asked, fail_on_warning=self.fail_on_warning)
-        if decision is Resumption.DONE and remembered.max_tries != context["ti"].max_tries:
-            # Somebody cleared the task since: that asks for a new run.
-            decision = Resumption.START
+        decision = resumption(
+            execution,
+            stop_asked=remembered.stop_asked,
+            cleared=remembered.max_tries != context["ti"].max_tries,
+            cancel_on_kill=self.cancel_on_kill and remembered.is_ours,
+            fail_on_warning=self.fail_on_warning,
+        )
         state = execution.status if execution else "no longer known to Etlworks"
-        if decision is Resumption.START:
-            self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", audit_id, state)
-            return False
-        self.log.info("An earlier try started run %s, which is %s. Following it; no new run.", audit_id, state)
-        return True
+        if decision in (Resumption.FOLLOW, Resumption.DONE):
+            self.log.info("An earlier try started run %s, which is %s. Following it; no new run.", audit_id, state)
+            return True
+        self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", audit_id, state)
+        if decision is Resumption.REPLACE:
+            self._stop(remembered.flow_id, audit_id)
+        return False
 
     def _run_in_history(self, context: Context, start: Start) -> Started | None:
         """Recognize the run of an earlier try by the server's history: the best there is before Airflow 3.3."""
