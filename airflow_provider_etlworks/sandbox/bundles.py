@@ -23,6 +23,9 @@ _DETAILS = ("properties", "transformations", "mappings", "nestedFlows")
 _FLOW_FIELDS = ("id", "name", "description", "flowType", "tags", *_DETAILS)
 _CONNECTION_FIELDS = ("id", "name", "description", "connectionType", "properties", "tags")
 
+_Flow = tuple[dict[str, Any], SandboxFlow]
+_Connection = tuple[dict[str, Any], dict[str, Any] | None]
+
 
 def export(organization: Organization, flow_ids: list[int], include_connections: bool) -> dict[str, Any]:
     """Return a bundle with these flows; 404 where one does not exist."""
@@ -63,30 +66,27 @@ def undump(text: str) -> dict[str, Any]:
 
 
 def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Say what an import would touch, in the shape of the older preview. Nothing is changed."""
-    _checked(bundle)
-    plans = [_plan(entry) for entry in bundle["flows"]]
-    # An import that would be refused is refused here already.
-    _arrivals(organization, bundle["flows"])
+    """
+    Say what an import would touch, by the ids it has in the bundle, in the shape of the older preview.
+
+    An import that would be refused is refused here already. Nothing is changed.
+    """
+    flows, connections = _arrivals(organization, bundle)
     return {
-        "graph": {str(plan.id): list(plan.connections) for plan in plans},
+        "graph": {str(entry["id"]): list(plan.connections) for entry, plan in flows},
         "flows": {
-            str(plan.id): {
-                "id": plan.id,
+            str(entry["id"]): {
+                "id": entry["id"],
                 "name": plan.name,
                 "type": plan.flow_type,
                 "icon": "flow",
                 "listener": plan.listener is not None,
             }
-            for plan in plans
+            for entry, plan in flows
         },
         "connections": {
-            str(required(entry, "id", int)): {
-                "id": entry["id"],
-                "name": required(entry, "name", str),
-                "type": required(entry, "connectionType", str),
-            }
-            for entry in bundle["connections"]
+            str(entry["id"]): {"id": entry["id"], "name": entry["name"], "type": entry["connectionType"]}
+            for entry, _ in connections
         },
         "formats": {},
         "schedules": {},
@@ -99,40 +99,43 @@ def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> d
 
     Everything is checked before anything is changed.
     """
-    _checked(bundle)
-    bodies = [connection_body(entry) for entry in bundle["connections"]]
-    replaced = [organization.connection_to_replace(body["name"], body["connectionType"]) for body in bodies]
-    if len({body["name"] for body in bodies}) < len(bodies):
-        raise ApiError(400, "Field 'connections' has two connections with the same name")
-    plans = _arrivals(organization, bundle["flows"])
+    flows, connections = _arrivals(organization, bundle)
     known = organization.plans()
     told: dict[str, Any] = {"success": True, "flows": [], "connections": []}
-    for body, existing in zip(bodies, replaced, strict=True):
+    for entry, existing in connections:
         if existing is not None:
-            organization.replace_connection(existing, body, user)
-        connection = existing or organization.create_connection(body, user)
+            organization.replace_connection(existing, entry, user)
+        connection = existing or organization.create_connection(entry, user)
         told["connections"].append(_told(connection["id"], connection["name"], existing is not None))
-    for entry, plan in zip(bundle["flows"], plans, strict=True):
-        connections = references(organization.connection_with(name) for name in plan.connections)
-        organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": connections}, user)
+    for entry, plan in flows:
+        used = references(organization.connection_with(name) for name in plan.connections)
+        organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": used}, user)
         told["flows"].append(_told(plan.id, plan.name, plan.id in known))
     return told
 
 
-def _arrivals(organization: Organization, entries: list[dict[str, Any]]) -> list[SandboxFlow]:
-    """Return the bundle's flows with the ids they get here."""
-    plans: list[SandboxFlow] = []
+def _arrivals(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
+    """Check a bundle, and return its flows as they are to be here, and its connections with those they replace."""
+    _checked(bundle)
+    connections: list[_Connection] = []
+    for entry in bundle["connections"]:
+        required(entry, "id", int)
+        body = connection_body(entry)
+        connections.append((entry, organization.connection_to_replace(body["name"], body["connectionType"])))
+    if len({entry["name"] for entry, _ in connections}) < len(connections):
+        raise ApiError(400, "Field 'connections' has two connections with the same name")
+    flows: list[_Flow] = []
     next_id = organization.new_flow_id()
-    for entry in entries:
+    for entry in bundle["flows"]:
         plan = _plan(entry)
         existing = organization.flow_to_replace(plan.name, plan.flow_type)
-        plans.append(replace(plan, id=existing.id if existing else next_id))
+        flows.append((entry, replace(plan, id=existing.id if existing else next_id)))
         next_id += existing is None
     try:
-        organization.check_arrivals(plans)
+        organization.check_arrivals([plan for _, plan in flows])
     except ValueError as error:
         raise ApiError(409, str(error)) from None
-    return plans
+    return flows, connections
 
 
 def _plan(entry: Mapping[str, Any]) -> SandboxFlow:

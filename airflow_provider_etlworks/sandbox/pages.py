@@ -80,8 +80,9 @@ def _time(at: float | None) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     titles = "".join(f"<th>{title}</th>" for title in head)
+    top = f"<tr>{titles}</tr>" if titles else ""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{titles}</tr>{body}</table>"
+    return f"<table>{top}{body}</table>"
 
 
 def _page(title: str, content: str, *, refresh: bool) -> Answer:

@@ -209,6 +209,15 @@ def test_the_limit_is_shared_and_slides():
         assert [ask(sandbox, "GET", FLOWS).status_code for _ in range(4)] == [200, 200, 200, 429]
 
 
+def test_who_waits_as_long_as_told_is_let_in():
+    clock = Clock()
+    with Sandbox([], clock=clock, requests_per_minute=1) as sandbox:
+        ask(sandbox, "GET", FLOWS)
+        clock.now += 20
+        clock.now += int(ask(sandbox, "GET", FLOWS).headers["Retry-After"])
+        assert ask(sandbox, "GET", FLOWS).status_code == 200
+
+
 @pytest.mark.parametrize("no_limit", [None, 0])
 def test_the_limit_can_be_off(no_limit):
     with Sandbox([], requests_per_minute=no_limit) as sandbox, requests.Session() as session:
