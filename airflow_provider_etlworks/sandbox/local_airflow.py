@@ -82,9 +82,10 @@ class LocalAirflow:
     :param dags_folder: Directory with the DAG files; new files are found within a few seconds.
     :param environment: Further environment variables for Airflow, such as ``AIRFLOW_CONN_…`` or ``AIRFLOW__…``. They
         win over the settings made here. Variables of the calling process that begin with ``AIRFLOW`` are not passed on.
-    :param home: Directory for configuration, database and logs. It is made if it does not exist. Default: a new
-        temporary one.
+    :param home: Directory for configuration, database and logs. It is made if it does not exist, and removed at the
+        end. Default: a new temporary one.
     :param keep_home: Leave the directory where it is at the end. Default ``False``.
+    :raises ValueError: if the directory is inside the folder with the DAG files.
     :raises LocalAirflowError: on entering, if a component does not come up.
     """
 
@@ -98,6 +99,8 @@ class LocalAirflow:
         self.version = _installed_version()
         self.dags_folder = dags_folder.resolve()
         self.home = (home or Path(tempfile.gettempdir(), f"airflow-{secrets.token_hex(4)}")).resolve()
+        if self.home.is_relative_to(self.dags_folder):
+            raise ValueError(f"{self.home} is inside {self.dags_folder}: Airflow would look for DAGs in its own files")
         self.keep_home = keep_home
         self.port = _free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -316,6 +319,9 @@ class LocalAirflow:
             "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": LOST_TASK_LIMIT,
+            # A supervisor that just misses the end of its task's process looks again only after that many seconds. If
+            # the trigger fires meanwhile, the scheduler takes the late end for that of the resumed task, and fails it.
+            "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         }
 
     # ------------------------------------------------------- what people do
@@ -396,16 +402,17 @@ class LocalAirflow:
         self._call("POST", f"/dags/{_quoted(dag_id)}/clearTaskInstances", body)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any]) -> None:
-        """Send a request to Airflow's own API."""
-        headers = {}
-        if self.version >= (3,):
-            if self._api_token is None:
-                self._api_token = self._http("GET", "/auth/token").json()["access_token"]
-            headers["Authorization"] = f"Bearer {self._api_token}"
-        api = "/api/v1" if self.version < (3,) else "/api/v2"
-        answer = self._http(method, api + path, json=body, headers=headers)
+        answer = self._api(method, path, json=body)
         if not answer.ok:
             raise LocalAirflowError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text}")
+
+    def _api(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        """Send a request to Airflow's own API."""
+        if self.version < (3,):
+            return self._http(method, f"/api/v1{path}", **arguments)
+        if self._api_token is None:
+            self._api_token = self._http("GET", "/auth/token").json()["access_token"]
+        return self._http(method, f"/api/v2{path}", headers={"Authorization": f"Bearer {self._api_token}"}, **arguments)
 
     def _http(self, method: str, path: str, **arguments: Any) -> requests.Response:
         with requests.Session() as session:
@@ -452,7 +459,8 @@ class LocalAirflow:
 
         def parsed() -> bool:
             if self._query("SELECT 1 FROM serialized_dag WHERE dag_id = ?", dag_id):
-                return True
+                # Airflow 2 stores the DAG in two steps.
+                return self._api("GET", f"/dags/{_quoted(dag_id)}").ok
             if errors := self.import_errors():
                 raise LocalAirflowError("\n".join(f"{file} cannot be imported:\n{errors[file]}" for file in errors))
             return False

@@ -54,6 +54,13 @@ def waiting_dag(write_dag: Callable[[str, str], str]) -> str:
     return write_dag("waiting", WAITING_DAG)
 
 
+@pytest.fixture
+def dags_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    return folder
+
+
 def eventually(condition: Callable[[], bool], limit: float = 120.0) -> bool:
     give_up = time.monotonic() + limit
     while not condition() and time.monotonic() < give_up:
@@ -68,26 +75,33 @@ def all_gone(processes: list[psutil.Process]) -> bool:
 # First those that start an Airflow of their own, while the shared one does not need the processor yet.
 
 
-def test_the_users_own_airflow_settings_are_not_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_users_own_airflow_settings_are_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch, dags_folder: Path, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
     monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_DEFAULT", "the user's own")
-    airflow = LocalAirflow(tmp_path, {"AIRFLOW_CONN_OTHER": "ours"}, home=tmp_path / "home")
+    airflow = LocalAirflow(dags_folder, {"AIRFLOW_CONN_OTHER": "ours"}, home=tmp_path / "home")
     assert airflow.env["AIRFLOW__CORE__EXECUTOR"] in ("SequentialExecutor", "LocalExecutor")
     assert "AIRFLOW_CONN_ETLWORKS_DEFAULT" not in airflow.env
     assert airflow.env["AIRFLOW_CONN_OTHER"] == "ours"
     assert airflow.env["AIRFLOW_HOME"] == str(tmp_path / "home")
 
 
-def test_a_component_that_dies_early_is_told_with_its_log(tmp_path: Path) -> None:
-    airflow = LocalAirflow(tmp_path, {"AIRFLOW__CORE__EXECUTOR": "no_such_module.Executor"}, home=tmp_path / "home")
+def test_a_home_among_the_dag_files_is_refused(dags_folder: Path) -> None:
+    with pytest.raises(ValueError, match="is inside"):
+        LocalAirflow(dags_folder, home=dags_folder / "home")
+
+
+def test_a_component_that_dies_early_is_told_with_its_log(dags_folder: Path, tmp_path: Path) -> None:
+    airflow = LocalAirflow(dags_folder, {"AIRFLOW__CORE__EXECUTOR": "no_such_module.Executor"}, home=tmp_path / "home")
     with pytest.raises(LocalAirflowError, match=r"(?s)The scheduler ended with exit code 1.*no_such_module"), airflow:
         pytest.fail("It cannot start")
     assert guardian.marked(airflow.marker) == set()
     assert not airflow.home.exists()
 
 
-def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
-    (tmp_path / "busy.py").write_text(
+def test_nothing_is_left_when_the_body_raises(dags_folder: Path, tmp_path: Path) -> None:
+    (dags_folder / "busy.py").write_text(
         textwrap.dedent("""
             import subprocess, sys
             from datetime import datetime, timezone
@@ -106,7 +120,7 @@ def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
                 busy()
         """)
     )
-    airflow = LocalAirflow(tmp_path, home=tmp_path / "home")
+    airflow = LocalAirflow(dags_folder, home=tmp_path / "home")
     processes: list[psutil.Process] = []
 
     def sleeper_runs() -> bool:
@@ -126,17 +140,21 @@ def test_nothing_is_left_when_the_body_raises(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_when_the_process_gets_a_signal(ending: signal.Signals, tmp_path: Path) -> None:
+def test_nothing_is_left_when_the_process_gets_a_signal(
+    ending: signal.Signals, dags_folder: Path, tmp_path: Path
+) -> None:
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
         from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
 
-        with LocalAirflow(Path(sys.argv[1]), home=Path(sys.argv[1], "home")):
+        with LocalAirflow(Path(sys.argv[1]), home=Path(sys.argv[2])):
             raise SystemExit("It came up before it was interrupted")
     """)
-    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "home" / "triggerer.log"
+    home = tmp_path / "home"
+    command = [sys.executable, "-c", script, str(dags_folder), str(home)]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = home / "triggerer.log"
     assert eventually(lambda: log.exists() or parent.poll() is not None)
     processes = guardian.tree(parent.pid)
     # The guardian, three components at least, and the parent itself.
@@ -147,7 +165,7 @@ def test_nothing_is_left_when_the_process_gets_a_signal(ending: signal.Signals, 
     _, errors = parent.communicate(timeout=120)
     assert parent.returncode == -ending, errors
     assert eventually(lambda: all_gone(processes))
-    assert eventually(lambda: not (tmp_path / "home").exists())
+    assert eventually(lambda: not home.exists())
 
 
 def test_the_installed_airflow_is_the_one_that_runs(local_airflow: LocalAirflow) -> None:

@@ -1,0 +1,258 @@
+"""The demo: the example DAGs, run by a real Airflow against the sandbox."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance
+from airflow_provider_etlworks.sandbox.pages import RUN_PATH
+from airflow_provider_etlworks.sandbox.server import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from airflow_provider_etlworks.sandbox.runs import SandboxRun
+
+RUNS_LIMIT = 240.0
+WIDTH_WITHOUT_TERMINAL = 160
+LOG_TAIL_LINES = 20
+
+# Each example DAG, and how many of its tasks fail because their flow ends in error on purpose.
+EXAMPLES = {"etlworks_run_flow": 0, "etlworks_fan_out": 1}
+
+_COLORS = {"success": "green", "failed": "red", "running": "cyan", "deferred": "magenta"}
+_BAD_ENDINGS = ("error", "canceled")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    How a task of an example DAG stands.
+
+    :param dag_id: The DAG.
+    :param run_id: The DAG run.
+    :param task: The task, as Airflow has it.
+    :param flow_run: The run in Etlworks that it started, if any.
+    """
+
+    dag_id: str
+    run_id: str
+    task: TaskInstance
+    flow_run: SandboxRun | None
+
+    @property
+    def label(self) -> str:
+        """The task as people call it."""
+        index = f" #{self.task.map_index}" if self.task.map_index >= 0 else ""
+        return f"{self.dag_id} / {self.task.task_id}{index}"
+
+    @property
+    def state(self) -> str:
+        """Airflow's word for how it stands."""
+        return self.task.state or "waiting"
+
+    @property
+    def took(self) -> str:
+        """The time from its start to its end; empty before that."""
+        if self.task.start_date is None or self.task.end_date is None:
+            return ""
+        taken = datetime.fromisoformat(self.task.end_date) - datetime.fromisoformat(self.task.start_date)
+        return f"{taken.total_seconds():.1f} s"
+
+    @property
+    def flow_ended_badly(self) -> bool:
+        """Whether its run in Etlworks ended in error or was stopped."""
+        return self.flow_run is not None and self.flow_run.status in _BAD_ENDINGS
+
+    @property
+    def right(self) -> bool:
+        """Whether its state is what its run in Etlworks deserves."""
+        return self.state == ("failed" if self.flow_ended_badly else "success")
+
+
+class Demo:
+    """
+    The example DAGs in a running Airflow.
+
+    :param console: Where to tell what happens.
+    :param sandbox: The running sandbox.
+    :param airflow: The running Airflow, connected to it.
+    :param began: When the demo began, by ``time.monotonic()``.
+    """
+
+    def __init__(self, console: Console, sandbox: Sandbox, airflow: LocalAirflow, began: float) -> None:
+        self.console = console
+        self.sandbox = sandbox
+        self.airflow = airflow
+        self.began = began
+        self.runs: Mapping[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """
+        Print a line with the time since the beginning.
+
+        :param text: The line.
+        """
+        self.console.print(f"{time.monotonic() - self.began:5.1f} s  {text}", highlight=False, markup=False)
+
+    def run(self) -> bool:
+        """
+        Run the example DAGs to their end and tell how each task ended.
+
+        :return: Whether everything ended as the examples document.
+        :raises LocalAirflowError: if Airflow cannot run them.
+        """
+        self.runs = {dag_id: self.airflow.trigger_dag(dag_id) for dag_id in EXAMPLES}
+        self.say(f"Running {' and '.join(self.runs)}")
+        self._follow()
+        outcomes = self._outcomes()
+        self.console.print(self._table(outcomes))
+        self._tell_where_to_look()
+        self._tell_what_is_intended(outcomes)
+        problems = list(self._problems(outcomes))
+        for problem in problems:
+            self.console.print(problem, style="red", highlight=False, markup=False)
+        return not problems
+
+    def _outcomes(self) -> list[Outcome]:
+        flow_runs = {run.audit_id: run for run in self.sandbox.runs()}
+        return [
+            Outcome(dag_id, run_id, task, flow_runs.get(self._audit_id(dag_id, run_id, task)))
+            for dag_id, run_id in self.runs.items()
+            for task in self.airflow.task_instances(dag_id, run_id)
+        ]
+
+    def _audit_id(self, dag_id: str, run_id: str, task: TaskInstance) -> int:
+        return int(self.airflow.xcom(dag_id, run_id, task.task_id, task.map_index, key="audit_id") or 0)
+
+    def _follow(self) -> None:
+        """Show the progress until all DAG runs have ended: as a table that changes, or as one line for each change."""
+        if not self.console.is_terminal:
+            shown: dict[str, str] = {}
+            self.airflow.wait_until("the example DAGs have ended", lambda: self._print_changes(shown), RUNS_LIMIT)
+            return
+        with Live(console=self.console, transient=True) as live:
+            self.airflow.wait_until("the example DAGs have ended", lambda: self._update(live), RUNS_LIMIT)
+
+    def _ended(self) -> bool:
+        states = (self.airflow.dag_run_state(dag_id, run_id) for dag_id, run_id in self.runs.items())
+        return all(state in ("success", "failed") for state in states)
+
+    def _update(self, live: Live) -> bool:
+        ended = self._ended()
+        live.update(self._table(self._outcomes()))
+        return ended
+
+    def _print_changes(self, shown: dict[str, str]) -> bool:
+        ended = self._ended()
+        for outcome in self._outcomes():
+            if shown.get(outcome.label) != outcome.state:
+                shown[outcome.label] = outcome.state
+                self.say(f"{outcome.label}: {outcome.state}")
+        return ended
+
+    def _table(self, outcomes: list[Outcome]) -> Table:
+        table = Table("DAG / task", "State", "Took", "Run in Etlworks", "Its page")
+        for outcome in outcomes:
+            run = outcome.flow_run
+            table.add_row(
+                outcome.label,
+                f"[{_COLORS.get(outcome.state, 'default')}]{outcome.state}",
+                outcome.took,
+                f"{run.audit_id} of flow {run.flow_id}: {run.status}" if run else "",
+                self.sandbox.url + RUN_PATH.format(flow_id=run.flow_id, audit_id=run.audit_id) if run else "",
+            )
+        return table
+
+    def _tell_where_to_look(self) -> None:
+        self.console.print("In the Airflow UI:")
+        for dag_id, run_id in self.runs.items():
+            page = f"grid?dag_run_id={run_id}" if self.airflow.version < (3,) else f"runs/{run_id}"
+            self.console.print(f"  {self.airflow.base_url}/dags/{dag_id}/{page}", soft_wrap=True)
+
+    def _tell_what_is_intended(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.flow_run and outcome.flow_ended_badly and outcome.right:
+                name = self.sandbox.flows[outcome.flow_run.flow_id].name
+                self.console.print(
+                    f"{outcome.label} is red, and that is intended: the sandbox's flow {outcome.flow_run.flow_id}"
+                    f" ({name}) ends in error on purpose. Only its own task fails.",
+                    highlight=False,
+                    markup=False,
+                )
+
+    def _problems(self, outcomes: list[Outcome]) -> Iterator[str]:
+        for dag_id, intended_failures in EXAMPLES.items():
+            of_this_dag = [outcome for outcome in outcomes if outcome.dag_id == dag_id]
+            failures = sum(outcome.state == "failed" for outcome in of_this_dag)
+            if failures != intended_failures:
+                yield f"{dag_id}: {intended_failures} tasks should have failed, and {failures} did."
+            if not any(outcome.flow_run for outcome in of_this_dag):
+                yield f"{dag_id}: no task has started a run in Etlworks."
+            for outcome in of_this_dag:
+                if not outcome.right:
+                    yield self._wrong(outcome)
+
+    def _wrong(self, outcome: Outcome) -> str:
+        task = outcome.task
+        log = self.airflow.task_log(outcome.dag_id, outcome.run_id, task.task_id, task.map_index).splitlines()
+        return "\n".join(
+            [f"{outcome.label} should not be {outcome.state}. The end of its log:", *log[-LOG_TAIL_LINES:]]
+        )
+
+
+def main(keep: bool = False) -> int:
+    """
+    Run the example DAGs through a real Airflow and the sandbox, and tell what happened.
+
+    :param keep: Leave both running afterwards, until Ctrl-C. Default ``False``.
+    :return: The exit code: 0 if everything ended as the examples document, 1 if not, 130 after Ctrl-C.
+    """
+    began = time.monotonic()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_WITHOUT_TERMINAL)
+    try:
+        with Sandbox() as sandbox:
+            airflow = LocalAirflow(example_dags_folder(), {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection})
+            demo = Demo(console, sandbox, airflow, began)
+            demo.say(f"Etlworks sandbox at {sandbox.url}")
+            demo.say(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
+            with airflow:
+                good = demo.run()
+                if keep:
+                    console.print("Airflow and the sandbox keep running. Ctrl-C ends and removes everything.")
+                    threading.Event().wait()
+        if good:
+            demo.say("Everything ended as it should. Run the demo with --keep to look around in the UI.")
+        return 0 if good else 1
+    except KeyboardInterrupt:
+        console.print("Interrupted. Everything is ended and removed.")
+        return 130
+    except (LocalAirflowError, FileNotFoundError) as error:
+        console.print(f"The demo could not be carried out: {error}", style="red", highlight=False, markup=False)
+        return 1
+
+
+def example_dags_folder() -> Path:
+    """
+    Find the example DAGs: inside the installed package, or beside it in a checkout.
+
+    :return: Their folder.
+    :raises FileNotFoundError: if they are in neither place.
+    """
+    package = Path(__file__).parents[1]
+    candidates = (package / "example_dags", package.parent / "example_dags")
+    for folder in candidates:
+        if any(folder.glob("*.py")):
+            return folder
+    raise FileNotFoundError(f"No example DAGs in {' or '.join(map(str, candidates))}")
