@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance
 from airflow_provider_etlworks.sandbox.pages import RUN_PATH
@@ -161,7 +161,13 @@ class Demo:
         return ended
 
     def _table(self, outcomes: list[Outcome]) -> Table:
-        table = Table("DAG / task", "State", "Took", "Run in Etlworks", "Its page")
+        table = Table(
+            Column("DAG / task", overflow="fold"),
+            Column("State", no_wrap=True),
+            Column("Took", no_wrap=True),
+            Column("Run in Etlworks"),
+            Column("Its page", overflow="fold"),
+        )
         for outcome in outcomes:
             run = outcome.flow_run
             table.add_row(
@@ -169,9 +175,13 @@ class Demo:
                 f"[{_COLORS.get(outcome.state, 'default')}]{outcome.state}",
                 outcome.took,
                 f"{run.audit_id} of flow {run.flow_id}: {run.status}" if run else "",
-                self.sandbox.url + RUN_PATH.format(flow_id=run.flow_id, audit_id=run.audit_id) if run else "",
+                self._page(run) if run else "",
             )
         return table
+
+    def _page(self, run: SandboxRun) -> str:
+        url = self.sandbox.url + RUN_PATH.format(flow_id=run.flow_id, audit_id=run.audit_id)
+        return f"[link={url}]{url}[/link]"
 
     def _tell_where_to_look(self) -> None:
         self.console.print("In the Airflow UI:")
@@ -195,7 +205,7 @@ class Demo:
             of_this_dag = [outcome for outcome in outcomes if outcome.dag_id == dag_id]
             failures = sum(outcome.state == "failed" for outcome in of_this_dag)
             if failures != intended_failures:
-                yield f"{dag_id}: {intended_failures} tasks should have failed, and {failures} did."
+                yield f"{dag_id}: tasks that should have failed: {intended_failures}; that did: {failures}."
             if not any(outcome.flow_run for outcome in of_this_dag):
                 yield f"{dag_id}: no task has started a run in Etlworks."
             for outcome in of_this_dag:
