@@ -81,6 +81,8 @@ class AsyncEtlworksClient:
                 total=None, sock_connect=self.settings.connect_timeout, sock_read=self.settings.read_timeout
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            # A request without a body has no type either.
+            skip_auto_headers=("Content-Type",),
         )
         return self
 
@@ -99,13 +101,16 @@ class AsyncEtlworksClient:
     async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
         """Yield the items of a list, asking for each page when it is needed."""
         call: Call[Page[T]] | None = paged.first()
-        offset, previous = 0, None
+        offset = 0
+        previous: Page[T] | None = None
         while call is not None:
             page = await self.send(call)
+            if page.repeats(previous):
+                return
             for item in page.items:
                 yield item
             offset += len(page.items)
-            call, previous = paged.following(offset, page, previous), page
+            call, previous = paged.following(offset, page), page
 
     async def converse(self, conversation: Conversation[T]) -> T:
         """Carry out a conversation, and return its result."""

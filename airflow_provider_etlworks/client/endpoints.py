@@ -233,6 +233,10 @@ class Page(Generic[ItemT]):
     items: list[ItemT]
     total: int | None
 
+    def repeats(self, previous: Page[ItemT] | None) -> bool:
+        """Whether this is the page before it once more: a server that ignores ``offset`` gives the same for ever."""
+        return previous is not None and self.items == previous.items
+
 
 @dataclass(frozen=True)
 class PagedCall(Generic[ItemT]):
@@ -248,15 +252,14 @@ class PagedCall(Generic[ItemT]):
         """Return the call for the first page."""
         return self._call(0)
 
-    def following(self, offset: int, page: Page[ItemT], previous: Page[ItemT] | None) -> Call[Page[ItemT]] | None:
+    def following(self, offset: int, page: Page[ItemT]) -> Call[Page[ItemT]] | None:
         """
         Return the call for the page after ``page``, or ``None`` at the list's end.
 
         :param offset: how many items have been read, ``page`` included.
         :param page: the page just read.
-        :param previous: the one before it: a server that ignores ``offset`` gives the same page for ever.
         """
-        if not page.items or len(page.items) > self.limit or (previous is not None and page.items == previous.items):
+        if not page.items or len(page.items) > self.limit:
             return None
         is_last = len(page.items) < self.limit if page.total is None else offset >= page.total
         return None if is_last else self._call(offset)
@@ -273,7 +276,7 @@ class PagedCall(Generic[ItemT]):
 
     def _read(self, answer: Answer) -> Page[ItemT]:
         total = answer.headers.get("x-total-count", "")
-        return Page(_list_of(self.read_item)(answer.json), int(total) if total.isdigit() else None)
+        return Page(_list_of(self.read_item)(answer.json), int(total) if total.isdecimal() else None)
 
 
 # --- Authentication -------------------------------------------------------------------------------------------------
@@ -410,7 +413,7 @@ def stop_flow(flow_id: int, audit_id: int, stop_path: str = DEFAULT_STOP_PATH) -
     :param stop_path: the path, with ``{flow_id}`` and ``{audit_id}`` in it.
     """
     parts = urlsplit(stop_path.format(flow_id=flow_id, audit_id=audit_id))
-    return Call("POST", parts.path, _nothing, query=parse_qsl(parts.query), repeatable=True)
+    return Call("POST", parts.path, _nothing, query=parse_qsl(parts.query, keep_blank_values=True), repeatable=True)
 
 
 # --- Executions -----------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def retry_after_seconds(header: str | None, now: Callable[[], float] = time.time
     header = (header or "").strip()
     if not header:
         return None
-    if header.isdigit():
+    if header.isdecimal():
         seconds = float(header)
     else:
         try:

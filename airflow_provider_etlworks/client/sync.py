@@ -109,12 +109,15 @@ class EtlworksClient:
     def iterate(self, paged: PagedCall[T]) -> Iterator[T]:
         """Yield the items of a list, asking for each page when it is needed."""
         call: Call[Page[T]] | None = paged.first()
-        offset, previous = 0, None
+        offset = 0
+        previous: Page[T] | None = None
         while call is not None:
             page = self.send(call)
+            if page.repeats(previous):
+                return
             yield from page.items
             offset += len(page.items)
-            call, previous = paged.following(offset, page, previous), page
+            call, previous = paged.following(offset, page), page
 
     def converse(self, conversation: Conversation[T]) -> T:
         """Carry out a conversation, and return its result."""
