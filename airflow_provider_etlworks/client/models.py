@@ -76,8 +76,8 @@ def moment(value: Any) -> datetime | None:
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """Read a list of texts; anything else is empty."""
-    return tuple(str(item) for item in value) if isinstance(value, list) else ()
+    """Read a list of texts, without the items that are none; anything else is empty."""
+    return tuple(item for each in value if (item := text(each)) is not None) if isinstance(value, list) else ()
 
 
 def mapping(value: Any, what: str) -> Mapping[str, Any]:
