@@ -106,6 +106,7 @@ class Start:
         :raises EtlworksStartRefused: Etlworks started nothing.
         :raises EtlworksStartUnknown: the start was sent, and no run can be matched to it.
         """
+        hidden_since: float | None = None
         while True:
             latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
             watermark = latest.audit_id if latest else 0
@@ -119,10 +120,14 @@ class Start:
                     self.log.info("%s This start is skipped.", error)
                     return None
                 if other is None:
-                    # It ended between the two answers.
-                    self._check_deadline(error)
+                    # It ended between the two answers, or Etlworks does not show it.
+                    now = self.clock.monotonic()
+                    hidden_since = now if hidden_since is None else hidden_since
+                    self._check_hidden_run(error, now - hidden_since)
                     yield Pause(self.poll_interval)
-                elif other.is_being_stopped or self.on_already_running is OnAlreadyRunning.WAIT:
+                    continue
+                hidden_since = None
+                if other.is_being_stopped or self.on_already_running is OnAlreadyRunning.WAIT:
                     yield from self._wait_for_end(other)
                 elif self.on_already_running is OnAlreadyRunning.ATTACH:
                     self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
@@ -269,7 +274,16 @@ class Start:
                 f"{followed.detail}"
             )
 
-    def _check_deadline(self, error: EtlworksAlreadyRunning) -> None:
+    def _check_hidden_run(self, error: EtlworksAlreadyRunning, seconds: float) -> None:
+        """Give up on a run that is in the way, but that Etlworks has not shown for some time."""
+        if self.on_already_running is not OnAlreadyRunning.WAIT and seconds >= VISIBILITY_GRACE:
+            raise EtlworksAlreadyRunning(
+                f"Etlworks says that flow {self.flow_id} is already running, and shows no run that is going. "
+                "It started nothing.",
+                audit_id=error.audit_id,
+            ) from error
+        if seconds == 0:
+            self.log.info("%s Etlworks does not show that run; trying again every %s s.", error, self.poll_interval)
         if self.deadline is not None and self.clock.time() >= self.deadline:
             raise EtlworksExecutionTimeout(
                 f"Flow {self.flow_id} was not started before the deadline: Etlworks says that it is already running."
