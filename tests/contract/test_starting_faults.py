@@ -1,0 +1,518 @@
+"""A run starts exactly once, whatever happens to the start; and a start that cannot work says so before anything."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from support import (
+    BEGINNING,
+    FLOW,
+    FLOW_NAME,
+    HISTORY_PATH,
+    RUN_PATH,
+    STOP_PATH,
+    Etlworks,
+    Task,
+)
+
+from airflow_provider_etlworks.client.errors import (
+    EtlworksAlreadyRunning,
+    EtlworksBadRequest,
+    EtlworksConflict,
+    EtlworksExecutionFailed,
+    EtlworksExecutionTimeout,
+    EtlworksForbidden,
+    EtlworksNotFound,
+    EtlworksRefused,
+    EtlworksStartRefused,
+    EtlworksStartUnknown,
+    EtlworksUnauthorized,
+    EtlworksUnreachable,
+)
+from airflow_provider_etlworks.sandbox import (
+    Fault,
+    SandboxFlow,
+    broken_body,
+    delay,
+    hang_up,
+    status,
+    truncated,
+)
+
+JSON = "application/json"
+# Longer than the read time-out of these tests.
+TOO_LATE = 1.5
+READ_TIMEOUT = 0.5
+
+LOST_BUT_CARRIED_OUT = {
+    "connection dropped": hang_up(),
+    "read time-out": delay(TOO_LATE),
+    "502 from a proxy": broken_body(code=502),
+    "503 from a proxy": broken_body(code=503),
+    "504 from a proxy": broken_body(code=504),
+    "500": broken_body(b'{"message":"Out of memory"}', content_type=JSON, code=500),
+    "408": broken_body(code=408),
+    "HTML": broken_body(),
+    "empty body": broken_body(b"", content_type=JSON),
+    "half a body": truncated(),
+    "half a document": broken_body(b'{"flowId": 7, "aud', content_type=JSON),
+    "a list": broken_body(b"[]", content_type=JSON),
+    "no audit id": broken_body(b'{"flowId": 7, "status": 0}', content_type=JSON),
+    "audit id null": broken_body(b'{"flowId": 7, "auditId": null, "status": 0}', content_type=JSON),
+    "audit id 0": broken_body(b'{"flowId": 7, "auditId": 0, "status": 0}', content_type=JSON),
+}
+LOST_AND_NOT_CARRIED_OUT = {
+    "connection dropped": hang_up(carried_out=False),
+    "read time-out": hang_up(carried_out=False, delay=TOO_LATE),
+    "502": status(502),
+    "503": status(503),
+    "504": status(504),
+    "500": status(500),
+    "408": status(408),
+    "HTML": status(200, body="<html>Please log in</html>"),
+    "empty body": status(200, body=""),
+}
+REFUSALS: dict[str, tuple[Fault, type[Exception]]] = {
+    "400": (status(400), EtlworksBadRequest),
+    "401": (status(401), EtlworksUnauthorized),
+    "403": (status(403), EtlworksForbidden),
+    "404": (status(404), EtlworksNotFound),
+    "405": (status(405), EtlworksBadRequest),
+    "409": (status(409), EtlworksConflict),
+    "415": (status(415), EtlworksBadRequest),
+    "200 that says no": (
+        status(200, body='{"success": false, "message": "An armed fault"}', headers={"Content-Type": JSON}),
+        EtlworksRefused,
+    ),
+    "canceled": (
+        status(200, body='{"status": 2, "exception": "An armed fault"}', headers={"Content-Type": JSON}),
+        EtlworksStartRefused,
+    ),
+    "not executed": (
+        status(200, body='{"status": 3, "exception": "An armed fault"}', headers={"Content-Type": JSON}),
+        EtlworksStartRefused,
+    ),
+}
+
+both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+
+
+# --- The answer to the start is lost --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [300, 0], ids=["still going", "ended before the look"])
+@pytest.mark.parametrize("fault", LOST_BUT_CARRIED_OUT)
+def test_a_start_that_was_carried_out_is_found_and_not_sent_again(etlworks: Etlworks, fault: str, running: int) -> None:
+    etlworks.connect(read_timeout=READ_TIMEOUT)
+    etlworks.flow(running=running)
+    etlworks.task().run()
+    etlworks.sandbox.fault("POST", RUN_PATH, LOST_BUT_CARRIED_OUT[fault])
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert len(went.accepted) == 1
+    assert went.result is not None
+    assert went.result["audit_id"] == went.accepted[0]
+    assert etlworks.asked("POST", RUN_PATH) == 2  # one per task
+    assert "Found the run" in etlworks.log_text
+
+
+@pytest.mark.parametrize("fault", LOST_AND_NOT_CARRIED_OUT)
+def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, fault: str) -> None:
+    etlworks.connect(read_timeout=READ_TIMEOUT)
+    etlworks.sandbox.fault("POST", RUN_PATH, LOST_AND_NOT_CARRIED_OUT[fault])
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert len(went.accepted) == 1
+    assert etlworks.asked("POST", RUN_PATH) == 2
+    assert etlworks.warnings("The answer to the start was lost")
+    assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
+
+
+def test_a_run_that_shows_late_is_waited_for(etlworks: Etlworks) -> None:
+    etlworks.flow(running=300, visible_after=40)
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+def test_an_answer_without_an_audit_id_whose_run_nobody_finds_fails(etlworks: Etlworks) -> None:
+    answer = status(200, body='{"flowId": 7, "status": 0}', headers={"Content-Type": JSON})
+    etlworks.sandbox.fault("POST", RUN_PATH, answer)
+
+    went = etlworks.task().run()
+
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert "accepted the start of flow 7, but gave no audit id" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+def test_a_start_that_is_lost_twice_is_not_sent_a_third_time(etlworks: Etlworks) -> None:
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False), times=None)
+
+    went = etlworks.task().run()
+
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert "asked to start twice" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 2
+
+
+def test_the_log_shows_what_came_instead_of_an_answer(etlworks: Etlworks) -> None:
+    etlworks.sandbox.fault("POST", RUN_PATH, broken_body())
+
+    etlworks.task().run()
+
+    assert etlworks.warnings("The answer to the start was lost", "text/html", "The proxy has no answer")
+
+
+@pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
+def test_of_two_candidates_none_is_guessed(etlworks: Etlworks, login: str | None) -> None:
+    if login:
+        etlworks.connect(login=login, password="sandbox")
+    etlworks.flow(running=0)
+    task = etlworks.task()
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+    other: list[int] = []
+    assert task.store is not None
+    task.store.before_the_start = lambda: other.append(etlworks.run_of_somebody_else())
+
+    went = task.run()
+
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert went.error.candidates == (went.accepted[0], other[0])
+    assert all(str(each) in str(went.error) for each in went.error.candidates)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("whose", ["schedule", "another user"])
+def test_a_run_of_somebody_else_is_not_taken_for_ours(etlworks: Etlworks, whose: str) -> None:
+    etlworks.connect(login="sandbox", password="sandbox")
+    etlworks.flow(running=0)
+    task = etlworks.task()
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False))
+    start = {"schedule": lambda: etlworks.sandbox.run_by_schedule(FLOW), "another user": etlworks.run_of_somebody_else}
+    assert task.store is not None
+    task.store.before_the_start = start[whose]
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert [went.result["audit_id"]] == went.accepted
+    assert etlworks.asked("POST", RUN_PATH) == 2
+
+
+def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600)
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+    etlworks.sandbox.fault("GET", HISTORY_PATH, status(503), times=20)
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+# --- The start certainly was not carried out ------------------------------------------------------------------------
+
+
+def test_a_start_that_did_not_reach_the_server_is_repeated(etlworks: Etlworks) -> None:
+    task = etlworks.task()
+    assert task.store is not None
+    task.store.before_the_start = lambda: (etlworks.sandbox.stop(), etlworks.clock.at(0.1, etlworks.sandbox.start))
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 1
+    assert etlworks.warnings("It did not reach the server.", "Trying again")
+    assert etlworks.asked("GET", HISTORY_PATH) == 0  # nothing to look for
+
+
+def test_a_server_that_stays_away_is_named(etlworks: Etlworks) -> None:
+    etlworks.sandbox.stop()
+
+    went = etlworks.task().run()
+
+    assert isinstance(went.error, EtlworksUnreachable)
+    assert etlworks.sandbox.url in str(went.error)
+    assert len(etlworks.warnings("Trying again")) == 3
+
+
+def test_a_start_over_the_limit_waits_as_asked(etlworks: Etlworks) -> None:
+    etlworks.sandbox.fault("POST", RUN_PATH, status(429, headers={"Retry-After": "30"}))
+
+    went = etlworks.task(wait_for_completion=False).run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 2
+    assert etlworks.clock.time() - BEGINNING >= 30
+
+
+@both_modes
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refused_start_fails_at_once_with_the_servers_words(
+    etlworks: Etlworks, refusal: str, deferrable: bool
+) -> None:
+    fault, kind = REFUSALS[refusal]
+    etlworks.sandbox.fault("POST", RUN_PATH, fault)
+
+    went = etlworks.task(deferrable=deferrable).run()
+
+    assert went.colour == "failed"
+    assert isinstance(went.error, kind)
+    assert "An armed fault" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+    assert etlworks.clock.pauses == []
+
+
+@pytest.mark.parametrize(("code", "colour"), [(4, "success"), (5, "failed")])
+def test_a_start_that_ran_at_once_is_known_by_its_record(etlworks: Etlworks, code: int, colour: str) -> None:
+    etlworks.flow(running=0, ends="success" if code == 4 else "error")
+    answer = json.dumps({"flowId": FLOW, "auditId": 8721934, "status": code})
+    etlworks.sandbox.fault("POST", RUN_PATH, broken_body(answer, content_type=JSON))
+
+    assert etlworks.task().run().colour == colour
+
+
+def test_a_start_that_failed_at_once_without_a_run_says_why(etlworks: Etlworks) -> None:
+    answer = status(200, body='{"status": 5, "exception": "No such connection"}', headers={"Content-Type": JSON})
+    etlworks.sandbox.fault("POST", RUN_PATH, answer)
+
+    went = etlworks.task().run()
+
+    assert isinstance(went.error, EtlworksStartRefused)
+    assert "No such connection" in str(went.error)
+
+
+# --- Another run is going -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[False, True], ids=["id not told", "id told"])
+def busy(etlworks: Etlworks, request: pytest.FixtureRequest) -> int:
+    """Let another run be in the way for five minutes; return its audit id."""
+    if request.param:
+        etlworks.tell_running_audit_id()
+    etlworks.flow(running=300)
+    return etlworks.run_of_somebody_else()
+
+
+@both_modes
+def test_already_running_fails_by_default_and_names_the_run(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+    went = etlworks.task(deferrable=deferrable).run()
+
+    assert isinstance(went.error, EtlworksAlreadyRunning)
+    assert went.error.audit_id == busy
+    assert f"run {busy}" in str(went.error)
+    assert "alice@example.com" in str(went.error)
+    assert "on_already_running" in str(went.error)
+    assert etlworks.sandbox.runs_started() == 1
+
+
+@both_modes
+def test_already_running_may_wait_and_then_starts_ours(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+    went = etlworks.task(on_already_running="wait", deferrable=deferrable).run()
+
+    assert went.colour == "success"
+    (ours,) = went.accepted
+    by_id = {run.audit_id: run for run in etlworks.sandbox.runs()}
+    assert by_id[busy].ended is not None
+    assert by_id[busy].ended <= by_id[ours].accepted
+
+
+def test_waiting_for_another_run_ends_at_the_time_out(etlworks: Etlworks, busy: int) -> None:
+    went = etlworks.task(on_already_running="wait", timeout=120).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert f"run {busy}, in its way" in str(went.error)
+    assert [run.audit_id for run in etlworks.sandbox.runs()] == [busy]
+    assert etlworks.asked("POST", STOP_PATH) == 0
+
+
+@both_modes
+def test_already_running_may_attach_to_that_run(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+    went = etlworks.task(on_already_running="attach", deferrable=deferrable).run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert went.result["audit_id"] == busy
+    assert etlworks.sandbox.runs_started() == 1
+    assert "it is not ours" in etlworks.log_text
+
+
+@both_modes
+def test_a_run_that_is_only_followed_is_never_stopped(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+    went = etlworks.task(on_already_running="attach", deferrable=deferrable, timeout=60).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert "left going" in str(went.error)
+    assert str(busy) in str(went.error)
+    assert etlworks.asked("POST", STOP_PATH) == 0
+
+
+def test_already_running_may_skip(etlworks: Etlworks, busy: int) -> None:
+    went = etlworks.task(on_already_running="skip").run()
+
+    assert went.colour == "skipped"
+    assert [run.audit_id for run in etlworks.sandbox.runs()] == [busy]
+
+
+@pytest.mark.parametrize("policy", ["fail", "wait", "attach"])
+def test_a_run_that_is_being_stopped_is_not_in_the_way(etlworks: Etlworks, busy: int, policy: str) -> None:
+    etlworks.sandbox._organization.runs.find(busy).stopped_at = etlworks.clock.time()  # type: ignore[union-attr]
+    etlworks.sandbox._organization.runs.find(busy).stop_takes = 90  # type: ignore[union-attr]
+
+    went = etlworks.task(on_already_running=policy).run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert [went.result["audit_id"]] == went.accepted
+    assert "is being stopped; waiting for its end" in etlworks.log_text
+
+
+@pytest.mark.parametrize("policy", ["fail", "attach"])
+def test_a_run_in_the_way_that_etlworks_does_not_show_is_no_reason_to_wait_for_ever(
+    etlworks: Etlworks, policy: str
+) -> None:
+    etlworks.flow(running=86_400)
+    etlworks.run_of_somebody_else()
+    etlworks.sandbox.finish(etlworks.run_of_somebody_else())  # the newest has ended, an older one goes on
+
+    went = etlworks.task(on_already_running=policy).run()
+
+    assert isinstance(went.error, EtlworksAlreadyRunning)
+    assert etlworks.clock.time() - BEGINNING < 600
+    assert went.accepted == []
+
+
+def test_a_run_that_ends_between_the_two_answers_is_not_in_the_way(etlworks: Etlworks, busy: int) -> None:
+    etlworks.sandbox.finish(busy)
+    answer = status(200, body='{"flowId": 7, "status": 1}', headers={"Content-Type": JSON})
+    etlworks.sandbox.fault("POST", RUN_PATH, answer)
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 2
+
+
+def test_already_running_after_a_lost_start_is_our_own_run(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600, visible_after=100)  # not seen within the grace
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+
+    went = etlworks.task().run()
+
+    assert went.colour == "success"
+    assert etlworks.asked("POST", RUN_PATH) == 2
+    assert len(went.accepted) == 1
+
+
+# --- Parameters and names -------------------------------------------------------------------------------------------
+
+
+def test_parameters_arrive_as_flat_texts(etlworks: Etlworks) -> None:
+    task = etlworks.task(
+        parameters={"runDate": "{{ ds }}", "rows": 3, "factor": 1.5, "full": True, "city": "Zürich — 東京", "empty": ""}
+    )
+    operator = task.operator()
+    operator.render_template_fields({"ds": "2026-05-09"})
+    operator.execute(task.next_try())
+
+    (run,) = etlworks.sandbox.runs()
+    assert run.parameters == {
+        "runDate": "2026-05-09",
+        "rows": "3",
+        "factor": "1.5",
+        "full": "true",
+        "city": "Zürich — 東京",
+        "empty": "",
+    }
+
+
+def test_run_options_travel_in_the_url_and_parameters_do_not(etlworks: Etlworks) -> None:
+    etlworks.task(run_options={"parallel": True}, parameters={"secretWord": "swordfish"}, flow_name=FLOW_NAME).run()
+
+    (start,) = [each for each in etlworks.sandbox.requests if each.path == RUN_PATH]
+    assert start.query == {"parallel": ["true"]}
+    assert json.loads(start.body) == {"secretWord": "swordfish"}
+    assert "swordfish" not in etlworks.log_text
+    assert "secretWord" in etlworks.log_text
+
+
+# --- Every tenth request fails --------------------------------------------------------------------------------------
+
+
+class EveryTenthFails:
+    """Lets every tenth request fail in a random, reproducible way. Takes the place of the sandbox's faults."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311  # no secret
+        self._count = 0
+        self._faults = {
+            **{f"{code} instead": status(code) for code in (408, 500, 502, 503, 504)},
+            "429": status(429, headers={"Retry-After": "5"}),
+            "too late": delay(TOO_LATE),
+            "carried out by nobody, and too late": hang_up(carried_out=False, delay=TOO_LATE),
+            "slow": delay(0.01),
+            "dropped": hang_up(),
+            "dropped before": hang_up(carried_out=False),
+            "cut off": truncated(),
+            **{f"HTML with {code}": broken_body(code=code) for code in (200, 502, 503)},
+            "half a document": broken_body(b'{"flowId": 7, "aud', content_type=JSON),
+        }
+        self.untried = list(self._faults)
+
+    def take(self, method: str, path: str) -> Fault | None:
+        self._count += 1
+        if self._count % 10 != 0:
+            return None
+        kind = self._random.choice(list(self._faults))
+        if kind in self.untried:
+            self.untried.remove(kind)
+        return self._faults[kind]
+
+
+def test_300_runs_with_a_fault_on_every_tenth_request(etlworks: Etlworks) -> None:
+    etlworks.connect(login="sandbox", password="sandbox", read_timeout=0.2)
+    etlworks.logged.set_level("INFO")
+    endings = ("success", "warning", "error", "canceled")
+    for number, ends in enumerate(endings, start=1):
+        etlworks.sandbox.add_flow(SandboxFlow(number, f"Ends in {ends}", queued=1, running=25, ends=ends))
+    faults = EveryTenthFails(seed=20260509)
+    etlworks.sandbox._faults = faults  # type: ignore[assignment]
+    colours = {"success": "success", "warning": "success", "error": "failed", "canceled": "failed for good"}
+
+    for number in range(300):
+        ends = endings[number % 4]
+        named: dict[str, Any] = (
+            {"flow_name": f"Ends in {ends}"} if number % 3 == 0 else {"flow_id": endings.index(ends) + 1}
+        )
+        task = etlworks.task(**named, deferrable=number % 2 == 0, log_lines=3)
+        before = etlworks.sandbox.runs_started()
+
+        went = _with_retries(task)
+
+        assert etlworks.sandbox.runs_started() == before + 1, f"run {number} ({ends}): {went.error}"
+        assert went.colour == colours[ends], f"run {number} ({ends}): {went.error}"
+        assert task.xcoms["audit_id"] == etlworks.sandbox.runs()[-1].audit_id
+
+    assert etlworks.sandbox.runs_started() == 300
+    assert faults.untried == [], "not every kind of fault was met"
+
+
+def _with_retries(task: Task) -> Any:
+    """Retry as Airflow does, but for a run that has ended badly."""
+    for _ in range(3):
+        went = task.run()
+        if went.colour != "failed" or isinstance(went.error, EtlworksExecutionFailed):
+            break
+    return went
