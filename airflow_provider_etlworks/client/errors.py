@@ -38,12 +38,15 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
 
 _EXCERPT_LENGTH = 300
-_SCRIPTS = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-_TAGS = re.compile(r"<[^>]*>")
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(r"<[/!?a-z][^>]*(?:>|\Z)", re.IGNORECASE)
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 _SECRET_FIELD = re.compile(
-    r"""(["']?(?:token|password|secret|api[_-]?key|authorization)["']?\s*[:=]\s*["']?)[^"'\s,;&}]+""", re.IGNORECASE
+    r"""((?:token|password|secret|api[_-]?key|authorization)\\*["']?\s*[:=]\s*)"""
+    # In quotes that are escaped, in quotes, or bare.
+    r"""(?:\\+(["']).*?(?:\\+\2|\Z)|(["'])(?:\\.|(?!\3)[^\\])*|[^"'\s,;&}]+)""",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -62,7 +65,7 @@ def excerpt(body: bytes | str, secrets: Iterable[str] = (), length: int = _EXCER
     # Far more than is shown, so that a page's text is found behind its head, and little enough to stay cheap.
     text = body[: 64 * length].decode("utf-8", "replace") if isinstance(body, bytes) else body[: 64 * length]
     if "<" in text:
-        text = html.unescape(_TAGS.sub(" ", _SCRIPTS.sub(" ", text)))
+        text = html.unescape(_TAGS.sub(" ", _HIDDEN.sub(" ", text)))
     text = redact(" ".join(text.split()), secrets)
     return text if len(text) <= length else text[: length - 1] + "…"
 
