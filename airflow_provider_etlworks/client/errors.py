@@ -229,6 +229,7 @@ _BY_STATUS: dict[int, type[EtlworksApiError]] = {
 }
 
 _ADVICE: dict[type[EtlworksApiError], str] = {
+    EtlworksUnauthorized: "The API key, or login and password, is wrong or has expired.",
     EtlworksForbidden: "The user's role does not allow this.",
     EtlworksNotFound: "It does not exist, or this user cannot see it.",
     EtlworksConflict: "It was changed by somebody else, or the name is taken.",
