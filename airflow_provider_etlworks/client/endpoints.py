@@ -74,7 +74,7 @@ class Answer:
             return None
         try:
             return json_module.loads(self.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             kind = self.headers.get("content-type", "no content type")
             raise EtlworksReplyError(
                 f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self.body)!r}. "
@@ -84,7 +84,8 @@ class Answer:
     @property
     def refusal(self) -> str | None:
         """Why Etlworks refused, where the body says ``"success": false``; ``None`` where it does not."""
-        if not (self.body.startswith(b"{") and b'"success"' in self.body[:_LONGEST_REFUSAL]):
+        head = self.body[:_LONGEST_REFUSAL].lstrip()
+        if not (head.startswith(b"{") and b'"success"' in head):
             return None
         try:
             body = self.json
@@ -156,7 +157,8 @@ class Call(Generic[T]):
                 raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status)
             return self.read(answer)
         except EtlworksReplyError as error:
-            raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from error
+            # Not ``from error``: its text may still hold a secret.
+            raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from None
 
     def error(self, answer: Answer, secrets: Sequence[str] = ()) -> EtlworksApiError:
         """Return the error that an answer stands for, with what the server says in plain text."""
