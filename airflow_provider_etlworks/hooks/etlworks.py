@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksConflict,
@@ -31,7 +30,6 @@ from airflow_provider_etlworks.client.models import (
 )
 from airflow_provider_etlworks.client.starting import Start
 from airflow_provider_etlworks.client.stopping import Stop, stop
-from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import BaseHook
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, CONNECTION_TYPE, FIELD_BEHAVIOUR
@@ -39,7 +37,9 @@ from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, CONNECTIO
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
+    from airflow_provider_etlworks.client.sync import EtlworksClient
 
 DEFAULT_CONN_ID = "etlworks_default"
 
@@ -98,7 +98,7 @@ class EtlworksHook(BaseHook):
     @cached_property
     def client(self) -> EtlworksClient:
         """The client of this connection, with one pool of TCP connections."""
-        return EtlworksClient(self.settings)
+        return _client(self.settings)
 
     def get_conn(self) -> EtlworksClient:
         """Return :attr:`client`."""
@@ -107,6 +107,8 @@ class EtlworksHook(BaseHook):
     @asynccontextmanager
     async def async_client(self) -> AsyncIterator[AsyncEtlworksClient]:
         """Give a client for an event loop: ``async with hook.async_client() as client``."""
+        from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+
         async with AsyncEtlworksClient(await self.read_settings()) as client:
             yield client
 
@@ -124,7 +126,7 @@ class EtlworksHook(BaseHook):
         """
         try:
             settings = self.settings.with_timeouts(**_TEST_TIMEOUTS)
-            with EtlworksClient(settings) as client:
+            with _client(settings) as client:
                 page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
         except EtlworksNotFound as error:
             return False, f"{error} Is Host the address of an Etlworks instance?"
@@ -293,7 +295,7 @@ class EtlworksHook(BaseHook):
 
         :return: whether Etlworks accepted, and a sentence for a person. Does not raise what Etlworks causes.
         """
-        with EtlworksClient(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
             return client.converse(stop(flow_id, audit_id, self.settings.stop_path))
 
     def execution_history(self, flow_id: int) -> Iterator[Execution]:
@@ -389,3 +391,10 @@ class EtlworksHook(BaseHook):
         return self.client.send(
             endpoints.request(method, path, query=query, json=json, root_url=self.settings.root_url)
         )
+
+
+def _client(settings: ClientSettings) -> EtlworksClient:
+    # A triggerer never needs requests, and importing it would hold up its event loop.
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    return EtlworksClient(settings)
