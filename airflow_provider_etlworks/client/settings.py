@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -33,20 +34,29 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
     written = (host or "").strip()
     if not written:
         raise EtlworksConfigError(f"The connection has no Host. {_HOST_EXAMPLE}")
-    scheme = (scheme or "").strip().lower() or "https"
+    # Before anything else, so that no other message repeats them.
+    if "@" in written:
+        raise EtlworksConfigError("Host contains credentials. Put them into Login and Password.")
+    if "://" not in written:
+        scheme = (scheme or "").strip().lower() or "https"
+        if scheme not in _DEFAULT_PORTS:
+            raise EtlworksConfigError(f"Schema is {scheme!r}; it must be http or https, or empty.")
+        written = f"{scheme}://{written}"
     try:
-        parts = urlsplit(written if "://" in written else f"{scheme}://{written}")
+        parts = urlsplit(written)
         own_port = parts.port
     except ValueError as error:
         raise EtlworksConfigError(f"Host {redact(written)!r} is no address: {error}. {_HOST_EXAMPLE}") from None
-    # The text itself is not repeated here: it may hold a password.
-    if parts.username is not None or parts.password is not None:
-        raise EtlworksConfigError("Host contains credentials. Put them into Login and Password.")
     if parts.scheme not in _DEFAULT_PORTS:
-        raise EtlworksConfigError(f"The scheme of the address is {parts.scheme!r}; it must be http or https.")
-    if not parts.hostname or any(character.isspace() for character in parts.netloc) or parts.query or parts.fragment:
+        raise EtlworksConfigError(f"Host begins with '{parts.scheme}://'; it must be http or https.")
+    hostname = parts.hostname or ""
+    # "https:/example.com" names a host called "https".
+    names_no_host = not hostname or hostname in _DEFAULT_PORTS or any(map(str.isspace, parts.netloc))
+    if names_no_host or own_port == 0 or parts.query or parts.fragment:
         raise EtlworksConfigError(f"Host {redact(written)!r} is no address. {_HOST_EXAMPLE}")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if own_port is None and port is not None and not 0 < port < 65_536:
+        raise EtlworksConfigError(f"Port is {port!r}; it must be a number from 1 to 65535, or empty.")
+    name = f"[{hostname}]" if ":" in hostname else hostname
     port = own_port if own_port is not None else port
     path = [segment for segment in parts.path.split("/") if segment]
     if path[-1:] == ["v1"]:
@@ -101,7 +111,7 @@ class ClientSettings:
                 "Was a line break copied with it?"
             )
         for name in ("connect_timeout", "read_timeout"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise EtlworksConfigError(
                     f"{name} is {getattr(self, name)!r}; it is a number of seconds greater than 0."
                 )
