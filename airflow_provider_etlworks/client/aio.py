@@ -74,7 +74,7 @@ class AsyncEtlworksClient:
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
         # Reading certificates takes tens of milliseconds: not on the event loop.
-        tls = await asyncio.to_thread(_tls, verification(self.settings))
+        tls = await asyncio.to_thread(_tls, self.settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=POOL_SIZE, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(
@@ -162,7 +162,7 @@ class AsyncEtlworksClient:
             try:
                 body = await response.read()
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-                raise unreachable(call, self.settings, error, unprocessed=False) from error
+                raise unreachable(call, self.settings, error, unprocessed=False) from None
             return call.result(_answer(response, body), self._auth.secrets)
 
     @asynccontextmanager
@@ -184,7 +184,7 @@ class AsyncEtlworksClient:
                     proxy=self._proxy,
                 )
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from error
+                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
             async with response:
                 answer = _answer(response, b"")
                 if answer.status == 429 and answer.retry_after is not None:
@@ -202,8 +202,11 @@ def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:
 
 def _never_sent(error: BaseException) -> bool:
     """Whether a request certainly never left: no connection came to be."""
-    return isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+    return isinstance(
+        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+    )
 
 
-def _tls(verify: bool | str) -> ssl.SSLContext | bool:
+def _tls(settings: ClientSettings) -> ssl.SSLContext | bool:
+    verify = verification(settings)
     return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify

@@ -41,6 +41,7 @@ _EXCERPT_LENGTH = 300
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAGS = re.compile(r"<[/!?a-z][^>]*(?:>|\Z)", re.IGNORECASE)
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 _SECRET_FIELD = re.compile(
     r"""((?:token|password|secret|api[_-]?key|authorization)\\*["']?\s*[:=]\s*)"""
@@ -56,6 +57,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         if secret:
             text = text.replace(secret, "***")
     text = _JWT.sub("***", text)
+    text = _CREDENTIALS_IN_URL.sub("***", text)
     text = _BEARER.sub(r"\1***", text)
     return _SECRET_FIELD.sub(r"\1***", text)
 

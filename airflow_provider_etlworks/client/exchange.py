@@ -7,7 +7,8 @@ A transport adds only how bytes are sent, how one waits, and how one locks.
 from __future__ import annotations
 
 import os
-import urllib.request
+import re
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
     redact,
 )
+from airflow_provider_etlworks.client.settings import proxy_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +36,7 @@ POOL_SIZE = 10
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_REDIRECT_CHAIN = 5
+_URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,12 @@ def redirected(request: Request, call: Call[Any], answer: Answer) -> Request | N
 def unreachable(
     call: Call[Any], settings: ClientSettings, error: BaseException, *, unprocessed: bool
 ) -> EtlworksUnreachable:
-    """Return the error for a request that got no (whole) answer."""
-    cause = redact(str(error) or type(error).__name__, settings.secrets)
+    """
+    Return the error for a request that got no (whole) answer.
+
+    It tells all that ``error`` says but secrets: raise it ``from None``, so that no traceback repeats the original.
+    """
+    cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
     sent = "It did not reach the server." if unprocessed else "The server may have received it."
     return EtlworksUnreachable(
         f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {sent}",
@@ -100,29 +107,42 @@ def unreachable(
 
 
 def proxy_for(settings: ClientSettings) -> str | None:
-    """Return the proxy to use: the connection's, else the environment's, unless ``NO_PROXY`` names the host."""
+    """
+    Return the proxy to use: the connection's, else the environment's, unless ``NO_PROXY`` names the host.
+
+    :raises EtlworksConfigError: the environment's is no address of an HTTP proxy.
+    """
     if settings.proxy:
-        return settings.proxy
-    parts = urlsplit(settings.root_url)
-    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
+        return proxy_url(settings.proxy)
+    # A DAG file's import must not load requests. It knows more forms of NO_PROXY than Python itself: ports, networks.
+    from requests.utils import get_environ_proxies, select_proxy
+
+    found: str | None = select_proxy(settings.root_url, get_environ_proxies(settings.root_url))
+    return found and proxy_url(found, "The proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)")
 
 
 def verification(settings: ClientSettings) -> bool | str:
     """
     Return what to check certificates with: ``False``, or the path of a CA bundle; the same for both transports.
 
-    :raises EtlworksConfigError: there is no such file.
+    :raises EtlworksConfigError: there is no such file, or it holds no certificates.
     """
     if settings.verify is False:
         return False
-    environment = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-    path = settings.verify if isinstance(settings.verify, str) else environment
-    if path is None:
-        import certifi
+    bundles = {"verify": settings.verify} if isinstance(settings.verify, str) else _bundles_of_environment()
+    for name, path in bundles.items():
+        if not Path(path).is_file():
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
+        try:
+            ssl.create_default_context(cafile=path)
+        except ssl.SSLError as error:
+            raise EtlworksConfigError(f"{name} names {path!r}, which is no CA bundle: {error}") from error
+        return path
+    import certifi
 
-        return certifi.where()
-    if not Path(path).is_file():
-        raise EtlworksConfigError(f"verify names the CA bundle {path!r}; there is no such file on this machine.")
-    return path
+    return certifi.where()
+
+
+def _bundles_of_environment() -> dict[str, str]:
+    names = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+    return {name: path for name in names if (path := os.environ.get(name))}

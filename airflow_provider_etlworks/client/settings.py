@@ -69,6 +69,27 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
     return "/".join([address, *path])
 
 
+def proxy_url(written: str, field_name: str = "proxy") -> str:
+    """
+    Return the URL of a proxy, which may be written without its scheme.
+
+    :param written: such as ``http://proxy.example.com:3128``.
+    :param field_name: where it comes from, for the reader of the error.
+    :raises EtlworksConfigError: this is no address of an HTTP proxy. It is not repeated: it may hold a password.
+    """
+    url = written if "://" in written else f"http://{written}"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise EtlworksConfigError(
+            f"{field_name} is no address of an HTTP proxy. Write it like 'http://proxy.example.com:3128'."
+        )
+    return url
+
+
 @dataclass(frozen=True)
 class ClientSettings:
     """
@@ -119,6 +140,8 @@ class ClientSettings:
             raise EtlworksConfigError(
                 f"requests_per_minute is {self.requests_per_minute!r}; it is a whole number, and 0 is no limit."
             )
+        if self.proxy is not None:
+            proxy_url(self.proxy)
         self._check_template("stop_path", self.stop_path, begins_with=("/",), example=DEFAULT_STOP_PATH)
         if self.ui_url is not None:
             example = "https://etlworks.example.com/runs/{audit_id}"
@@ -148,7 +171,7 @@ class ClientSettings:
     @property
     def secrets(self) -> Sequence[str]:
         """Texts that must never be seen in a log or a message."""
-        proxy_password = urlsplit(self.proxy).password if self.proxy else None
+        proxy_password = urlsplit(proxy_url(self.proxy)).password if self.proxy else None
         return (self.password, proxy_password) if proxy_password else (self.password,)
 
     def execution_url(self, flow_id: int, audit_id: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -203,7 +204,7 @@ class EtlworksClient:
                     stream=True,
                 )
             except requests.RequestException as error:
-                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from error
+                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
             with response:
                 answer = _answer(response, b"")
                 if answer.status == 429 and answer.retry_after is not None:
@@ -218,18 +219,26 @@ class EtlworksClient:
         try:
             yield from response.iter_content(_CHUNK)
         except requests.RequestException as error:
-            raise unreachable(call, self.settings, error, unprocessed=False) from error
+            raise unreachable(call, self.settings, error, unprocessed=False) from None
 
 
 def _answer(response: requests.Response, body: bytes) -> Answer:
     return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
 
 
+_NO_CONNECTION = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.ProxyError,
+    ssl.SSLCertVerificationError,
+)
+
+
 def _never_sent(error: BaseException) -> bool:
     """Whether a request certainly never left: no connection came to be."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)):
+        if isinstance(seen, _NO_CONNECTION):
             return True
         reason = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
         seen = reason if isinstance(reason, BaseException) else seen.__cause__
