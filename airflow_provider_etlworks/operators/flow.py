@@ -194,7 +194,8 @@ class EtlworksRunFlowOperator(BaseOperator):
             value = getattr(self, name)
             if name == "timeout" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            # Infinity is not JSON, so it could not be handed to a trigger.
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise ValueError(f"{self.task_id}: {name} is {value!r}; it is a number of seconds greater than 0.")
         if isinstance(self.log_lines, bool) or not isinstance(self.log_lines, int) or self.log_lines < 0:
             raise ValueError(f"{self.task_id}: log_lines is {self.log_lines!r}; it is a whole number, 0 for none.")
