@@ -1,0 +1,145 @@
+"""The connection: its form, its fields, and what is said of a field that cannot work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, fields
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, FIELD_BEHAVIOUR, get_provider_info
+
+FROM_THE_COMMON_FIELDS = {"root_url", "login", "password"}
+
+
+def connection(extra: Any = None, **changes: Any) -> Any:
+    common = {
+        "conn_id": "etl",
+        "host": "etlworks.example.com",
+        "port": None,
+        "schema": None,
+        "login": None,
+        "password": "swordfish",
+    }
+    text = json.dumps(extra) if isinstance(extra, (dict, list)) else extra
+    return SimpleNamespace(**{**common, **changes}, extra=text)
+
+
+def test_form_checks_and_client_have_the_same_fields() -> None:
+    settings = {each.name for each in fields(ClientSettings)}
+    (declared,) = get_provider_info()["connection-types"]
+
+    assert set(CONNECTION_FIELDS) == settings - FROM_THE_COMMON_FIELDS
+    assert declared["conn-fields"] == CONNECTION_FIELDS
+    assert declared["ui-field-behaviour"] == FIELD_BEHAVIOUR
+    assert declared["connection-type"] == EtlworksHook.conn_type
+    assert declared["hook-name"] == EtlworksHook.hook_name
+
+
+def test_every_default_that_the_form_tells_is_the_clients() -> None:
+    defaults = {each.name: each.default for each in fields(ClientSettings) if each.default is not MISSING}
+
+    for name in ("connect_timeout", "read_timeout", "requests_per_minute", "stop_path"):
+        said = CONNECTION_FIELDS[name]["description"].rpartition("Default: ")[2].rstrip(".")
+        assert said == f"{defaults[name]:g}" if name != "stop_path" else said == defaults[name]
+
+
+def test_airflow_2_gets_the_same_form() -> None:
+    pytest.importorskip("wtforms")
+    pytest.importorskip("flask_appbuilder")
+
+    widgets = EtlworksHook.get_connection_form_widgets()
+
+    assert list(widgets) == list(CONNECTION_FIELDS)
+    for name, unbound in widgets.items():
+        assert unbound.args == (CONNECTION_FIELDS[name]["label"],)
+        assert unbound.kwargs["description"] == CONNECTION_FIELDS[name]["description"]
+
+
+def test_airflow_2_gets_the_same_field_behaviour() -> None:
+    behaviour = EtlworksHook.get_ui_field_behaviour()
+
+    assert behaviour == {
+        "hidden_fields": FIELD_BEHAVIOUR["hidden-fields"],
+        "relabeling": FIELD_BEHAVIOUR["relabeling"],
+        "placeholders": FIELD_BEHAVIOUR["placeholders"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        (connection(), {"password": "swordfish", "login": None, "root_url": "https://etlworks.example.com"}),
+        (connection(password=" swordfish\n"), {"password": "swordfish"}),
+        (connection(login=" maria ", password=" with blanks "), {"login": "maria", "password": " with blanks "}),
+        (connection(login="  "), {"login": None}),
+        (connection(host="http://etl:8080/rest/"), {"root_url": "http://etl:8080"}),
+        (connection(port=8443, schema="https"), {"root_url": "https://etlworks.example.com:8443"}),
+        (
+            connection(dict.fromkeys(CONNECTION_FIELDS, "")),
+            {"verify": True, "read_timeout": 30.0, "connect_timeout": 10.0, "requests_per_minute": 300},
+        ),
+        (connection(dict.fromkeys(CONNECTION_FIELDS)), {"stop_path": "/v1/flows/{flow_id}/stop?auditId={audit_id}"}),
+        (
+            # As the form of Airflow 2 stores them: all texts.
+            connection({"verify": "False", "read_timeout": "60", "connect_timeout": "2.5", "requests_per_minute": "0"}),
+            {"verify": False, "read_timeout": 60.0, "connect_timeout": 2.5, "requests_per_minute": 0},
+        ),
+        (connection({"verify": False}), {"verify": False}),
+        (connection({"verify": "true"}), {"verify": True}),
+        (connection({"verify": "/etc/ca.pem"}), {"verify": "/etc/ca.pem"}),
+        (connection({"tenant_id": 12}), {"tenant_id": "12"}),
+        (connection({"ui_url": "https://e/{flow_id}/{audit_id}"}), {"ui_url": "https://e/{flow_id}/{audit_id}"}),
+        (connection({"stop_path": "/v1/stop/{audit_id}"}), {"stop_path": "/v1/stop/{audit_id}"}),
+        (connection({"proxy": "http://proxy:3128"}), {"proxy": "http://proxy:3128"}),
+    ],
+)
+def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
+    read = settings_from(given)
+
+    assert {name: getattr(read, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (connection(host=None), "has no Host. Write it like 'app.etlworks.com'"),
+        (connection(host="  "), "has no Host"),
+        (connection(password=None), "no credentials. It needs an API key in Password, or Login and Password"),
+        (connection(password="  "), "no credentials"),
+        (connection(login="maria", password=""), "no credentials. It needs a Password for its Login"),
+        (connection(password="sword\nfish"), "Was a line break copied with it?"),
+        (connection("no JSON: swordfish"), "Extra is no JSON object"),
+        (connection(["swordfish"]), "Extra is no JSON object"),
+        (connection({"read_timout": 5}), "unknown field 'read_timout'. Did you mean 'read_timeout'?"),
+        (connection({"api_key": "swordfish"}), "unknown field 'api_key'"),
+        (connection({"tenant_id": {"id": "swordfish"}}), "'tenant_id' is a dict; it must be text"),
+        (connection({"verify": ["swordfish"]}), "'verify' is a list; it must be text"),
+        (connection({"proxy": True}), "'proxy' is a bool; it must be text"),
+        (connection({"connect_timeout": "soon"}), "'connect_timeout' is 'soon'; it must be a number of seconds"),
+        (connection({"connect_timeout": 0}), "connect_timeout is 0.0; it is a number of seconds greater than 0"),
+        (connection({"read_timeout": -1}), "read_timeout is -1.0; it is a number of seconds greater than 0"),
+        (connection({"read_timeout": True}), "'read_timeout' is True; it must be a number of seconds"),
+        (connection({"read_timeout": [1]}), "'read_timeout' is [1]; it must be a number of seconds"),
+        (connection({"requests_per_minute": 1.5}), "'requests_per_minute' is 1.5; it must be a whole number"),
+        (connection({"requests_per_minute": "many"}), "'requests_per_minute' is 'many'; it must be a whole number"),
+        (connection({"requests_per_minute": -1}), "requests_per_minute is -1; it is a whole number, and 0 is no limit"),
+        (connection({"stop_path": "v1/stop"}), "stop_path is 'v1/stop'; it begins with /"),
+        (connection({"stop_path": "/v1/{run}"}), "may hold {flow_id} and {audit_id}"),
+        (connection({"ui_url": "etlworks.example.com"}), "ui_url is 'etlworks.example.com'; it begins with http://"),
+        (connection({"ui_url": "https://e/{"}), "ui_url is 'https://e/{'"),
+    ],
+)
+def test_a_field_that_cannot_work_is_named_with_its_remedy(given: Any, message: str) -> None:
+    with pytest.raises(EtlworksConfigError, match="^Connection 'etl' cannot work. ") as refused:
+        settings_from(given)
+
+    assert message in str(refused.value)
+    assert "swordfish" not in str(refused.value)
+    assert refused.value.__cause__ is None

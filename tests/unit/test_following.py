@@ -1,0 +1,237 @@
+"""How a run is followed: by hand, without a network, hours in milliseconds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from support import BEGINNING, FastClock, carry_out
+
+from airflow_provider_etlworks.client.errors import (
+    EtlworksError,
+    EtlworksNotFound,
+    EtlworksReplyError,
+    EtlworksUnreachable,
+    api_error,
+)
+from airflow_provider_etlworks.client.following import (
+    DEFAULT_POLL_INTERVAL,
+    VISIBILITY_GRACE,
+    Ending,
+    Followed,
+    follow,
+    pause_before_next_look,
+)
+from airflow_provider_etlworks.client.models import Execution
+
+HOUR = 3600.0
+GONE = EtlworksNotFound("No such run.", status=404)
+DOWN = EtlworksUnreachable("Connection refused.")
+
+Timeline = Callable[[float], Execution | EtlworksError]
+
+
+@dataclass
+class Story:
+    """How following went: its end, and the seconds from the beginning at which the run was looked at."""
+
+    followed: Followed
+    looks: list[float]
+    log: list[str]
+
+    def lines(self, part: str) -> list[str]:
+        return [line for line in self.log if part in line]
+
+
+def record(status: str | None, **fields: Any) -> Execution:
+    return Execution(flow_id=7, audit_id=1, status=status, **fields)
+
+
+def followed(caplog: pytest.LogCaptureFixture, timeline: Timeline, **options: Any) -> Story:
+    """Follow a run whose record, or the failure to read it, depends on the seconds since the beginning."""
+    clock, looks = FastClock(), list[float]()
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+
+    def answer(_: Any) -> Execution | EtlworksError:
+        looks.append(clock.time() - BEGINNING)
+        assert len(looks) < 100_000, "nobody ever gives up"
+        return timeline(looks[-1])
+
+    conversation = follow(7, 1, clock=clock, log=logging.getLogger("follow"), **options)
+    return Story(carry_out(conversation, clock, answer), looks, [each.getMessage() for each in caplog.records])
+
+
+def running_until(seconds: float, ends: str = "success") -> Timeline:
+    return lambda now: record("running" if now < seconds else ends)
+
+
+def away(begin: float, end: float, fault: EtlworksError, then: Timeline) -> Timeline:
+    return lambda now: fault if begin <= now < end else then(now)
+
+
+# --- What a failed look means ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [3, VISIBILITY_GRACE - 5])
+def test_a_record_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
+    story = followed(caplog, away(0, seconds, GONE, running_until(100)), poll_interval=1)
+
+    assert story.followed.ending is Ending.FINISHED
+    assert story.followed.execution == record("success")
+
+
+@pytest.mark.parametrize("poll_interval", [1, 10, 60, 300])
+@pytest.mark.parametrize("gone_at", [0, 200])
+def test_a_record_that_stays_away_is_gone_and_no_verdict(
+    caplog: pytest.LogCaptureFixture, gone_at: float, poll_interval: float
+) -> None:
+    story = followed(
+        caplog, away(gone_at, HOUR, GONE, running_until(HOUR)), poll_interval=poll_interval, patience=2 * HOUR
+    )
+
+    assert story.followed.ending is Ending.LOST_TOUCH
+    assert "gone" in story.followed.detail
+    missed = [look for look in story.looks if look >= gone_at]
+    assert len(missed) >= 3
+    assert missed[-1] - missed[0] >= VISIBILITY_GRACE
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        DOWN,
+        EtlworksReplyError("HTML instead of JSON"),
+        *(api_error("GET /x", code, "") for code in (408, 425, 429, 500, 502, 503, 504)),
+    ],
+    ids=str,
+)
+def test_an_outage_within_the_patience_is_survived_quietly(
+    caplog: pytest.LogCaptureFixture, fault: EtlworksError
+) -> None:
+    story = followed(caplog, away(60, 60 + 1200, fault, running_until(HOUR)), patience=1800)
+
+    assert story.followed.ending is Ending.FINISHED
+    assert 1 <= len(story.lines("Cannot read the status")) <= 21
+    assert len(story.lines("can be read again")) == 1
+
+
+def test_an_outage_longer_than_the_patience_loses_touch_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    story = followed(caplog, away(60, 9 * HOUR, DOWN, running_until(HOUR)), patience=1800)
+
+    assert story.followed.ending is Ending.LOST_TOUCH
+    assert story.followed.error is DOWN
+    assert "Connection refused." in story.followed.detail
+    assert story.followed.execution == record("running")
+    assert 1800 <= story.looks[-1] - 60 < 1800 + 120
+
+
+def test_patience_begins_anew_after_each_good_look(caplog: pytest.LogCaptureFixture) -> None:
+    story = followed(
+        caplog, lambda now: DOWN if now < HOUR and now % 1000 > 100 else running_until(HOUR)(now), patience=1000
+    )
+
+    assert story.followed.ending is Ending.FINISHED
+
+
+@pytest.mark.parametrize("code", [302, 400, 401, 403, 405, 409, 415])
+def test_a_refusal_ends_the_watch_at_once(caplog: pytest.LogCaptureFixture, code: int) -> None:
+    refused = api_error("GET /x", code, "Not for you")
+
+    story = followed(caplog, away(100, HOUR, refused, running_until(HOUR)))
+
+    assert story.followed.ending is Ending.DENIED
+    assert story.followed.error is refused
+    assert "Not for you" in story.followed.detail
+    assert len([look for look in story.looks if look >= 100]) == 1
+
+
+def test_an_unknown_status_is_watched_on_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
+    recovers = followed(caplog, lambda now: record("archiving") if now < 500 else record("success"), patience=600)
+    stays = followed(caplog, lambda _: record("archiving"), patience=600)
+
+    assert recovers.followed.ending is Ending.FINISHED
+    assert stays.followed.ending is Ending.LOST_TOUCH
+    assert "'archiving'" in stays.followed.detail
+
+
+# --- When it looks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poll_interval", [1.0, DEFAULT_POLL_INTERVAL, 300.0])
+def test_an_old_run_is_looked_at_less_often_but_often_enough(
+    caplog: pytest.LogCaptureFixture, poll_interval: float
+) -> None:
+    story = followed(caplog, running_until(3 * HOUR), poll_interval=poll_interval)
+
+    pauses = [after - before for before, after in zip(story.looks, story.looks[1:], strict=False)]
+    assert min(pauses) >= 0.9 * poll_interval
+    assert max(pauses) <= max(60.0, poll_interval)
+    assert pauses[-1] >= max(54.0, 0.9 * poll_interval)
+    assert len(pauses) < 400
+    assert len({round(pause, 6) for pause in pauses}) > len(pauses) // 2  # nobody marches in step
+
+
+def test_the_age_of_a_run_is_the_servers_where_that_is_more(caplog: pytest.LogCaptureFixture) -> None:
+    began = datetime.fromtimestamp(BEGINNING - 5 * HOUR, tz=timezone.utc)
+    story = followed(caplog, lambda now: record("running" if now < 1000 else "success", started_at=began))
+
+    assert story.looks[1] >= 50
+
+
+@pytest.mark.parametrize(("age", "interval", "pause"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
+def test_pause_before_next_look(age: float, interval: float, pause: float) -> None:
+    assert pause_before_next_look(age, interval) == pause
+    assert pause_before_next_look(1e6, 300) == 300
+
+
+def test_failed_looks_come_less_and_less_often_and_wait_as_asked(caplog: pytest.LogCaptureFixture) -> None:
+    story = followed(caplog, away(0, 1000, DOWN, running_until(1000)), poll_interval=2)
+    asked = followed(
+        caplog, away(0, 1, api_error("GET /x", 429, "", retry_after=200), running_until(10)), poll_interval=2
+    )
+
+    pauses = [after - before for before, after in zip(story.looks, story.looks[1:], strict=False)]
+    assert pauses[:6] == [2, 4, 8, 16, 32, 60]
+    assert asked.looks[1] == 200
+
+
+# --- When it ends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline_is_met_with_a_last_look(caplog: pytest.LogCaptureFixture) -> None:
+    in_time = followed(caplog, running_until(95), deadline=BEGINNING + 95)
+    late = followed(caplog, running_until(96), deadline=BEGINNING + 95)
+    unreadable = followed(caplog, lambda _: DOWN, deadline=BEGINNING + 95)
+    past = followed(caplog, running_until(HOUR), deadline=BEGINNING - 1)
+
+    assert in_time.followed.ending is Ending.FINISHED
+    assert late.followed.ending is Ending.DEADLINE
+    assert late.followed.execution == record("running")
+    assert in_time.looks[-1] == late.looks[-1] == 95
+    assert unreadable.followed.ending is Ending.DEADLINE
+    assert "Connection refused." in unreadable.followed.detail
+    assert past.followed.ending is Ending.DEADLINE
+    assert past.looks == [0]
+
+
+def test_a_run_that_never_ends_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
+    story = followed(caplog, running_until(49 * HOUR))
+
+    assert len(story.lines("more than a day")) == 1
+    assert 49 * 6 - 30 <= len(story.lines("is still running")) <= 49 * 6 + 10
+
+
+def test_the_log_tells_each_change_of_status(caplog: pytest.LogCaptureFixture) -> None:
+    def timeline(now: float) -> Execution:
+        return record("queued" if now < 20 else "running" if now < 40 else "error")
+
+    story = followed(caplog, timeline)
+
+    assert [line.split(" (")[0] for line in story.log] == ["Run 1 is queued", "Run 1 is running", "Run 1 ended: error"]
+    assert "(after 0 s)" in story.log[0]
+    assert "(after 4" in story.log[2]

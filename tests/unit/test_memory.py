@@ -1,0 +1,69 @@
+"""What a task remembers from one try to the next."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from support import StateStore
+
+from airflow_provider_etlworks.operators.memory import Memory, RememberedStart
+
+START = RememberedStart(flow_id=7, watermark=40, asked_at=1_800_000_000.5, max_tries=2)
+
+
+def test_what_is_kept_is_recalled_by_the_next_try() -> None:
+    store = StateStore()
+    Memory(store).keep(START)
+    Memory(store).add(audit_id=41, stop_asked=True)
+
+    recalled = Memory(store).recall()
+
+    assert recalled is not None
+    assert asdict(recalled) == {**asdict(START), "audit_id": 41, "stop_asked": True}
+
+
+def test_what_is_forgotten_is_gone_and_nothing_can_be_added_to_it() -> None:
+    store = StateStore()
+    memory = Memory(store)
+    memory.keep(START)
+    memory.forget()
+    memory.add(audit_id=41)
+
+    assert memory.recall() is None
+    assert store.kept == {}
+
+
+def test_without_a_store_nothing_is_kept() -> None:
+    memory = Memory(None)
+    memory.keep(START)
+    memory.add(audit_id=41)
+    memory.forget()
+
+    assert not memory.is_durable
+    assert memory.recall() is None
+
+
+@pytest.mark.parametrize("kept", [None, "text", 7, [], {}, {"flow_id": 7}, {"flow_id": 7, "watermark": 40}])
+def test_what_cannot_be_read_is_no_start(kept: Any) -> None:
+    store = StateStore()
+    store.set("etlworks_start", kept)
+
+    assert Memory(store).recall() is None
+
+
+def test_a_start_that_another_release_kept_is_read() -> None:
+    store = StateStore()
+    older = {name: value for name, value in asdict(START).items() if name not in ("is_ours", "stop_asked")}
+    store.set("etlworks_start", {**older, "from_a_later_release": [1]})
+
+    assert Memory(store).recall() == START
+
+
+def test_what_is_kept_is_small() -> None:
+    store = StateStore()
+    Memory(store).keep(START)
+
+    assert len(json.dumps(store.kept)) < 1_000

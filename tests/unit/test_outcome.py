@@ -1,0 +1,104 @@
+"""What a run's record means for a task, for every status."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
+from airflow_provider_etlworks.outcome import Outcome, Resumption, outcome_of, resumption, task_result
+
+NOW = datetime(2026, 5, 9, 4, 0, tzinfo=timezone.utc)
+
+
+def run(status: str | None, *, ended: bool = True) -> Execution:
+    return Execution(flow_id=7, audit_id=1, status=status, ended_at=NOW if ended else None)
+
+
+@pytest.mark.parametrize(
+    ("status", "ended", "outcome", "outcome_with_fail_on_warning"),
+    [
+        ("queued", False, Outcome.GOING, Outcome.GOING),
+        ("running", False, Outcome.GOING, Outcome.GOING),
+        ("running", True, Outcome.GOING, Outcome.GOING),
+        ("success", True, Outcome.SUCCESS, Outcome.SUCCESS),
+        ("success", False, Outcome.SUCCESS, Outcome.SUCCESS),
+        ("warning", True, Outcome.SUCCESS, Outcome.FAILURE),
+        ("error", True, Outcome.FAILURE, Outcome.FAILURE),
+        ("canceled", True, Outcome.CANCELED, Outcome.CANCELED),
+        ("canceled", False, Outcome.CANCELED, Outcome.CANCELED),
+        ("archiving", False, Outcome.GOING, Outcome.GOING),
+        ("archiving", True, Outcome.FAILURE, Outcome.FAILURE),
+        (None, False, Outcome.GOING, Outcome.GOING),
+        (None, True, Outcome.FAILURE, Outcome.FAILURE),
+    ],
+)
+def test_outcome(status: str | None, ended: bool, outcome: Outcome, outcome_with_fail_on_warning: Outcome) -> None:
+    assert outcome_of(run(status, ended=ended)) is outcome
+    assert outcome_of(run(status, ended=ended), fail_on_warning=True) is outcome_with_fail_on_warning
+
+
+def test_only_two_statuses_are_ever_green() -> None:
+    green = {status for status in ExecutionStatus if outcome_of(run(status.value)) is Outcome.SUCCESS}
+
+    assert green == {ExecutionStatus.SUCCESS, ExecutionStatus.WARNING}
+
+
+@pytest.mark.parametrize(
+    ("status", "retry", "cleared"),
+    [
+        ("running", Resumption.FOLLOW, Resumption.REPLACE),
+        ("archiving", Resumption.FOLLOW, Resumption.REPLACE),
+        ("success", Resumption.DONE, Resumption.START),
+        ("warning", Resumption.DONE, Resumption.START),
+        ("error", Resumption.START, Resumption.START),
+        ("canceled", Resumption.START, Resumption.START),
+    ],
+)
+def test_resumption(status: str, retry: Resumption, cleared: Resumption) -> None:
+    execution = run(status, ended=False)
+
+    assert resumption(execution) is retry
+    assert resumption(execution, cleared=True) is cleared
+
+
+@pytest.mark.parametrize("status", ["queued", "running", "success", "warning", "error", "canceled", None])
+def test_a_run_that_we_stopped_is_never_the_answer(status: str | None) -> None:
+    assert resumption(run(status, ended=False), stop_asked=True) is Resumption.START
+
+
+def test_resumption_of_what_is_gone_of_a_warning_and_of_a_run_that_must_not_be_stopped() -> None:
+    assert resumption(None) is Resumption.START
+    assert resumption(run("warning"), fail_on_warning=True) is Resumption.START
+    assert resumption(run("running", ended=False), cleared=True, cancel_on_kill=False) is Resumption.FOLLOW
+
+
+def test_task_result_is_plain_and_says_none_for_what_is_not_known() -> None:
+    full = Execution(
+        flow_id=7,
+        audit_id=1,
+        status="success",
+        started_at=NOW,
+        ended_at=NOW + timedelta(seconds=2.5),
+        records=3,
+        exception="never told here",
+        raw={"password": "never told here"},
+    )
+
+    assert task_result(full, "https://e/1") == {
+        "flow_id": 7,
+        "audit_id": 1,
+        "status": "success",
+        "started_at": "2026-05-09T04:00:00+00:00",
+        "ended_at": "2026-05-09T04:00:02.500000+00:00",
+        "duration_seconds": 2.5,
+        "records": 3,
+        "url": "https://e/1",
+    }
+    assert task_result(Execution(flow_id=7, audit_id=1), "u") == {
+        **dict.fromkeys(task_result(full, "u")),
+        "flow_id": 7,
+        "audit_id": 1,
+        "url": "u",
+    }
