@@ -12,7 +12,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client.errors import (
@@ -21,7 +21,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
     redact,
 )
-from airflow_provider_etlworks.client.settings import proxy_url
+from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,11 +72,12 @@ def redirected(request: Request, call: Call[Any], answer: Answer) -> Request | N
     location = answer.headers.get("location")
     if answer.status not in _REDIRECTS or not location:
         return None
-    target = urljoin(request.url, location)
-    here, there = urlsplit(request.url), urlsplit(target)
-    same_host = here.hostname == there.hostname and (
-        here.netloc == there.netloc if here.scheme == there.scheme else (here.scheme, there.scheme) == ("http", "https")
-    )
+    try:
+        target = urljoin(request.url, location)
+        here, there = urlsplit(request.url), urlsplit(target)
+        same_host = _is_same_host(here, there)
+    except ValueError:
+        raise EtlworksRedirected(f"Etlworks redirects {call} to what is no address.", status=answer.status) from None
     keeps_method = answer.status in (307, 308) or request.method in ("GET", "HEAD")
     if not same_host:
         reason = "Credentials are not sent there. If that is the right address, make it the connection's Host."
@@ -88,6 +89,16 @@ def redirected(request: Request, call: Call[Any], answer: Answer) -> Request | N
         return Request(request.method, target, request.headers, request.body, request.redirects + 1)
     address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=answer.status)
+
+
+def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
+    """Whether credentials for ``here`` may go to ``there``. A secure port of the same host is as good."""
+    if there.username is not None or here.hostname != there.hostname:
+        return False
+    if here.scheme != there.scheme:
+        return (here.scheme, there.scheme) == ("http", "https")
+    default = DEFAULT_PORTS.get(here.scheme)
+    return (here.port or default) == (there.port or default)
 
 
 def unreachable(

@@ -17,7 +17,7 @@ DEFAULT_CONNECT_TIMEOUT = 10.0
 DEFAULT_READ_TIMEOUT = 30.0
 DEFAULT_REQUESTS_PER_MINUTE = 300
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_EXAMPLE = "Write it like 'app.etlworks.com' or 'https://etlworks.example.com:8443'."
 
 
@@ -39,7 +39,7 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
         raise EtlworksConfigError("Host contains credentials. Put them into Login and Password.")
     if "://" not in written:
         scheme = (scheme or "").strip().lower() or "https"
-        if scheme not in _DEFAULT_PORTS:
+        if scheme not in DEFAULT_PORTS:
             raise EtlworksConfigError(f"Schema is {scheme!r}; it must be http or https, or empty.")
         written = f"{scheme}://{written}"
     try:
@@ -47,11 +47,11 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
         own_port = parts.port
     except ValueError as error:
         raise EtlworksConfigError(f"Host {redact(written)!r} is no address: {error}. {_HOST_EXAMPLE}") from None
-    if parts.scheme not in _DEFAULT_PORTS:
+    if parts.scheme not in DEFAULT_PORTS:
         raise EtlworksConfigError(f"Host begins with '{parts.scheme}://'; it must be http or https.")
     hostname = parts.hostname or ""
     # "https:/example.com" names a host called "https".
-    names_no_host = not hostname or hostname in _DEFAULT_PORTS or any(map(str.isspace, parts.netloc))
+    names_no_host = not hostname or hostname in DEFAULT_PORTS or any(map(str.isspace, parts.netloc))
     if names_no_host or own_port == 0 or parts.query or parts.fragment:
         raise EtlworksConfigError(f"Host {redact(written)!r} is no address. {_HOST_EXAMPLE}")
     if own_port is None and port is not None and not 0 < port < 65_536:
@@ -64,7 +64,7 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
     if path[-1:] == ["rest"]:
         path.pop()
     address = f"{parts.scheme}://{name}"
-    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+    if port is not None and port != DEFAULT_PORTS[parts.scheme]:
         address += f":{port}"
     return "/".join([address, *path])
 
@@ -80,7 +80,7 @@ def proxy_url(written: str, field_name: str = "proxy") -> str:
     url = written if "://" in written else f"http://{written}"
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in _DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in DEFAULT_PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
