@@ -1,0 +1,123 @@
+"""
+What an import costs and causes. Each test has a fresh interpreter, since this one has imported everything already.
+
+Each also does what must not happen, last, and looks whether that is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+# What every DAG file imports anyway.
+DAG_FILE_IMPORT = """
+import warnings
+warnings.simplefilter("ignore")
+try:
+    from airflow.sdk import DAG, BaseOperator
+except ImportError:  # Airflow 2
+    from airflow.models import DAG, BaseOperator
+"""
+
+
+def printed_by(script: str) -> Any:
+    """Run a script in an interpreter of its own, and read the JSON in its last line."""
+    done = subprocess.run([sys.executable, "-c", DAG_FILE_IMPORT + script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_operator_loads_nothing_heavy() -> None:
+    loaded, by_hook = printed_by("""
+import json, sys
+already = set(sys.modules)
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+loaded = set(sys.modules) - already
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+by_hook = set(sys.modules) - already - loaded
+print(json.dumps([sorted(loaded), sorted(by_hook)]))
+""")
+    assert "airflow_provider_etlworks.operators.flow" in loaded
+    heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
+    assert {module for module in loaded if module.split(".")[0] in heavy} == set()
+    layers = {module.split(".")[1] for module in loaded if module.startswith("airflow_provider_etlworks.")}
+    assert layers == {"compat", "links", "operators"}
+    assert "airflow_provider_etlworks.client.endpoints" in by_hook
+
+
+def test_parsing_300_operators_asks_nobody() -> None:
+    parsed, asked = printed_by("""
+import json, socket, sys
+
+try:
+    from airflow.sdk.bases.hook import BaseHook
+except ImportError:  # before Airflow 3.1
+    from airflow.hooks.base import BaseHook
+
+network, connections = [], []
+
+def refuse(_, conn_id):
+    connections.append(conn_id)
+    raise LookupError(conn_id)
+
+def refuse_network(event, _):
+    if event.startswith("socket."):
+        network.append(event)
+        raise OSError("no network here")
+
+BaseHook.get_connection = classmethod(refuse)
+sys.addaudithook(refuse_network)
+
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+
+with DAG("many", schedule=None) as dag:
+    for number in range(300):
+        EtlworksRunFlowOperator(task_id=f"run_{number}", flow_id=number, parameters={"day": "{{ ds }}"})
+parsed = {"tasks": len(dag.tasks), "network": [*network], "connections": [*connections]}
+
+try:
+    socket.socket()
+except OSError:
+    pass
+try:
+    dag.tasks[0].hook.settings
+except LookupError:
+    pass
+print(json.dumps([parsed, {"network": network, "connections": connections}]))
+""")
+    assert parsed == {"tasks": 300, "network": [], "connections": []}
+    assert asked == {"network": ["socket.__new__"], "connections": ["etlworks_default"]}
+
+
+def test_no_module_imports_what_airflow_deprecates() -> None:
+    imported, ours, seen = printed_by("""
+import importlib, json, pkgutil
+import airflow_provider_etlworks
+
+# A warning names the file whose line caused it. What Airflow's own lines cause is Airflow's.
+def of(caught, place):
+    kinds = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+    kept = (each for each in caught if issubclass(each.category, kinds) and each.filename.startswith(place))
+    return [str(each.message) for each in kept]
+
+imported = []
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for module in pkgutil.walk_packages(airflow_provider_etlworks.__path__, "airflow_provider_etlworks."):
+        importlib.import_module(module.name)
+        imported.append(module.name)
+ours = of(caught, airflow_provider_etlworks.__path__[0])
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+        from airflow.operators.dummy import DummyOperator
+    except ImportError:  # Airflow 3
+        from airflow.operators.bash import BashOperator
+print(json.dumps([imported, ours, of(caught, "<string>")]))
+""")
+    assert {"airflow_provider_etlworks.triggers.flow", "airflow_provider_etlworks.sandbox.demo"} <= set(imported)
+    assert ours == []
+    assert len(seen) == 1

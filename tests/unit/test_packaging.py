@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.resources
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import airflow
+import jsonschema
+import pytest
+from airflow.providers_manager import ProvidersManager
+
+import airflow_provider_etlworks
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.provider_info import CONNECTION_TYPE, PACKAGE_NAME, get_provider_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION = airflow_provider_etlworks.__version__
+
+
+def schema_of_airflow(name: str) -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((Path(airflow.__file__).parent / name).read_text())
+    return schema
+
+
+def modules_and_classes(info: dict[str, Any]) -> Iterator[str]:
+    """Everything importable that the provider info names, as dotted paths."""
+    for group in ("hooks", "operators", "sensors", "triggers"):
+        for integration in info.get(group, []):
+            yield from integration["python-modules"]
+    for connection_type in info["connection-types"]:
+        yield connection_type["hook-class-name"]
+    yield from info["extra-links"]
+
+
+def test_the_entry_point_leads_to_the_provider_info() -> None:
+    (entry_point,) = [
+        entry_point
+        for entry_point in importlib.metadata.entry_points(group="apache_airflow_provider")
+        if entry_point.dist is not None and entry_point.dist.name == PACKAGE_NAME
+    ]
+    assert entry_point.load() is get_provider_info
+
+
+def test_all_say_the_same_version() -> None:
+    assert importlib.metadata.version(PACKAGE_NAME) == VERSION
+    assert get_provider_info()["versions"] == [VERSION]
+
+
+def test_the_provider_info_fits_the_schema_that_airflow_checks_it_with() -> None:
+    jsonschema.validate(get_provider_info(), schema_of_airflow("provider_info.schema.json"))
+
+
+def test_every_part_of_the_provider_info_fits_the_schema_for_apaches_own_providers() -> None:
+    schema = schema_of_airflow("provider.yaml.schema.json")
+    assert schema["additionalProperties"] is False
+    # Some fields, such as the state of a release, only Apache's own providers have.
+    del schema["required"]
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_the_connection_form_fits_airflows_schema() -> None:
+    jsonschema.validate(
+        EtlworksHook.get_ui_field_behaviour(), schema_of_airflow("customized_form_field_behaviours.schema.json")
+    )
+
+
+@pytest.mark.parametrize("path", list(modules_and_classes(get_provider_info())))
+def test_what_the_provider_info_names_is_there(path: str) -> None:
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), type)
+
+
+def test_airflow_discovers_the_provider() -> None:
+    manager = ProvidersManager()
+    assert manager.providers[PACKAGE_NAME].version == VERSION
+    hook = manager.hooks[CONNECTION_TYPE]
+    assert hook is not None
+    assert hook.hook_class_name == "airflow_provider_etlworks.hooks.etlworks.EtlworksHook"
+    assert hook.hook_name == "Etlworks"
+    assert hook.connection_id_attribute_name == "etlworks_conn_id"
+    assert "airflow_provider_etlworks.links.EtlworksExecutionLink" in manager.extra_links_class_names
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    assert importlib.resources.files(airflow_provider_etlworks).joinpath("py.typed").is_file()
