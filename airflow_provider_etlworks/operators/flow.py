@@ -151,7 +151,7 @@ class EtlworksRunFlowOperator(BaseOperator):
             flow_id = self._find_flow_id()
         start = self._start_request(context, flow_id, parameters, options)
         memory = self._memory = self._memory_of(context)
-        started = self._earlier_run(context, memory, start) or self._start(memory, start)
+        started = self._earlier_run(context, memory, start) or self._start(context, memory, start)
         return self._follow(context, flow_id, started)
 
     def execute_complete(self, context: Context, event: Any = None, is_ours: bool = True) -> dict[str, Any]:
@@ -233,19 +233,18 @@ class EtlworksRunFlowOperator(BaseOperator):
         self, context: Context, flow_id: int, parameters: dict[str, str], options: dict[str, Any]
     ) -> Start:
         from airflow_provider_etlworks.client.starting import OnAlreadyRunning, Start
-        from airflow_provider_etlworks.operators.memory import RememberedStart
 
-        memory, clock = self._memory_of(context), self.hook.client.clock
+        memory = self._memory_of(context)
 
         def remember(watermark: int | None) -> None:
             if watermark is None:
                 memory.forget()
             else:
-                memory.keep(RememberedStart(flow_id, watermark, clock.time(), context["ti"].max_tries))
+                memory.keep(self._remembered(context, flow_id, watermark))
 
         return Start(
             flow_id=flow_id,
-            clock=clock,
+            clock=self.hook.client.clock,
             log=self.log,
             parameters=parameters,
             options=options,
@@ -255,6 +254,13 @@ class EtlworksRunFlowOperator(BaseOperator):
             deadline=self._deadline(context)[0],
             on_already_running=OnAlreadyRunning(self.on_already_running),
             remember=remember,
+        )
+
+    def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> RememberedStart:
+        from airflow_provider_etlworks.operators.memory import RememberedStart
+
+        return RememberedStart(
+            flow_id, watermark, self.hook.client.clock.time(), max_tries=context["ti"].max_tries, **known
         )
 
     def _memory_of(self, context: Context) -> Memory:
@@ -332,15 +338,19 @@ class EtlworksRunFlowOperator(BaseOperator):
         self._run = (start.flow_id, newest.audit_id)
         return self._started(newest.audit_id)
 
-    def _start(self, memory: Memory, start: Start) -> Started:
+    def _start(self, context: Context, memory: Memory, start: Start) -> Started:
         names = ", ".join(sorted(start.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", start.flow_id, self.hook.settings.root_url, names)
         started = self.hook.client.converse(start.carry_out())
         if started is None:
             raise AirflowSkipException(f"Flow {start.flow_id} is already running; on_already_running is 'skip'.")
+        audit_id = started.audit_id
         if started.is_ours:
-            self._run = (start.flow_id, started.audit_id)
-        memory.add(audit_id=started.audit_id, is_ours=started.is_ours)
+            self._run = (start.flow_id, audit_id)
+            memory.add(audit_id=audit_id)
+        else:
+            # Our own start did nothing and is forgotten; what a retry goes on with is this run.
+            memory.keep(self._remembered(context, start.flow_id, audit_id, audit_id=audit_id, is_ours=False))
         return started
 
     @staticmethod
