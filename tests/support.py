@@ -7,7 +7,6 @@ import json
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,7 @@ from airflow_provider_etlworks.client.conversation import Conversation, Once, Pa
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
-from airflow_provider_etlworks.hooks import etlworks as hooks_module
-from airflow_provider_etlworks.hooks import shared as shared_module
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
 from airflow_provider_etlworks.triggers import flow as triggers_module
@@ -44,7 +42,7 @@ CONN_VARIABLE = "AIRFLOW_CONN_ETLWORKS_DEFAULT"
 
 _CLASSES_THAT_LOG = (
     EtlworksRunFlowOperator,
-    hooks_module.EtlworksHook,
+    EtlworksHook,
     triggers_module.EtlworksFlowExecutionTrigger,
 )
 
@@ -257,11 +255,10 @@ class Etlworks:
         caplog.set_level(logging.DEBUG)
         for each in _CLASSES_THAT_LOG:
             monkeypatch.setattr(each, "log", logging.getLogger(f"seen.{each.__name__}"))
-        sync = partial(EtlworksClient, clock=self.clock, sleep=self.clock.sleep)
-        waiting = partial(AsyncEtlworksClient, clock=self.clock, sleep=self.clock.sleep_async)
-        monkeypatch.setattr(hooks_module, "EtlworksClient", sync)
-        monkeypatch.setattr(hooks_module, "AsyncEtlworksClient", waiting)
-        monkeypatch.setattr(shared_module, "AsyncEtlworksClient", waiting)
+        for client, sleep in ((EtlworksClient, self.clock.sleep), (AsyncEtlworksClient, self.clock.sleep_async)):
+            defaults = client.__init__.__kwdefaults__
+            monkeypatch.setitem(defaults, "clock", self.clock)
+            monkeypatch.setitem(defaults, "sleep", sleep)
         monkeypatch.setattr(triggers_module, "_HEAD_START", 0.0)
 
     def __enter__(self) -> Etlworks:

@@ -137,7 +137,7 @@ def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
     ],
 )
 def test_a_field_that_cannot_work_is_named_with_its_remedy(given: Any, message: str) -> None:
-    with pytest.raises(EtlworksConfigError, match="^Connection 'etl' cannot work. ") as refused:
+    with pytest.raises(EtlworksConfigError, match=r"^Connection 'etl' cannot work\. ") as refused:
         settings_from(given)
 
     assert message in str(refused.value)

@@ -55,7 +55,7 @@ def options_of(kind: type) -> set[str]:
     ],
 )
 def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match="^load: ") as refused:
+    with pytest.raises(ValueError, match=r"^load: ") as refused:
         EtlworksRunFlowOperator(task_id="load", **arguments)
 
     assert message in str(refused.value)

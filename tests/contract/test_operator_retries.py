@@ -1,0 +1,432 @@
+"""What a retry does about the run of the try before it: follow it, take it, start anew, or say that it cannot tell."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
+
+from airflow_provider_etlworks.client.errors import (
+    EtlworksExecutionTimeout,
+    EtlworksServerError,
+    EtlworksStartUnknown,
+    EtlworksUnauthorized,
+    EtlworksUnreachable,
+)
+from airflow_provider_etlworks.sandbox import SandboxFlow, hang_up, status
+
+if TYPE_CHECKING:
+    from support import Etlworks, Task
+
+    from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+
+both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+
+
+class WorkerLost(BaseException):
+    """The worker is killed: nothing of the operator runs any more, not even on_kill."""
+
+
+def lose_the_worker(etlworks: Etlworks, task: Task, after: float = 0.0) -> int:
+    """Make a try whose worker is lost some seconds after the start; return the audit id of its run."""
+    before = etlworks.sandbox.runs_started()
+
+    def die() -> None:
+        raise WorkerLost
+
+    etlworks.clock.at(etlworks.clock.time() - BEGINNING + after, die)
+    with pytest.raises(WorkerLost):
+        task.operator().execute(task.next_try())
+    assert etlworks.sandbox.runs_started() == before + 1
+    return etlworks.sandbox.runs()[-1].audit_id
+
+
+def lose_the_worker_before_the_answer(etlworks: Etlworks, task: Task, *, carried_out: bool = True) -> None:
+    """Make a try whose worker is lost between sending the start and reading its answer."""
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise WorkerLost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_etlworks.client.starting.Start.find", die)
+        with pytest.raises(WorkerLost):
+            task.operator().execute(task.next_try())
+
+
+# --- With Airflow's task state store --------------------------------------------------------------------------------
+
+
+@both_modes
+def test_a_run_that_is_still_going_is_followed(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=600, records=3)
+    task = etlworks.task(deferrable=False)
+    audit_id = lose_the_worker(etlworks, task, after=100)
+
+    task.arguments["deferrable"] = deferrable
+    went = task.run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert went.result["audit_id"] == audit_id
+    assert task.xcoms["audit_id"] == audit_id
+    assert etlworks.sandbox.runs_started() == 1
+    assert "no new run" in etlworks.log_text
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("ends", "fail_on_warning", "runs"),
+    [
+        ("success", False, 1),
+        ("warning", False, 1),
+        ("warning", True, 2),
+        ("error", False, 2),
+        ("canceled", False, 2),
+    ],
+)
+def test_a_run_that_ended_well_meanwhile_is_the_answer_and_another_is_replaced(
+    etlworks: Etlworks, ends: str, fail_on_warning: bool, runs: int, deferrable: bool
+) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task(deferrable=False, fail_on_warning=fail_on_warning)
+    first = lose_the_worker(etlworks, task, after=100)
+    etlworks.sandbox.finish(first, ends)
+
+    task.arguments["deferrable"] = deferrable
+    went = task.run()
+
+    assert went.colour == "success"
+    assert etlworks.sandbox.runs_started() == runs
+    assert went.result is not None
+    assert (went.result["audit_id"] == first) == (runs == 1)
+    if runs == 2:
+        assert etlworks.warnings(str(first), ends, "A new run is needed")
+
+
+def test_a_failed_run_and_its_retry_are_two_runs(etlworks: Etlworks) -> None:
+    etlworks.flow(ends="error")
+    task = etlworks.task()
+    task.run()
+    etlworks.flow(ends="success")
+
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+
+
+def test_a_run_that_is_gone_is_replaced_after_some_patience(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task()
+    first = lose_the_worker(etlworks, task, after=100)
+    etlworks.sandbox.finish(first)
+    etlworks.sandbox.forget(first)
+    began = etlworks.clock.time()
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+    assert etlworks.sandbox.runs()[1].accepted - began >= 60
+    assert etlworks.warnings(str(first), "no longer known to Etlworks", "A new run is needed")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(status(500), EtlworksServerError), (status(401), EtlworksUnauthorized), (hang_up(), EtlworksUnreachable)],
+)
+def test_a_run_that_cannot_be_read_fails_the_try_and_starts_nothing(
+    etlworks: Etlworks, fault: Any, kind: type[Exception]
+) -> None:
+    etlworks.flow(running=3600)
+    task = etlworks.task()
+    first = lose_the_worker(etlworks, task, after=100)
+    etlworks.sandbox.fault("GET", RECORD_PATH, fault, times=4)
+
+    refused = task.run()
+    etlworks.sandbox.clear_faults()
+    followed = task.run()
+
+    assert refused.colour == "failed"
+    assert isinstance(refused.error, kind)
+    assert followed.result is not None
+    assert followed.result["audit_id"] == first
+    assert etlworks.sandbox.runs_started() == 1
+
+
+def test_a_start_whose_worker_was_lost_before_the_answer_is_found(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600)
+    etlworks.task(wait_for_completion=False).run()
+    etlworks.clock.sleep(700)
+    task = etlworks.task()
+    lose_the_worker_before_the_answer(etlworks, task)
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert went.result["audit_id"] == etlworks.sandbox.runs()[-1].audit_id
+    assert etlworks.sandbox.runs_started() == 2
+    assert task.run().result == went.result
+
+
+@pytest.mark.parametrize("later", [0, 3600])
+def test_a_start_that_was_never_carried_out_is_made_by_the_retry(etlworks: Etlworks, later: float) -> None:
+    task = etlworks.task()
+    lose_the_worker_before_the_answer(etlworks, task, carried_out=False)
+    etlworks.clock.sleep(later)
+    began = etlworks.clock.time()
+
+    went = task.run()
+
+    assert went.colour == "success"
+    (run,) = etlworks.sandbox.runs()
+    # A run that nobody saw within the grace is not waited for again.
+    assert (run.accepted - began >= 50) == (later == 0)
+
+
+def test_a_start_of_which_it_cannot_be_told_what_came_fails_each_try(etlworks: Etlworks) -> None:
+    etlworks.flow(running=0)
+    task = etlworks.task()
+    lose_the_worker_before_the_answer(etlworks, task)
+    etlworks.run_of_somebody_else()
+
+    for _ in range(2):
+        went = task.run()
+        assert isinstance(went.error, EtlworksStartUnknown)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+def test_an_xcom_backend_that_fails_loses_no_run(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task()
+    context = task.next_try()
+
+    def broken(key: str, value: Any) -> None:
+        raise ConnectionError("The XCom backend is away.")
+
+    context["ti"].xcom_push = broken
+    with pytest.raises(ConnectionError):
+        task.operator().execute(context)
+
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 1
+
+
+def test_a_task_for_another_flow_does_not_take_the_run_of_the_first(etlworks: Etlworks) -> None:
+    etlworks.sandbox.add_flow(SandboxFlow(8, "Another", running=5))
+    etlworks.flow(running=600)
+    task = etlworks.task()
+    lose_the_worker(etlworks, task, after=10)
+    task.arguments["flow_id"] = 8  # a template that gives another value now
+
+    went = task.run()
+
+    assert went.result is not None
+    assert went.result["flow_id"] == 8
+
+
+# --- A cleared task asks for a new run ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["success", "warning", "error"])
+def test_clearing_a_task_that_has_ended_runs_the_flow_again(etlworks: Etlworks, ends: str) -> None:
+    etlworks.flow(ends=ends)
+    task = etlworks.task()
+    task.run()
+    task.clear()
+    etlworks.flow(ends="success")
+
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+    assert etlworks.asked("POST", STOP_PATH) == 0
+
+
+@pytest.mark.parametrize(("cancel_on_kill", "runs"), [(True, 2), (False, 1)])
+def test_clearing_a_task_whose_run_is_going_replaces_that_run(
+    etlworks: Etlworks, cancel_on_kill: bool, runs: int
+) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task(cancel_on_kill=cancel_on_kill)
+    first = lose_the_worker(etlworks, task, after=100)
+    task.clear()
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert etlworks.sandbox.runs_started() == runs
+    assert etlworks.sandbox.runs()[0].stop_requested is cancel_on_kill
+    assert etlworks.asked("POST", STOP_PATH) == (1 if cancel_on_kill else 0)
+    assert went.result is not None
+    assert (went.result["audit_id"] == first) == (runs == 1)
+
+
+def test_a_run_that_we_stopped_is_not_the_answer_even_if_it_ends_as_success(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600, streaming=True)
+    task = etlworks.task(timeout=120)
+    first = task.run()
+    assert isinstance(first.error, EtlworksExecutionTimeout)
+    etlworks.flow(running=30)
+
+    second = task.run()
+
+    assert etlworks.sandbox.runs()[0].status == "success"
+    assert second.result is not None
+    assert second.result["audit_id"] == etlworks.sandbox.runs()[1].audit_id
+
+
+# --- A run that was only followed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [None, "success"])
+def test_a_retry_goes_on_with_the_run_that_it_attached_to(etlworks: Etlworks, ends: str | None) -> None:
+    etlworks.flow(running=600)
+    other = etlworks.run_of_somebody_else()
+    task = etlworks.task(on_already_running="attach")
+
+    def die() -> None:
+        raise WorkerLost
+
+    etlworks.clock.at(100, die)
+    with pytest.raises(WorkerLost):
+        task.operator().execute(task.next_try())
+    if ends:
+        etlworks.sandbox.finish(other, ends)
+    task.arguments["timeout"] = 60 if ends is None else None
+
+    went = task.run()
+
+    assert etlworks.sandbox.runs_started() == 1
+    assert str(other) in str(went.error or went.result)
+    assert went.colour == ("success" if ends else "failed")
+    assert etlworks.asked("POST", STOP_PATH) == 0
+
+
+# --- Without a store: Airflow before 3.3, or durable=False ----------------------------------------------------------
+
+
+@both_modes
+def test_before_airflow_3_3_the_active_run_of_the_earlier_try_is_recognized(
+    etlworks: Etlworks, deferrable: bool
+) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task(store=False)
+    first = lose_the_worker(etlworks, task, after=100)
+
+    task.arguments["deferrable"] = deferrable
+    went = task.run()
+
+    assert went.result is not None
+    assert went.result["audit_id"] == first
+    assert etlworks.sandbox.runs_started() == 1
+    assert etlworks.warnings(str(first), "taking it for the run of an earlier try")
+
+
+@pytest.mark.parametrize("try_number", [1, 2])
+def test_before_airflow_3_3_a_run_from_before_this_dag_run_is_not_taken(etlworks: Etlworks, try_number: int) -> None:
+    etlworks.flow(running=600)
+    other = etlworks.run_of_somebody_else()
+    etlworks.clock.sleep(10)
+    task = etlworks.task(store=False)
+    task.try_number = try_number - 1
+
+    went = task.run()
+
+    assert went.colour == "failed"
+    assert f"already running: run {other}" in str(went.error)
+
+
+def test_before_airflow_3_3_the_first_try_takes_nobodys_run(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task(store=False)
+    etlworks.clock.sleep(10)
+    etlworks.run_of_somebody_else()
+
+    assert "already running" in str(task.run().error)
+
+
+def test_before_airflow_3_3_a_run_of_somebody_else_is_not_taken(etlworks: Etlworks) -> None:
+    etlworks.connect(login="sandbox", password="sandbox")
+    etlworks.flow(running=600)
+    task = etlworks.task(store=False)
+    task.try_number = 1
+    etlworks.clock.sleep(10)
+    etlworks.run_of_somebody_else()
+
+    assert "already running" in str(task.run().error)
+
+
+def test_before_airflow_3_3_a_run_that_has_ended_is_not_taken(etlworks: Etlworks) -> None:
+    etlworks.flow(ends="error")
+    task = etlworks.task(store=False)
+    task.run()
+    etlworks.flow(ends="success")
+
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_not_durable_means_a_new_run_each_try_and_the_old_one_is_left_alone(etlworks: Etlworks, store: bool) -> None:
+    etlworks.flow(running=600)
+    task = etlworks.task(store=store, durable=False, on_already_running="wait")
+    first = lose_the_worker(etlworks, task, after=100)
+
+    went = task.run()
+
+    assert went.result is not None
+    assert went.result["audit_id"] != first
+    assert etlworks.sandbox.runs_started() == 2
+    assert not etlworks.sandbox.runs()[0].stop_requested
+    assert str(first) in etlworks.log_text
+    if task.store is not None:
+        assert task.store.kept == {}
+
+
+# --- A kill while the earlier run is being looked up ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["while its record is read", "while it is followed"])
+def test_a_kill_stops_the_run_of_the_earlier_try(etlworks: Etlworks, moment: str) -> None:
+    etlworks.flow(running=3600)
+    task = etlworks.task()
+    first = lose_the_worker(etlworks, task, after=100)
+    operator = task.operator()
+    if moment == "while its record is read":
+        etlworks.sandbox.fault("GET", RECORD_PATH, status(404))
+    kill_while_it_sleeps(etlworks, operator, 5)
+
+    with pytest.raises(WorkerLost):
+        operator.execute(task.next_try())
+
+    (stop,) = [each for each in etlworks.sandbox.requests if each.path == STOP_PATH]
+    assert stop.query == {"auditId": [str(first)]}
+    assert json.loads(task.store.kept["etlworks_start"])["stop_asked"] is True  # type: ignore[union-attr]
+    etlworks.flow(running=5)
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+
+
+def kill_while_it_sleeps(etlworks: Etlworks, operator: EtlworksRunFlowOperator, seconds: float) -> None:
+    """Do as Airflow does when a task is killed: call on_kill from the signal, and end the process."""
+
+    def kill() -> None:
+        operator.on_kill()
+        raise WorkerLost
+
+    etlworks.clock.at(etlworks.clock.time() - BEGINNING + seconds, kill)
+
+
+def test_nothing_is_stopped_where_nothing_was_started(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600)
+    etlworks.run_of_somebody_else()
+    task = etlworks.task(on_already_running="wait")
+    operator = task.operator()
+    kill_while_it_sleeps(etlworks, operator, 50)
+
+    with pytest.raises(WorkerLost):
+        operator.execute(task.next_try())
+
+    assert etlworks.asked("POST", STOP_PATH) == 0
+    assert [run.flow_id for run in etlworks.sandbox.runs()] == [FLOW]
