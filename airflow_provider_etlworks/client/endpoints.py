@@ -286,7 +286,8 @@ class PagedCall(Generic[ItemT]):
 
 def _token(answer: Answer) -> str:
     token = mapping(answer.json, "a token").get("token")
-    if not isinstance(token, str) or not token:
+    # What no header can hold is none.
+    if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise EtlworksReplyError("The answer to a log-in has no token.")
     return token
 
