@@ -53,7 +53,9 @@ class Authenticator:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Texts that must never be seen in a log or a message."""
-        return (*self._settings.secrets, *([self._token.text] if self._token else []))
+        # Another thread may take the token away at any moment.
+        token = self._token
+        return (*self._settings.secrets, token.text) if token else tuple(self._settings.secrets)
 
     def bearer(self) -> str | None:
         """Return what to authenticate with now; ``None`` asks for a renewal first."""
@@ -72,12 +74,13 @@ class Authenticator:
         """
         if bearer == self._key and self._settings.tenant_id is None:
             return False
-        if self._token is not None and self._token.text == bearer:
+        token = self._token
+        if token is not None and token.text == bearer:
             self._token = None
         return True
 
     def failure_since(self, renewals: int) -> EtlworksError | None:
-        """Return why the renewal failed that came after the one with number ``renewals``: those who waited share it."""
+        """Return why the latest renewal failed, where it ended after ``renewals`` others: those who waited share it."""
         return self._shared_failure if self.renewals > renewals else None
 
     def renewal(self) -> Conversation[None]:
@@ -86,7 +89,6 @@ class Authenticator:
 
         :raises EtlworksUnauthorized: login or password is wrong, or the API key is.
         """
-        self.renewals += 1
         self._shared_failure = None
         present, self._token = self._token, None
         try:
@@ -101,7 +103,10 @@ class Authenticator:
             error.unprocessed = True
             self._shared_failure = error
             raise
-        self._token = self._read(text)
+        else:
+            self._token = self._read(text)
+        finally:
+            self.renewals += 1
 
     def _new_token(self, present: _Token | None) -> Conversation[str]:
         # Whether a refreshed token keeps a switched tenant is not documented, so that case logs in anew.
@@ -139,10 +144,12 @@ class Authenticator:
         except jwt.InvalidTokenError:
             claims = {}
         ends, issued, now = claims.get("exp"), claims.get("iat"), self._clock.time()
-        if not isinstance(ends, (int, float)):
-            # Not said, so it is used until the server refuses it.
+        life = 0.0
+        if isinstance(ends, (int, float)):
+            # The two clocks may differ: the life is counted from now, where the token says when it began.
+            life = ends - (issued if isinstance(issued, (int, float)) else now)
+        if not life > 0:
+            # Its life cannot be told, so it is used until the server refuses it.
             return _Token(text, None, None)
-        # The two clocks may differ: the life is counted from now, where the token says when it began.
-        life = max(0.0, ends - (issued if isinstance(issued, (int, float)) else now))
         received = self._clock.monotonic()
         return _Token(text, received + life - min(RENEW_BEFORE_END, life / 10), received + life)
