@@ -14,6 +14,8 @@ from support import BEGINNING, FastClock, carry_out
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksNotFound,
+    EtlworksRedirected,
+    EtlworksRefused,
     EtlworksReplyError,
     EtlworksUnreachable,
     api_error,
@@ -106,7 +108,9 @@ def test_a_record_that_stays_away_is_gone_and_no_verdict(
     [
         DOWN,
         EtlworksReplyError("HTML instead of JSON"),
-        *(api_error("GET /x", code, "") for code in (408, 425, 429, 500, 502, 503, 504)),
+        EtlworksRedirected("To a page that says: maintenance", status=302),
+        EtlworksRefused("Not now", status=200),
+        *(api_error("GET /x", code, "") for code in (408, 409, 425, 429, 500, 502, 503, 504)),
     ],
     ids=str,
 )
@@ -138,7 +142,7 @@ def test_patience_begins_anew_after_each_good_look(caplog: pytest.LogCaptureFixt
     assert story.followed.ending is Ending.FINISHED
 
 
-@pytest.mark.parametrize("code", [302, 400, 401, 403, 405, 409, 415])
+@pytest.mark.parametrize("code", [400, 401, 403, 405, 415])
 def test_a_refusal_ends_the_watch_at_once(caplog: pytest.LogCaptureFixture, code: int) -> None:
     refused = api_error("GET /x", code, "Not for you")
 
@@ -148,6 +152,13 @@ def test_a_refusal_ends_the_watch_at_once(caplog: pytest.LogCaptureFixture, code
     assert story.followed.error is refused
     assert "Not for you" in story.followed.detail
     assert len([look for look in story.looks if look >= 100]) == 1
+
+
+@pytest.mark.parametrize("fault", [api_error("GET /x", 409, "Busy"), EtlworksRefused("Not now", status=200)])
+def test_what_may_pass_does_not_end_the_watch(caplog: pytest.LogCaptureFixture, fault: EtlworksError) -> None:
+    story = followed(caplog, away(100, 500, fault, running_until(HOUR)))
+
+    assert story.followed.ending is Ending.FINISHED
 
 
 def test_an_unknown_status_is_watched_on_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
