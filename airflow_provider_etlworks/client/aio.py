@@ -172,7 +172,7 @@ class AsyncEtlworksClient:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
         request = first_request(call, self.settings, bearer)
         while True:
-            if (wait := self._pace.reserve()) > 0:
+            for wait in self._pace.waits():
                 await self._sleep(wait)
             try:
                 response = await self._session.request(

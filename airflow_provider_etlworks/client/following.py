@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.conversation import Once, Pause
-from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksNotFound
+from airflow_provider_etlworks.client.errors import (
+    EtlworksBadRequest,
+    EtlworksConfigError,
+    EtlworksError,
+    EtlworksForbidden,
+    EtlworksNotFound,
+    EtlworksUnauthorized,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +38,9 @@ _FAULT_LINES_EVERY = 60.0
 _FIRST_LINE_AFTER = 60.0
 _LINES_EVERY_AT_MOST = 600.0
 _ALARM_AFTER = 24 * 3600.0
+
+# What the server would say again however often it is asked. Anything else may pass.
+_ENDS_AT_ONCE = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
 
 
 class Ending(str, Enum):
@@ -99,7 +109,7 @@ def follow(
         try:
             execution: Execution = yield look
         except EtlworksError as error:
-            if not error.retryable and not isinstance(error, EtlworksNotFound):
+            if isinstance(error, _ENDS_AT_ONCE):
                 return Followed(Ending.DENIED, watch.execution, str(error), error)
             pause = watch.failed(error)
             if watch.is_gone:
@@ -132,6 +142,7 @@ class _Watch:
         self._missing_since: float | None = None
         self._missing = self._faults = 0
         self._next_fault_line = 0.0
+        self._complained = False
         self._next_line, self._line_gap = self._began + _FIRST_LINE_AFTER, _FIRST_LINE_AFTER
         self._alarmed = False
 
@@ -153,7 +164,8 @@ class _Watch:
         """Take in a record, and return the seconds until the next look."""
         now = self._clock.monotonic()
         before, self.execution = self.execution, execution
-        if self._faults or self._missing:
+        if self._complained:
+            self._complained = False
             self._log.info("Run %s can be read again.", self._audit_id)
         self._missing_since, self._missing, self._faults = None, 0, 0
         elapsed = self._elapsed(execution)
@@ -189,6 +201,7 @@ class _Watch:
         pause = max(self._poll_interval, min(growing, _LONGEST_PAUSE))
         if now >= self._next_fault_line:
             self._next_fault_line = now + _FAULT_LINES_EVERY
+            self._complained = True
             self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)
         asked: float | None = getattr(error, "retry_after", None)
         return max(pause, asked or 0.0)

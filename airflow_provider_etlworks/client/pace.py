@@ -6,6 +6,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow_provider_etlworks.client.clock import Clock
 
 _MINUTE = 60.0
@@ -32,16 +34,26 @@ class Pace:
         self._slack = self._interval * (burst - 1)
         self._next = 0.0
 
-    def reserve(self) -> float:
-        """Take the next free moment, and return the seconds until then."""
+    def waits(self) -> Iterator[float]:
+        """Yield the seconds to wait before a request may go: none, once, or again where a pause came in between."""
+        while True:
+            wait, moment = self._reserve()
+            if wait > 0:
+                yield wait
+            if moment >= self._resume_at:
+                return
+
+    def _reserve(self) -> tuple[float, float]:
+        """Take the next free moment, and return the seconds until then and the moment."""
         with self._lock:
             now = self._clock.monotonic()
-            paused = max(0.0, self._resume_at - now)
+            earliest = max(now, self._resume_at)
             if self._unlimited:
-                return paused
-            slot = max(self._next, now + paused - self._slack)
+                return earliest - now, earliest
+            slot = max(self._next, earliest - self._slack)
             self._next = slot + self._interval
-            return max(paused, slot - now)
+            moment = max(earliest, slot)
+            return moment - now, moment
 
     def pause(self, seconds: float) -> None:
         """Send nothing for some seconds, as a ``Retry-After`` asks; then go on evenly, without a burst."""

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Once, Pause
+from airflow_provider_etlworks.client.conversation import Pause
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksError,
@@ -108,8 +108,7 @@ class Start:
         """
         hidden_since: float | None = None
         while True:
-            latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
-            watermark = latest.audit_id if latest else 0
+            watermark = yield from self._newest_audit_id()
             self.remember(watermark)
             try:
                 return Started((yield from self._once(watermark)))
@@ -158,7 +157,7 @@ class Start:
         while True:
             waited = self.clock.monotonic() - began
             try:
-                newer = yield from self._newer_runs(watermark)
+                newer, hidden = yield from self._newer_runs(watermark)
             except EtlworksError as error:
                 if not error.retryable or waited > self.patience:
                     raise EtlworksStartUnknown(
@@ -167,6 +166,12 @@ class Start:
                     ) from error
                 self.log.warning("Cannot look for the run yet: %s", error)
             else:
+                if hidden is not None and waited >= grace:
+                    raise EtlworksStartUnknown(
+                        f"Flow {self.flow_id} may have been started: the answer to the start was lost, and its history "
+                        f"does not tell whether run {hidden.audit_id} came of it. Nothing was sent again.",
+                        candidates=[hidden.audit_id],
+                    )
                 candidates = [run for run in newer if self.may_be_ours(run)]
                 if len(newer) == len(candidates) == 1:
                     self.log.info("Found the run: its audit id is %s.", newer[0].audit_id)
@@ -223,19 +228,29 @@ class Start:
             f"appeared. Nothing was sent again. The last fault: {lost}"
         )
 
-    def _newer_runs(self, watermark: int) -> Conversation[list[Execution]]:
+    def _newest_audit_id(self) -> Conversation[int]:
+        latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
+        if latest is not None:
+            return latest.audit_id
+        # How Etlworks says "it never ran" is not documented, so the history is asked as well.
+        return max((run.audit_id for run in (yield from self._history())), default=0)
+
+    def _newer_runs(self, watermark: int) -> Conversation[tuple[list[Execution], Execution | None]]:
+        """Return the runs above the watermark, and the newest one where the history does not have it (yet)."""
+        newer = [run for run in (yield from self._history()) if run.audit_id > watermark]
+        if newer:
+            return newer, None
+        # That the history begins with the newest run is not documented either.
+        latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
+        return [], latest if latest is not None and latest.audit_id > watermark else None
+
+    def _history(self) -> Conversation[list[Execution]]:
         try:
-            page = yield Once(endpoints.execution_history(self.flow_id, limit=_LOOK_PAGE).first())
+            page = yield endpoints.execution_history(self.flow_id, limit=_LOOK_PAGE).first()
         except EtlworksNotFound:
-            latest = yield Once(endpoints.latest_execution(self.flow_id))
-            if latest is not None and latest.audit_id > watermark:
-                raise EtlworksStartUnknown(
-                    f"Flow {self.flow_id} may have been started: the answer to the start was lost, and Etlworks has no "
-                    f"history that tells whether run {latest.audit_id} came of it. Nothing was sent again.",
-                    candidates=[latest.audit_id],
-                ) from None
             return []
-        return [run for run in page.items if run.audit_id > watermark]
+        items: list[Execution] = page.items
+        return items
 
     def may_be_ours(self, run: Execution) -> bool:
         """Whether a run may come of our start: not a schedule's, and not another user's."""

@@ -191,7 +191,7 @@ class EtlworksClient:
         """Send a call, follow its redirects, and give the answer with its body still to be read."""
         request = first_request(call, self.settings, bearer)
         while True:
-            if (wait := self._pace.reserve()) > 0:
+            for wait in self._pace.waits():
                 self._sleep(wait)
             try:
                 response = self._session.request(
