@@ -1,0 +1,316 @@
+"""When a task is killed or out of time, its run is stopped, and only its own; what did not work is said."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import BEGINNING, FLOW, STOP_PATH, stored_and_loaded
+
+from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout
+from airflow_provider_etlworks.sandbox import Fault, hang_up, status
+from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+
+if TYPE_CHECKING:
+    from support import Etlworks, Try
+
+both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+
+
+class Killed(BaseException):
+    """The process ends after on_kill, as after Airflow's signal."""
+
+
+def kill(etlworks: Etlworks, after: float = 100.0, **arguments: Any) -> int:
+    """Start a run, kill its task after some seconds on the worker, and return the run's audit id."""
+    task = etlworks.task(**arguments)
+    operator = task.operator()
+
+    def signal() -> None:
+        operator.on_kill()
+        raise Killed
+
+    etlworks.clock.at(etlworks.clock.time() - BEGINNING + after, signal)
+    with pytest.raises(Killed):
+        operator.execute(task.next_try())
+    return etlworks.sandbox.runs()[-1].audit_id
+
+
+def kill_while_deferred(etlworks: Etlworks, *, tells: bool = True, **arguments: Any) -> int:
+    """Cancel the trigger of a run that goes on; from Airflow 3.3 on it is told why."""
+    audit_id = etlworks.sandbox.run_by_user(FLOW)
+    trigger = stored_and_loaded(EtlworksFlowExecutionTrigger(FLOW, audit_id, **arguments))
+
+    async def cancel() -> None:
+        watched = asyncio.Event()
+        etlworks.clock.at(etlworks.clock.time() - BEGINNING + 30, watched.set)
+        watch = asyncio.ensure_future(anext(trigger.run()))
+        await watched.wait()
+        watch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watch
+        if tells:
+            await trigger.on_kill()
+
+    asyncio.run(cancel())
+    return audit_id
+
+
+def stops(etlworks: Etlworks) -> list[list[str]]:
+    """Return which runs were asked to stop."""
+    return [each.query.get("auditId", []) for each in etlworks.sandbox.requests if each.path == STOP_PATH]
+
+
+# --- A kill ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
+def test_a_kill_on_the_worker_stops_the_run_once(etlworks: Etlworks, login: str | None) -> None:
+    if login:
+        etlworks.connect(login=login, password="sandbox")
+    etlworks.flow(running=3600)
+
+    audit_id = kill(etlworks)
+
+    assert stops(etlworks) == [[str(audit_id)]]
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_a_kill_in_the_triggerer_stops_the_run_once(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600)
+
+    audit_id = kill_while_deferred(etlworks)
+
+    assert stops(etlworks) == [[str(audit_id)]]
+
+
+def test_a_trigger_that_is_only_cancelled_stops_nothing(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600)
+
+    kill_while_deferred(etlworks, tells=False)
+
+    assert stops(etlworks) == []
+    assert "it goes on" in etlworks.log_text
+
+
+def test_without_cancel_on_kill_nothing_is_stopped_and_the_log_says_so(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600)
+
+    on_worker = kill(etlworks, cancel_on_kill=False)
+    in_triggerer = kill_while_deferred(etlworks, cancel_on_kill=False)
+
+    assert stops(etlworks) == []
+    assert f"Run {on_worker} goes on" in etlworks.log_text
+    assert f"/ui/flows/{FLOW}/runs/{on_worker}" in etlworks.log_text
+    assert f"Run {in_triggerer} goes on" in etlworks.log_text
+
+
+def test_a_kill_before_the_start_and_after_the_end_stops_nothing(etlworks: Etlworks) -> None:
+    task = etlworks.task()
+    operator = task.operator()
+    operator.on_kill()
+    operator.execute(task.next_try())
+    operator.on_kill()
+
+    assert stops(etlworks) == []
+
+
+@pytest.mark.parametrize("where", ["on the worker", "in the triggerer"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (status(403), "may not stop runs (it takes Editor)"),
+        (status(404), "set stop_path"),
+        (status(405), "set stop_path"),
+        (status(500), "Not certain whether"),
+        (hang_up(carried_out=False), "Not certain whether"),
+    ],
+)
+def test_a_stop_that_does_not_work_is_said(etlworks: Etlworks, fault: Fault, said: str, where: str) -> None:
+    etlworks.flow(running=3600)
+    etlworks.sandbox.fault("POST", STOP_PATH, fault, times=None)
+
+    audit_id = kill(etlworks) if where == "on the worker" else kill_while_deferred(etlworks)
+
+    assert etlworks.warnings(said, str(audit_id), str(FLOW))
+    assert not etlworks.sandbox.runs()[0].stop_requested
+
+
+@pytest.mark.parametrize("fault", [status(503), hang_up(carried_out=False)])
+def test_a_stop_survives_one_passing_fault(etlworks: Etlworks, fault: Fault) -> None:
+    etlworks.flow(running=3600)
+    etlworks.sandbox.fault("POST", STOP_PATH, fault)
+
+    kill(etlworks)
+
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_a_server_that_cannot_stop_one_run_does_not_stop_somebody_elses(etlworks: Etlworks) -> None:
+    etlworks.connect(stop_path="/v1/flows/{flow_id}/stop")
+    etlworks.flow(running=3600)
+    etlworks.clock.at(50, etlworks.run_of_somebody_else)
+    task = etlworks.task(timeout=100)
+
+    went = task.run()
+
+    ours, other = etlworks.sandbox.runs()
+    assert stops(etlworks) == []
+    assert "was NOT stopped and goes on" in str(went.error)
+    assert f"would stop the newest run, which is {other.audit_id}" in str(went.error)
+    assert (ours.status, other.status) == ("running", "running")
+
+
+def test_a_server_that_stops_the_newest_run_stops_ours_where_it_is_the_newest(etlworks: Etlworks) -> None:
+    etlworks.connect(stop_path="/v1/flows/{flow_id}/stop")
+    etlworks.flow(running=3600)
+
+    kill(etlworks)
+
+    assert stops(etlworks) == [[]]
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_the_connection_may_name_another_path(etlworks: Etlworks) -> None:
+    etlworks.connect(stop_path="/v2/stop/{audit_id}?flow={flow_id}")
+    etlworks.flow(running=3600)
+
+    audit_id = kill(etlworks)
+
+    (request,) = [each for each in etlworks.sandbox.requests if each.path == f"/rest/v2/stop/{audit_id}"]
+    assert (request.method, request.query) == ("POST", {"flow": [str(FLOW)]})
+
+
+# --- Time-outs ------------------------------------------------------------------------------------------------------
+
+
+def check_timed_out(etlworks: Etlworks, went: Try, *, at: float, stopped: bool = True) -> None:
+    (run,) = etlworks.sandbox.runs()
+    assert str(run.audit_id) in str(went.error)
+    assert f"/ui/flows/{FLOW}/runs/{run.audit_id}" in str(went.error)
+    assert run.stop_requested is stopped
+    assert stops(etlworks) == ([[str(run.audit_id)]] if stopped else [])
+    assert at <= etlworks.clock.time() - BEGINNING < at + 5
+
+
+@both_modes
+def test_a_run_that_outlasts_the_timeout_is_stopped_and_the_task_fails(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=7200)
+
+    went = etlworks.task(timeout=1800, deferrable=deferrable).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert "timeout (1800 s)" in str(went.error)
+    assert "accepted the stop" in str(went.error)
+    check_timed_out(etlworks, went, at=1800)
+
+
+@both_modes
+def test_without_cancel_on_kill_a_time_out_stops_nothing(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=7200)
+
+    went = etlworks.task(timeout=1800, deferrable=deferrable, cancel_on_kill=False).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert "It was left going." in str(went.error)
+    check_timed_out(etlworks, went, at=1800, stopped=False)
+
+
+@both_modes
+def test_airflows_execution_timeout_is_kept_in_both_modes(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=7200)
+
+    went = etlworks.task(execution_timeout=timedelta(seconds=1800), deferrable=deferrable).run()
+
+    assert went.colour == "timed out"
+    assert "execution_timeout (0:30:00)" in str(went.error)
+    check_timed_out(etlworks, went, at=1790)
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("timeout", "execution_timeout", "colour", "at"), [(600, 1800, "failed", 600), (3600, 1800, "timed out", 1790)]
+)
+def test_the_earlier_time_out_counts(
+    etlworks: Etlworks, timeout: float, execution_timeout: float, colour: str, at: float, deferrable: bool
+) -> None:
+    etlworks.flow(running=7200)
+
+    went = etlworks.task(
+        timeout=timeout, execution_timeout=timedelta(seconds=execution_timeout), deferrable=deferrable
+    ).run()
+
+    assert went.colour == colour
+    check_timed_out(etlworks, went, at=at)
+
+
+@both_modes
+def test_a_run_that_ends_at_the_last_moment_is_no_time_out(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=1800)
+
+    assert etlworks.task(timeout=1800, deferrable=deferrable).run().colour == "success"
+    assert stops(etlworks) == []
+
+
+def test_the_time_counts_from_the_tasks_start_through_all_deferrals(etlworks: Etlworks) -> None:
+    etlworks.flow(running=7200)
+    etlworks.run_of_somebody_else()
+    etlworks.clock.at(1000, lambda: etlworks.sandbox.finish(etlworks.sandbox.runs()[0].audit_id))
+
+    went = etlworks.task(timeout=1800, on_already_running="wait", deferrable=True).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert went.deferred is not None
+    assert went.deferred.trigger.deadline == BEGINNING + 1800
+    # Airflow's own limit comes later than ours, and is there in case nobody watches.
+    assert timedelta(seconds=800) < went.deferred.timeout < timedelta(seconds=800 + 300)
+    assert 1800 <= etlworks.clock.time() - BEGINNING < 1805
+
+
+def test_without_a_time_out_airflow_is_given_none(etlworks: Etlworks) -> None:
+    went = etlworks.task(deferrable=True).run()
+
+    assert went.deferred is not None
+    assert went.deferred.timeout is None
+    assert went.deferred.trigger.deadline is None
+
+
+@both_modes
+@pytest.mark.parametrize(
+    "fault",
+    [status(500), hang_up(carried_out=False), hang_up(carried_out=False, delay=30)],
+    ids=["500", "drop", "hang"],
+)
+def test_a_stop_that_fails_at_the_time_out_does_not_keep_the_task_from_failing(
+    etlworks: Etlworks, fault: Fault, deferrable: bool
+) -> None:
+    etlworks.connect(read_timeout=1)
+    etlworks.flow(running=7200)
+    etlworks.sandbox.fault("POST", STOP_PATH, fault, times=None)
+
+    went = etlworks.task(timeout=1800, deferrable=deferrable).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert "it may go on" in str(went.error)
+    assert 1800 <= etlworks.clock.time() - BEGINNING < 1830
+
+
+@both_modes
+def test_a_server_that_is_away_at_the_time_out_does_not_either(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=7200)
+    etlworks.clock.at(900, etlworks.sandbox.stop)
+
+    went = etlworks.task(timeout=1800, deferrable=deferrable).run()
+
+    assert isinstance(went.error, EtlworksExecutionTimeout)
+    assert "it may go on" in str(went.error)
+
+
+@both_modes
+def test_a_run_without_a_time_out_is_not_followed_in_silence(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=30 * 3600)
+
+    assert etlworks.task(deferrable=deferrable).run().colour == "success"
+    assert len(etlworks.warnings("more than a day")) == 1
