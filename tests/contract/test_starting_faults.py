@@ -214,9 +214,11 @@ def test_a_run_of_somebody_else_is_not_taken_for_ours(etlworks: Etlworks, whose:
 def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
-    etlworks.sandbox.fault("GET", HISTORY_PATH, status(503), times=20)
+    task = etlworks.task()
+    assert task.store is not None
+    task.store.before_the_start = lambda: etlworks.sandbox.fault("GET", HISTORY_PATH, status(503), times=20)
 
-    went = etlworks.task().run()
+    went = task.run()
 
     assert went.colour == "success"
     assert etlworks.asked("POST", RUN_PATH) == 1
@@ -235,7 +237,7 @@ def test_a_start_that_did_not_reach_the_server_is_repeated(etlworks: Etlworks) -
     assert went.colour == "success"
     assert etlworks.asked("POST", RUN_PATH) == 1
     assert etlworks.warnings("It did not reach the server.", "Trying again")
-    assert etlworks.asked("GET", HISTORY_PATH) == 0  # nothing to look for
+    assert etlworks.asked("GET", HISTORY_PATH) == 1  # for the watermark; afterwards there is nothing to look for
 
 
 def test_a_server_that_stays_away_is_named(etlworks: Etlworks) -> None:

@@ -23,7 +23,7 @@ from airflow_provider_etlworks.client.models import Execution, FlowStart
 from airflow_provider_etlworks.client.starting import OnAlreadyRunning, Start, Started, confirm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 LOG = logging.getLogger("start")
 LOST = EtlworksUnreachable("Connection reset.")
@@ -53,11 +53,13 @@ class Server:
         self.clock = FastClock()
         self.noted: list[int | None] = []
         self.order: list[str] = []
+        self.after_the_start: Callable[[], None] = lambda: None
         self._starts, self._newest, self._history = iter(starts), newest, history
 
     def answer(self, call: Call[Any]) -> Any:
         self.order.append(str(call).replace("/v1/flows/7/", "").replace("/v1/executions/7", "executions"))
         if call.method == "POST":
+            self.after_the_start()
             return next(self._starts)
         if call.path.endswith("/history"):
             return self._history if isinstance(self._history, EtlworksError) else Page(list(self._history), None)
@@ -80,11 +82,13 @@ def test_the_newest_run_is_noted_before_anything_is_sent() -> None:
     assert server.noted == [40]
 
 
-def test_a_flow_that_never_ran_has_the_watermark_0() -> None:
-    server = Server([LOST], newest=None, history=[run(1)])
+@pytest.mark.parametrize(("before", "watermark"), [([], 0), (GONE, 0), ([run(40)], 40)])
+def test_a_flow_without_a_newest_run_has_the_watermark_of_its_history(before: Any, watermark: int) -> None:
+    server = Server([LOST], newest=None, history=before)
+    server.after_the_start = lambda: setattr(server, "_history", [run(41), run(40)] if watermark else [run(41)])
 
-    assert server.start() == Started(1)
-    assert server.noted == [0]
+    assert server.start() == Started(41)
+    assert server.noted == [watermark]
 
 
 @pytest.mark.parametrize("refused", [NOT_SENT, GONE, answer_of(2), answer_of(3)])
@@ -137,21 +141,18 @@ def test_a_lost_start_whose_runs_cannot_be_read_is_unknown_after_the_patience() 
         (run(41), [LOST], EtlworksStartUnknown),
     ],
 )
-def test_without_a_history_nothing_is_guessed(newest_after: Execution, starts: list[Any], ending: Any) -> None:
-    server = Server(starts, newest=run(40), history=GONE)
-    server_answer = server.answer
-
-    def answer(call: Call[Any]) -> Any:
-        if call.method == "POST":
-            server._newest = newest_after
-        return server_answer(call)
-
-    server.answer = answer  # type: ignore[method-assign]
+@pytest.mark.parametrize("history", [GONE, [run(39), run(40)]], ids=["none", "oldest first"])
+def test_without_a_history_nothing_is_guessed(
+    history: Any, newest_after: Execution, starts: list[Any], ending: Any
+) -> None:
+    server = Server(starts, newest=run(40), history=history)
+    server.after_the_start = lambda: setattr(server, "_newest", newest_after)
     if isinstance(ending, Started):
         assert server.start() == ending
     else:
-        with pytest.raises(ending, match="no history that tells whether run 41 came of it"):
+        with pytest.raises(ending, match="history does not tell whether run 41 came of it"):
             server.start()
+        assert server.order.count("POST run") == 1
 
 
 @pytest.mark.parametrize(
