@@ -19,7 +19,7 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
 from airflow_provider_etlworks.client.endpoints import Answer
-from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.exchange import (
     POOL_SIZE,
     first_request,
@@ -206,12 +206,14 @@ class EtlworksClient:
             except requests.RequestException as error:
                 raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
             with response:
-                answer = _answer(response, b"")
-                if answer.status == 429 and answer.retry_after is not None:
-                    self._pace.pause(answer.retry_after)
-                following = redirected(request, call, answer)
+                following = redirected(request, call, _answer(response, b""))
                 if following is None:
-                    yield response
+                    try:
+                        yield response
+                    except EtlworksRateLimited as error:
+                        if error.retry_after is not None:
+                            self._pace.pause(error.retry_after)
+                        raise
                     return
                 request = following
 
