@@ -259,7 +259,8 @@ class Etlworks:
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)
             monkeypatch.setitem(defaults, "sleep", sleep)
-        monkeypatch.setattr(triggers_module, "_HEAD_START", 0.0)
+        monkeypatch.setattr(triggers_module, "_SHORTEST_HEAD_START", 0.0)
+        monkeypatch.setattr(triggers_module, "_LONGEST_HEAD_START", 0.0)
 
     def __enter__(self) -> Etlworks:
         self.sandbox.start()

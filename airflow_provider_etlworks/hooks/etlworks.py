@@ -298,6 +298,20 @@ class EtlworksHook(BaseHook):
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
             return client.converse(stop(flow_id, audit_id, self.settings.stop_path))
 
+    def find_run(self, start: Start, watermark: int) -> int | None:
+        """
+        Look at once for the run of a start whose answer is not known, in as little time as a killed task has.
+
+        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
+
+        :param start: the start.
+        :param watermark: the flow's newest audit id before it.
+        :return: the run's audit id; ``None`` where there is none.
+        :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
+        """
+        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+            return client.converse(replace(start, patience=0.0).find(watermark, grace=0.0))
+
     def execution_history(self, flow_id: int) -> Iterator[Execution]:
         """List a flow's runs, newest first, asking for pages as they are needed."""
         return self.client.iterate(endpoints.execution_history(flow_id))

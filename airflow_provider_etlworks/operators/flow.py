@@ -131,6 +131,9 @@ class EtlworksRunFlowOperator(BaseOperator):
         self.log_lines = log_lines
         self.durable = durable
         self._run: tuple[int, int] | None = None
+        self._in_flight: tuple[Start, int] | None = None
+        self._killed = False
+        self._stopped: int | None = None
         self._memory: Memory | None = None
         self._check_arguments()
 
@@ -168,9 +171,11 @@ class EtlworksRunFlowOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Stop the run. Airflow calls this on the worker when the task is killed or times out."""
-        if self._run is None:
+        self._killed = True
+        run = self._run or self._run_of_start_in_flight()
+        if run is None:
             return
-        flow_id, audit_id = self._run
+        flow_id, audit_id = run
         if not self.cancel_on_kill:
             url = self.hook.execution_url(flow_id, audit_id)
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off: %s", audit_id, url)
@@ -178,7 +183,22 @@ class EtlworksRunFlowOperator(BaseOperator):
         self._stop(flow_id, audit_id)
         if self._memory is not None:
             # Last, since a signal may have interrupted a talk with Airflow that this one then waits for.
-            self._memory.add(stop_asked=True)
+            self._memory.add(audit_id=audit_id, stop_asked=True)
+
+    def _run_of_start_in_flight(self) -> tuple[int, int] | None:
+        """Return the run of a start that was sent, and whose answer the kill cut off."""
+        from airflow_provider_etlworks.client.errors import EtlworksStartUnknown
+
+        if self._in_flight is None:
+            return None
+        start, watermark = self._in_flight
+        self._in_flight = None
+        try:
+            audit_id = self.hook.find_run(start, watermark)
+        except EtlworksStartUnknown as error:
+            self.log.warning("The task was killed while it started flow %s. %s", start.flow_id, error)
+            return None
+        return None if audit_id is None else (start.flow_id, audit_id)
 
     # --- Before the run -------------------------------------------------------------------------------------------
 
@@ -237,12 +257,16 @@ class EtlworksRunFlowOperator(BaseOperator):
         memory = self._memory_of(context)
 
         def remember(watermark: int | None) -> None:
+            self._stay_killed()
             if watermark is None:
+                self._in_flight = None
                 memory.forget()
             else:
                 memory.keep(self._remembered(context, flow_id, watermark))
+                self._in_flight = (start, watermark)
+                self._stay_killed()
 
-        return Start(
+        start = Start(
             flow_id=flow_id,
             clock=self.hook.client.clock,
             log=self.log,
@@ -255,6 +279,12 @@ class EtlworksRunFlowOperator(BaseOperator):
             on_already_running=OnAlreadyRunning(self.on_already_running),
             remember=remember,
         )
+        return start
+
+    def _stay_killed(self) -> None:
+        """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`on_kill`."""
+        if self._killed:
+            raise AirflowFailException("The task was killed while it started its run.")
 
     def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> RememberedStart:
         from airflow_provider_etlworks.operators.memory import RememberedStart
@@ -345,9 +375,13 @@ class EtlworksRunFlowOperator(BaseOperator):
         if started is None:
             raise AirflowSkipException(f"Flow {start.flow_id} is already running; on_already_running is 'skip'.")
         audit_id = started.audit_id
+        self._in_flight = None
         if started.is_ours:
             self._run = (start.flow_id, audit_id)
             memory.add(audit_id=audit_id)
+            if self._killed and self._stopped != audit_id:
+                self.on_kill()
+            self._stay_killed()
         else:
             # Our own start did nothing and is forgotten; what a retry goes on with is this run.
             memory.keep(self._remembered(context, start.flow_id, audit_id, audit_id=audit_id, is_ours=False))
@@ -455,9 +489,9 @@ class EtlworksRunFlowOperator(BaseOperator):
         return (own, False) if own is not None and own <= of_airflow else (of_airflow, True)
 
     def _stop(self, flow_id: int, audit_id: int) -> str:
-        # Once only: a kill may come on top of a time-out.
         self._run = None
         stopped = self.hook.stop_flow(flow_id, audit_id)
+        self._stopped = audit_id
         report = self.log.info if stopped.accepted else self.log.warning
         report("%s", stopped.detail)
         return stopped.detail

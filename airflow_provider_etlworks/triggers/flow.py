@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 
-# An event in the very first moment could overtake the task that is still on its way into "deferred".
-_HEAD_START = 1.0
+# Airflow may learn up to five seconds late that the task's process has ended ([workers] min_heartbeat_interval). An
+# event before that could overtake it, and Airflow would take the late news for the end of the resumed task.
+_LONGEST_HEAD_START = 6.0
+_SHORTEST_HEAD_START = 1.0
 # Seconds. Airflow gives a killed trigger 30.
 _STOP_WITHIN = 20.0
 
@@ -45,7 +47,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     :param flow_id: the flow.
     :param audit_id: the run.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two looks at a young run; an old one is looked at less often.
+    :param poll_interval: seconds between two looks at a young run; an old one is looked at less often. The first look
+        comes after as long, 6 s at most.
     :param deadline: Unix time at which to look a last time; ``None`` is never.
     :param cancel_on_kill: whether to stop the run at the deadline, and (from Airflow 3.3 on, which tells a trigger)
         when a person marks or clears the task. Before 3.3 a bare cancellation stops nothing: a deploy looks the same.
@@ -89,7 +92,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(_HEAD_START)
+        await asyncio.sleep(max(_SHORTEST_HEAD_START, min(_LONGEST_HEAD_START, self.poll_interval)))
         try:
             followed = await self._follow()
         except asyncio.CancelledError:

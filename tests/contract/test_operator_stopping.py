@@ -109,8 +109,8 @@ def test_without_cancel_on_kill_nothing_is_stopped_and_the_log_says_so(etlworks:
 
 def test_a_kill_before_the_start_and_after_the_end_stops_nothing(etlworks: Etlworks) -> None:
     task = etlworks.task()
+    task.operator().on_kill()
     operator = task.operator()
-    operator.on_kill()
     operator.execute(task.next_try())
     operator.on_kill()
 
