@@ -14,8 +14,8 @@ from airflow_provider_etlworks.client.errors import EtlworksReplyError, redact
 from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
 
-LONGEST_TEXT = 8_000
-"""Characters of a server's text that an event carries at most."""
+LONGEST_TEXT = 7_500
+"""Bytes of a server's text that an event carries at most. As JSON they may be three times as many."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class ExecutionEvent:
         record = execution.to_dict() if execution else None
         if record and record["exception"]:
             # Airflow logs events as they are.
-            record["exception"] = redact(record["exception"][:LONGEST_TEXT])
+            record["exception"] = redact(_bounded(record["exception"]))
         return {
             "ending": self.followed.ending.value,
             "flow_id": self.flow_id,
             "audit_id": self.audit_id,
             "status": execution.status if execution else None,
-            "detail": self.followed.detail[:LONGEST_TEXT],
+            "detail": _bounded(self.followed.detail),
             "execution": record,
         }
 
@@ -66,7 +66,7 @@ class ExecutionEvent:
                     str(payload.get("detail") or ""),
                 ),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, EtlworksReplyError) as error:
             audit_id = payload.get("audit_id") if isinstance(payload, dict) else None
             known = f"run {audit_id}" if audit_id is not None else "a run"
             raise EtlworksReplyError(
@@ -74,3 +74,7 @@ class ExecutionEvent:
                 "Do the triggerer and the workers have the same release of airflow-provider-etlworks? "
                 "The run may still be going in Etlworks."
             ) from error
+
+
+def _bounded(text: str) -> str:
+    return text[:LONGEST_TEXT].encode(errors="replace")[:LONGEST_TEXT].decode(errors="ignore")
