@@ -1,0 +1,155 @@
+"""What is stored in Airflow's database stays readable: triggers and their events, from every release."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import stored_and_loaded
+
+from airflow_provider_etlworks.client.errors import EtlworksReplyError
+from airflow_provider_etlworks.client.following import Ending, Followed
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.triggers.events import ExecutionEvent
+from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+TRIGGERS = sorted(GOLDEN.glob("trigger-*.json"))
+EVENTS = sorted(GOLDEN.glob("event-*.json"))
+# Another value than the default for everything that a trigger takes.
+ARGUMENTS: dict[str, Any] = {
+    "flow_id": 7,
+    "audit_id": 8721934,
+    "etlworks_conn_id": "etlworks_eu",
+    "poll_interval": 2.5,
+    "deadline": 1_800_000_000.25,
+    "cancel_on_kill": False,
+    "patience": 60.0,
+}
+
+
+def test_every_argument_of_a_trigger_is_stored() -> None:
+    parameters = inspect.signature(EtlworksFlowExecutionTrigger.__init__).parameters.values()
+    named = {each.name: each.default for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
+    del named["self"]
+
+    assert set(ARGUMENTS) == set(named), "give the new argument a value here"
+    assert [name for name, value in ARGUMENTS.items() if value == named[name]] == []
+    assert stored_and_loaded(EtlworksFlowExecutionTrigger(**ARGUMENTS)).serialize()[1] == ARGUMENTS
+
+
+@pytest.mark.parametrize("stored", TRIGGERS, ids=lambda path: path.stem)
+def test_a_trigger_that_an_older_release_stored_loads(stored: Path) -> None:
+    path, kwargs = json.loads(stored.read_text())
+
+    assert path == EtlworksFlowExecutionTrigger(7, 1).serialize()[0]
+    now = EtlworksFlowExecutionTrigger(**kwargs).serialize()[1]
+    assert {name: now.get(name) for name in kwargs} == kwargs
+
+
+def test_this_release_is_among_the_stored_ones() -> None:
+    from airflow_provider_etlworks import __version__
+
+    assert f"trigger-{__version__}" in [path.stem for path in TRIGGERS]
+    assert f"event-{__version__}" in [path.stem for path in EVENTS]
+
+
+def test_a_trigger_that_a_newer_release_stored_loads() -> None:
+    trigger = EtlworksFlowExecutionTrigger(**ARGUMENTS, from_a_newer_release={"x": 1})
+
+    assert trigger.serialize()[1] == ARGUMENTS
+
+
+def test_a_trigger_needs_no_more_than_which_run() -> None:
+    trigger = EtlworksFlowExecutionTrigger(7, 8721934)
+
+    assert trigger.serialize()[1]["etlworks_conn_id"] == "etlworks_default"
+    assert trigger.cancel_on_kill is True
+
+
+# --- Events ---------------------------------------------------------------------------------------------------------
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    execution = Execution(flow_id=7, audit_id=41, status="success", records=3)
+    payload = ExecutionEvent(7, 41, Followed(Ending.FINISHED, execution)).to_payload()
+    return {**payload, **changes}
+
+
+@pytest.mark.parametrize("stored", EVENTS, ids=lambda path: path.stem)
+def test_an_event_of_an_older_release_is_read(stored: Path) -> None:
+    for payload in json.loads(stored.read_text()):
+        told = ExecutionEvent.from_payload(payload)
+        again = json.loads(json.dumps(told.to_payload()))
+
+        assert {name: again[name] for name in payload} == payload
+
+
+def test_events_of_all_endings_are_stored() -> None:
+    endings = [each["ending"] for path in EVENTS for each in json.loads(path.read_text())]
+
+    assert set(endings) == {ending.value for ending in Ending}
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+@pytest.mark.parametrize("execution", [None, Execution(flow_id=7, audit_id=41, status="archiving")])
+def test_an_event_always_has_the_same_shape(ending: Ending, execution: Execution | None) -> None:
+    payload = ExecutionEvent(7, 41, Followed(ending, execution, "why")).to_payload()
+
+    assert set(payload) == {"ending", "flow_id", "audit_id", "status", "detail", "execution"}
+    assert payload["status"] == (execution.status if execution else None)
+    assert ExecutionEvent.from_payload(json.loads(json.dumps(payload))) == ExecutionEvent(
+        7, 41, Followed(ending, execution, "why")
+    )
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        None,
+        {},
+        [],
+        "finished",
+        7,
+        {"ending": "finished", "flow_id": 7},
+        event(ending="exploded"),
+        event(ending=None),
+        event(flow_id="seven"),
+        event(execution="success"),
+        event(execution={"flow_id": 7}),
+        event(execution={"flow_id": 7, "audit_id": 41, "started_at": "yesterday"}),
+    ],
+    ids=str,
+)
+def test_an_event_that_cannot_be_read_says_so_and_names_the_run_where_known(payload: Any) -> None:
+    with pytest.raises(EtlworksReplyError) as unreadable:
+        ExecutionEvent.from_payload(payload)
+
+    assert "Cannot read the trigger's event" in str(unreadable.value)
+    assert "The run may still be going in Etlworks." in str(unreadable.value)
+    if isinstance(payload, dict) and "audit_id" in payload:
+        assert "run 41" in str(unreadable.value)
+
+
+def test_an_event_with_more_or_less_than_needed_is_read() -> None:
+    more = event(from_a_newer_release=1, execution={"flow_id": 7, "audit_id": 41, "status": "success", "new": 1})
+    less = {"ending": "lost_touch", "flow_id": 7, "audit_id": 41}
+
+    read = ExecutionEvent.from_payload(more)
+    assert read.followed.execution is not None
+    assert read.followed.execution.status == "success"
+    assert ExecutionEvent.from_payload(less).followed == Followed(Ending.LOST_TOUCH)
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "東", "😀"])
+def test_an_event_is_small_whatever_the_server_says(letter: str) -> None:
+    execution = Execution(flow_id=7, audit_id=41, status="error", exception=letter * 5_000_000)
+    followed = Followed(Ending.LOST_TOUCH, execution, letter * 5_000_000)
+
+    payload = ExecutionEvent(7, 41, followed).to_payload()
+
+    assert len(json.dumps(payload)) < 48_000
+    assert len(payload["execution"]["exception"]) >= 1_000
