@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
@@ -75,6 +76,7 @@ class EtlworksClient:
         # Proxy and CA bundle from the environment are read by us, the same way for both transports.
         self._session.trust_env = False
         self._session.auth = _OurHeadersOnly()
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.verify = verification(settings)
         if proxy := proxy_for(settings):
             self._session.proxies = {"http": proxy, "https": proxy}
