@@ -79,7 +79,8 @@ class EtlworksRunFlowOperator(BaseOperator):
         JSON-safe, times as ISO 8601 in UTC, ``None`` where Etlworks does not say. The audit id is also the XCom
         ``audit_id``, set as soon as the run is accepted.
     :raises EtlworksExecutionFailed: the run ended badly.
-    :raises AirflowFailException: the run was canceled, or an argument cannot work: another try would not help.
+    :raises AirflowFailException: the run was canceled, or an argument or the connection cannot work: another try would
+        not help.
     :raises AirflowSkipException: another run is going, and ``on_already_running`` is ``"skip"``.
     :raises EtlworksAlreadyRunning: another run is going; nothing was started.
     :raises EtlworksStartUnknown: the start was sent, no answer came, and no run can be matched to it.
@@ -152,7 +153,7 @@ class EtlworksRunFlowOperator(BaseOperator):
             parameters = flat_parameters(self.parameters)
             options = self._checked_options()
             flow_id = self._find_flow_id()
-        start = self._start_request(context, flow_id, parameters, options)
+            start = self._start_request(context, flow_id, parameters, options)
         memory = self._memory = self._memory_of(context)
         started = self._earlier_run(context, memory, start) or self._start(context, memory, start)
         return self._follow(context, flow_id, started)
@@ -598,7 +599,7 @@ def flat_parameters(parameters: Any) -> dict[str, str]:
 
 @contextmanager
 def _hopeless_tries_fail_for_good() -> Iterator[None]:
-    """Fail without a retry where an argument cannot work: the next try would have the same."""
+    """Fail without a retry where an argument or the connection cannot work: the next try would have the same."""
     from airflow_provider_etlworks.client.errors import EtlworksConfigError
 
     try:
