@@ -1,0 +1,174 @@
+"""What a user gets wrong is said at once, by name, and before any run is started."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import CONN_VARIABLE, FLOW, FLOW_NAME
+
+from airflow_provider_etlworks.compat import AirflowNotFoundException
+from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body
+
+if TYPE_CHECKING:
+    from support import Etlworks
+
+both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flow_name": FLOW_NAME}}
+
+
+@both_modes
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flow_id": "nightly"}, "flow_id is 'nightly'; it must be a whole number, such as 12345"),
+        ({"flow_id": ""}, "flow_id is ''"),
+        ({"flow_id": "None"}, "flow_id is 'None'"),
+        ({"flow_id": 12.5}, "flow_id is 12.5"),
+        ({"flow_id": -7}, "flow_id is -7"),
+        ({"flow_id": True}, "flow_id is True"),
+        ({"flow_id": "\uff11"}, "flow_id is '\uff11'"),
+        ({"flow_id": "7/run"}, "For a name, use flow_name"),
+        ({"flow_name": ""}, "flow_name is ''; it must be the name of a flow"),
+        ({"flow_name": "  "}, "flow_name is '  '"),
+        ({"flow_name": 12345}, "flow_name is 12345"),
+        ({"parameters": {"where": {"city": "x"}}}, "Parameter 'where' is a dict"),
+        ({"parameters": {"cities": ["x"]}}, "Parameter 'cities' is a list"),
+        ({"parameters": {"city": None}}, "Parameter 'city' is None"),
+        ({"parameters": "city=x"}, "parameters is a str"),
+        ({"run_options": ["parallel"]}, "run_options is ['parallel']; it must be a mapping"),
+    ],
+)
+def test_an_argument_that_cannot_work_fails_for_good_before_anything_is_sent(
+    etlworks: Etlworks, arguments: dict[str, Any], message: str, deferrable: bool
+) -> None:
+    went = etlworks.task(**arguments, deferrable=deferrable).run()
+
+    assert went.colour == "failed for good"
+    assert message in str(went.error)
+    assert etlworks.sandbox.requests == []
+
+
+@pytest.mark.parametrize("flow_id", [FLOW, "7", " 7 ", "007"])
+def test_a_flow_id_may_be_a_text_of_digits_as_templates_give(etlworks: Etlworks, flow_id: Any) -> None:
+    assert etlworks.task(flow_id=flow_id).run().colour == "success"
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"password": None}, "has no credentials"),
+        ({"host": None}, "has no Host"),
+        ({"host": "etl works"}, "Host"),
+        ({"tenant_id": ["x"]}, "'tenant_id'"),
+        ({"verify": "/no/such/bundle.pem"}, "'/no/such/bundle.pem'; there is no such file"),
+        ({"proxy": 1.5}, "'proxy'"),
+        ({"connect_timeout": "soon"}, "'connect_timeout'"),
+        ({"read_timeout": 0}, "read_timeout"),
+        ({"requests_per_minute": "many"}, "'requests_per_minute'"),
+        ({"stop_path": "stop"}, "stop_path"),
+        ({"ui_url": "ftp://x"}, "ui_url"),
+        ({"timeout": 5}, "unknown field 'timeout'"),
+    ],
+)
+def test_a_connection_that_cannot_work_fails_for_good_by_id_and_by_name(
+    etlworks: Etlworks, changes: dict[str, Any], message: str, named: str
+) -> None:
+    etlworks.connect(**changes)
+
+    went = etlworks.task(**NAMED[named]).run()
+
+    assert went.colour == "failed for good"
+    assert message in str(went.error)
+    assert "sandbox-key" not in str(went.error)
+    assert etlworks.sandbox.requests == []
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_an_unknown_connection_is_named(etlworks: Etlworks, named: str) -> None:
+    went = etlworks.task(**NAMED[named], etlworks_conn_id="etlworks_typo").run()
+
+    assert isinstance(went.error, AirflowNotFoundException)
+    assert "etlworks_typo" in str(went.error)
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize(
+    ("connection", "message"),
+    [
+        ({"password": "wrong-key"}, "401"),
+        ({"login": "sandbox", "password": "wrong-password"}, "401"),
+        ({"login": "nobody", "password": "sandbox"}, "401"),
+    ],
+)
+def test_wrong_credentials_are_said_after_one_request(
+    etlworks: Etlworks, connection: dict[str, str], message: str, named: str
+) -> None:
+    etlworks.connect(**connection)
+
+    went = etlworks.task(**NAMED[named]).run()
+
+    assert went.colour == "failed"
+    assert message in str(went.error)
+    assert len(etlworks.sandbox.requests) == 1
+    assert connection["password"] not in str(went.error).split() or connection["password"] == "sandbox"
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_a_host_that_is_not_etlworks_is_recognized_by_its_answer(etlworks: Etlworks, named: str) -> None:
+    page = "<html><head><script>track()</script></head><body>Welcome to our shop</body></html>"
+    etlworks.sandbox.fault("*", "*", broken_body(page), times=None)
+
+    went = etlworks.task(**NAMED[named]).run()
+
+    assert went.colour == "failed"
+    assert "text/html" in str(went.error)
+    assert "Welcome to our shop" in str(went.error)
+    assert "track()" not in str(went.error)
+    assert "Is Host the address of an Etlworks instance" in str(went.error)
+
+
+def test_a_flow_that_does_not_exist_fails_with_its_number(etlworks: Etlworks) -> None:
+    went = etlworks.task(flow_id=404404).run()
+
+    assert went.colour == "failed"
+    assert "404404" in str(went.error)
+
+
+@both_modes
+def test_a_flow_name_that_does_not_exist_lists_those_that_are_close(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.sandbox.add_flow(SandboxFlow(8, "Nightly export"))
+
+    close = etlworks.task(flow_name="Nightly Load", deferrable=deferrable).run()
+    far = etlworks.task(flow_name="zzz", deferrable=deferrable).run()
+
+    assert close.colour == far.colour == "failed for good"
+    assert "No flow is called 'Nightly Load' among the 2" in str(close.error)
+    assert "'Nightly load' or 'Nightly export'" in str(close.error)
+    assert "Names match exactly" in str(far.error)
+    assert etlworks.sandbox.runs_started() == 0
+
+
+def test_a_flow_name_that_two_flows_have_lists_both_ids(etlworks: Etlworks) -> None:
+    flows = json.dumps([{"id": FLOW, "name": FLOW_NAME}, {"id": 8, "name": FLOW_NAME}])
+    etlworks.sandbox.fault("GET", "/rest/v1/flows", broken_body(flows, content_type="application/json"))
+
+    went = etlworks.task(flow_name=FLOW_NAME).run()
+
+    assert went.colour == "failed for good"
+    assert f"2 flows are called '{FLOW_NAME}': 7, 8. Use flow_id instead." in str(went.error)
+    assert etlworks.sandbox.runs_started() == 0
+
+
+def test_the_connection_is_templated_as_the_rest(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ETL_EU", etlworks.sandbox.airflow_connection)
+    monkeypatch.delenv(CONN_VARIABLE)
+    task = etlworks.task(
+        flow_id="{{ params.flow }}", etlworks_conn_id="etl_{{ params.region }}", run_options={"x": "{{ params.flow }}"}
+    )
+    operator = task.operator()
+    operator.render_template_fields({"params": {"flow": 7, "region": "eu"}})
+
+    assert operator.execute(task.next_try())["status"] == "success"
