@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.conversation import Conversation, Step
     from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.exchange import Request
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
@@ -62,6 +63,8 @@ class AsyncEtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._pace = Pace(settings.requests_per_minute, clock)
         self._renewing = asyncio.Lock()
+        # So that nobody waits inside the pool, where the time-out would count already.
+        self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
         self._proxy = proxy_for(settings)
 
@@ -78,7 +81,11 @@ class AsyncEtlworksClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=POOL_SIZE, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self.settings.connect_timeout, sock_read=self.settings.read_timeout
+                total=None,
+                # A tunnel through a proxy is an exchange of its own, which no other limit holds for.
+                connect=self.settings.connect_timeout + self.settings.read_timeout,
+                sock_connect=self.settings.connect_timeout,
+                sock_read=self.settings.read_timeout,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A request without a body has no type either.
@@ -168,24 +175,11 @@ class AsyncEtlworksClient:
     @asynccontextmanager
     async def _open(self, call: Call[Any], bearer: str | None) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a call, follow its redirects, and give the answer with its body still to be read."""
-        if self._session is None:
-            raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
         request = first_request(call, self.settings, bearer)
         while True:
             for wait in self._pace.waits():
                 await self._sleep(wait)
-            try:
-                response = await self._session.request(
-                    request.method,
-                    URL(request.url, encoded=True),
-                    headers=request.headers,
-                    data=request.body,
-                    allow_redirects=False,
-                    proxy=self._proxy,
-                )
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
-            async with response:
+            async with self._free_connections, await self._request(call, request) as response:
                 following = redirected(request, call, _answer(response, b""))
                 if following is None:
                     try:
@@ -196,6 +190,21 @@ class AsyncEtlworksClient:
                         raise
                     return
                 request = following
+
+    async def _request(self, call: Call[Any], request: Request) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
+        try:
+            return await self._session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                headers=request.headers,
+                data=request.body,
+                allow_redirects=False,
+                proxy=self._proxy,
+            )
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
 
 
 def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:

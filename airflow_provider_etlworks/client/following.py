@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,11 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksForbidden,
     EtlworksNotFound,
     EtlworksUnauthorized,
+    redact,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.conversation import Conversation, Log
@@ -38,6 +39,7 @@ _FAULT_LINES_EVERY = 60.0
 _FIRST_LINE_AFTER = 60.0
 _LINES_EVERY_AT_MOST = 600.0
 _ALARM_AFTER = 24 * 3600.0
+_LONGEST_EXCEPTION = 8_000
 
 # What the server would say again however often it is asked. Anything else may pass.
 _ENDS_AT_ONCE = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
@@ -67,6 +69,17 @@ class Followed:
     execution: Execution | None = None
     detail: str = ""
     error: EtlworksError | None = None
+
+    def redacted(self, secrets: Iterable[str]) -> Followed:
+        """
+        Return the same with the server's error text fit to be told: bounded, and without secrets.
+
+        :param secrets: texts that must not be told.
+        """
+        if self.execution is None or self.execution.exception is None:
+            return self
+        said = redact(self.execution.exception[:_LONGEST_EXCEPTION], secrets)
+        return replace(self, execution=replace(self.execution, exception=said))
 
 
 def pause_before_next_look(age: float, poll_interval: float) -> float:
