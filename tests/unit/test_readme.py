@@ -1,0 +1,193 @@
+"""What the README and the guides say is compared with what they speak of, and their code is run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import json
+import re
+import shlex
+from dataclasses import fields
+from importlib.metadata import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow import __version__ as airflow_version
+
+from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
+from airflow_provider_etlworks.sandbox.__main__ import main as sandbox_command
+from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
+GUIDES = {
+    path.name: path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+}
+# Its code belongs into test functions, not into DAG files, and is tested with the sandbox.
+PYTHON_GUIDES = [name for name in GUIDES if name != "sandbox.md"]
+AIRFLOW_3 = not airflow_version.startswith("2.")
+# As the guides say.
+ON_AIRFLOW_2 = {
+    "from airflow.sdk import DAG": "from airflow import DAG",
+    "from airflow.sdk import DAG, task": "from airflow import DAG\nfrom airflow.decorators import task",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def python_blocks() -> Iterator[Any]:
+    for name in PYTHON_GUIDES:
+        for number, block in enumerate(blocks(GUIDES[name], "python")):
+            yield pytest.param(block, id=f"{name}-{number}")
+
+
+def commands(program: str | None = None) -> list[list[str]]:
+    """Return the guides' commands, or those of one program, as words without ``uv run``."""
+    lines = (line for text in GUIDES.values() for block in blocks(text, "console") for line in block.splitlines())
+    found = [shlex.split(line[2:].removeprefix("uv run "), comments=True) for line in lines if line.startswith("$ ")]
+    return [words for words in found if program in (None, words[0])]
+
+
+def table(text: str, *header: str) -> list[list[str]]:
+    """Return the rows of the first table with this header."""
+    _, found, rest = text.partition(f"| {' | '.join(header)} |\n")
+    assert found
+    rows = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def parameters_of(text: str, heading: str) -> dict[str, str]:
+    """Return the defaults that a guide's table of parameters tells, by name."""
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = table(section, "parameter", "default", "meaning")
+    return {name: default for names, default, _ in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, str]:
+    named = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
+    return {each.name: "" if each.default is each.empty else f"`{each.default!r}`" for each in named[1:]}
+
+
+def test_the_first_dag_takes_twelve_lines() -> None:
+    assert len(blocks(README, "python")[0].splitlines()) == 12
+
+
+@pytest.mark.parametrize("block", list(python_blocks()))
+def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, rest = block.split("\n", 1)
+    dag_class = importlib.import_module("airflow.sdk" if AIRFLOW_3 else "airflow").DAG
+    made, enter = [], dag_class.__enter__
+    monkeypatch.setattr(dag_class, "__enter__", lambda dag: made.append(dag) or enter(dag))
+    exec(compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec"), {})  # noqa: S102  # ours
+    (dag,) = made
+    assert dag.tasks
+
+
+def test_every_command_in_the_guides_is_known() -> None:
+    ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", ".ci/run"}
+    assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export"}
+
+
+def test_every_sandbox_command_in_the_guides_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    for _, subcommand, *arguments in commands("etlworks-sandbox"):
+        with pytest.raises(SystemExit) as end:
+            sandbox_command([subcommand, "--help"])
+        assert end.value.code == 0
+        help_text = capsys.readouterr().out
+        assert [word for word in arguments if word.startswith("--") and word not in help_text] == []
+
+
+def test_every_connection_in_the_guides_works() -> None:
+    for _, assignment in commands("export"):
+        name, _, value = assignment.partition("=")
+        assert name.startswith("AIRFLOW_CONN_ETLWORKS_")
+        connection = json.loads(value)
+        assert connection["conn_type"] == EtlworksHook.conn_type
+        assert settings_from(connection_of(connection)).password.startswith("YOUR-")
+
+
+def test_ci_runs_every_check_in_the_guides() -> None:
+    for tool in ("ruff", "mypy", "lint-imports"):
+        for command in commands(tool):
+            assert f"uv run --quiet {' '.join(command)}" in CI
+    assert ["pytest"] in commands("pytest")
+    assert re.search(r"^ *uv run pytest \|", CI, re.MULTILINE)
+
+
+def connection_of(written: dict[str, Any]) -> Any:
+    empty = {"conn_id": "etl", "port": None, "schema": None, "login": None, "password": None}
+    return SimpleNamespace(**{**empty, **written, "extra": json.dumps(written.get("extra", {}))})
+
+
+def test_every_spelling_of_host_in_the_guide_is_the_same_instance() -> None:
+    (spellings,) = blocks(GUIDES["connection.md"], "text")
+    hosts = spellings.splitlines()
+    assert len(hosts) > 3
+    assert {settings_from(connection_of({"host": host, "password": "key"})).root_url for host in hosts} == {
+        "https://etlworks.example.com"
+    }
+
+
+def test_the_connections_extras_are_in_the_readme_with_their_defaults() -> None:
+    rows = [row for row in table(README, "field", "default", "meaning") if row[0].startswith("extra ")]
+    assert [row[0] for row in rows] == [f"extra `{name}`" for name in CONNECTION_FIELDS]
+    defaults = {each.name: each.default for each in fields(ClientSettings)}
+    for field, said, _ in rows:
+        default = defaults[field.split("`")[1]]
+        if default is None:
+            assert "`" not in said
+        else:
+            shown = default if isinstance(default, str) else f"{default:g}" if default is not True else "true"
+            assert said == f"`{shown}`"
+
+
+def test_the_compatibility_table_is_the_grid_of_ci() -> None:
+    grid = re.search(r"^# Airflow \| Python .*?\n(.*?)^END$", CI, re.MULTILINE | re.DOTALL)
+    assert grid is not None
+    proven = []
+    for line in grid[1].splitlines():
+        airflow, python, day, versions, tests = [cell.strip() for cell in line.split("|")]
+        proven.append([airflow, python, f"{versions} of {day}" if day else versions, tests])
+    assert table(README, "Airflow", "Python", "packages", "tests") == proven
+    promised = re.findall(
+        r"Python :: (3\.\d+)", " ".join(metadata("airflow-provider-etlworks").get_all("Classifier", []))
+    )
+    assert {row[1] for row in proven} == set(promised)
+
+
+@pytest.mark.parametrize("documented", [EtlworksRunFlowOperator, EtlworksFlowExecutionTrigger])
+def test_the_reference_has_every_parameter_with_its_default(documented: type) -> None:
+    told = parameters_of(GUIDES["operators.md"], documented.__name__)
+    real = defaults_of(vars(documented)["__init__"])
+    if "deferrable" in real:
+        # Airflow's setting, not a value.
+        real["deferrable"] = told["deferrable"]
+    assert told == real
+
+
+def test_every_method_of_the_hook_in_the_reference_exists() -> None:
+    rows = table(GUIDES["operators.md"], "to", "methods")
+    named = {name for _, methods in rows for name in re.findall(r"`(\w+)", methods)}
+    public = {name for name, value in vars(EtlworksHook).items() if inspect.isfunction(value) and name[0] != "_"}
+    not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings", "find_run"}
+    assert named == public - not_for_dag_authors
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_links_between_the_guides_lead_somewhere(name: str) -> None:
+    folder = ROOT if name in ("README.md", "CONTRIBUTING.md") else ROOT / "docs"
+    targets = [target for target in re.findall(r"\]\(([^)#]+)", GUIDES[name]) if "://" not in target]
+    assert [target for target in targets if not (folder / target).exists()] == []
