@@ -483,11 +483,14 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
     :param days_ago: 0 is today, 1 is yesterday.
     """
 
+    flows_of = _list_of(lambda item: mapping(item, "a flow's runs"))
+    runs_of = _list_of(lambda item: mapping(item, "a run's record"))
+
     def read(value: Any) -> list[Execution]:
         return [
             Execution.from_json({"flowId": flow.get("flowId"), "flowName": flow.get("name"), **run})
-            for flow in _list_of(lambda item: mapping(item, "a flow's runs"))(value)
-            for run in flow.get("executions") or ()
+            for flow in flows_of(value)
+            for run in runs_of(flow.get("executions") or [])
         ]
 
     return Call("GET", "/v1/metrics/executions", _json(read), query=_query(offset=days_ago), repeatable=True)
