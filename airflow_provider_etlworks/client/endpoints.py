@@ -121,7 +121,7 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[Answer], T] = field(repr=False)
-    query: Query = ()
+    query: Query = field(default=(), repr=False)
     body: bytes | None = field(default=None, repr=False)
     content_type: str | None = None
     repeatable: bool = False
@@ -673,7 +673,7 @@ def _listener(prefix: str, path: str, payload: bytes | None, content_type: str, 
     )
 
 
-_UNSAFE_IN_PATH = re.compile(r"[\s\x00-\x1f\x7f#?\\]")
+_UNSAFE_IN_PATH = re.compile(r"[^!-~]|[#?\\]")
 
 
 def request(
