@@ -465,7 +465,7 @@ class EtlworksRunFlowOperator(BaseOperator):
         from airflow_provider_etlworks.client.following import follow
 
         client = self.hook.client
-        return client.converse(
+        followed = client.converse(
             follow(
                 flow_id,
                 audit_id,
@@ -476,6 +476,7 @@ class EtlworksRunFlowOperator(BaseOperator):
                 deadline=deadline,
             )
         )
+        return followed.redacted(client.settings.secrets)
 
     def _deadline(self, context: Context) -> tuple[float | None, bool]:
         """Return the Unix time at which to give up, and whether it is ``execution_timeout`` that sets it."""
@@ -532,9 +533,9 @@ class EtlworksRunFlowOperator(BaseOperator):
         return task_result(execution, url)
 
     def _fail(self, execution: Execution, url: str, *, is_final: bool) -> None:
-        from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, redact
+        from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
 
-        reason = redact((execution.exception or "Etlworks gives no reason.").strip()[:_LONGEST_EXCEPTION])
+        reason = (execution.exception or "Etlworks gives no reason.").strip()[:_LONGEST_EXCEPTION]
         text = f"Run {execution.audit_id} of flow {execution.flow_id} ended: {execution.status}. {reason} {url}"
         self._show_log(execution)
         failed = EtlworksExecutionFailed(text, execution=execution)
@@ -555,7 +556,7 @@ class EtlworksRunFlowOperator(BaseOperator):
             return
         self.log.info("The last lines of the log of run %s:", execution.audit_id)
         for line in text.splitlines():
-            self.log.info("  | %s", redact(line))
+            self.log.info("  | %s", redact(line, self.hook.settings.secrets))
 
 
 def flat_parameters(parameters: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_etlworks.client.errors import EtlworksReplyError, redact
+from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
 
@@ -37,8 +37,7 @@ class ExecutionEvent:
         execution = self.followed.execution
         record = execution.to_dict() if execution else None
         if record and record["exception"]:
-            # Airflow logs events as they are.
-            record["exception"] = redact(_bounded(record["exception"]))
+            record["exception"] = _bounded(record["exception"])
         return {
             "ending": self.followed.ending.value,
             "flow_id": self.flow_id,

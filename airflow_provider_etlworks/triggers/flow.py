@@ -133,8 +133,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
             )
         )
         if followed.ending is Ending.DEADLINE and self.cancel_on_kill:
-            return Followed(followed.ending, followed.execution, await self._stop(client))
-        return followed
+            followed = Followed(followed.ending, followed.execution, await self._stop(client))
+        return followed.redacted(client.settings.secrets)
 
     async def _stop(self, client: AsyncEtlworksClient) -> str:
         request = stop(self.flow_id, self.audit_id, client.settings.stop_path)
