@@ -1,0 +1,371 @@
+"""The hook: the connection test, runs in ``@task`` functions, and the one client that all triggers share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import (
+    BEGINNING,
+    CONN_VARIABLE,
+    FLOW,
+    HISTORY_PATH,
+    RECORD_PATH,
+    RUN_PATH,
+    STOP_PATH,
+    only_event,
+    stored_and_loaded,
+)
+
+from airflow_provider_etlworks.client.errors import (
+    EtlworksAlreadyRunning,
+    EtlworksConfigError,
+    EtlworksExecutionTimeout,
+    EtlworksForbidden,
+    EtlworksLostTouch,
+    EtlworksStartUnknown,
+)
+from airflow_provider_etlworks.hooks import shared
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.hooks.shared import shared_client
+from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
+from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
+from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+
+if TYPE_CHECKING:
+    from support import Etlworks
+
+MANY = 50
+
+
+@pytest.fixture
+def hook(etlworks: Etlworks) -> EtlworksHook:
+    return EtlworksHook()
+
+
+# --- The connection test --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "with an API key; 1 flows are visible"),
+        ({"login": "sandbox", "password": "sandbox"}, "as sandbox; 1 flows are visible"),
+    ],
+)
+def test_a_connection_that_works(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
+    etlworks.connect(**changes)
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is True
+    assert said in message
+    assert etlworks.sandbox.url in message
+    assert {each.method for each in etlworks.sandbox.requests} <= {"GET", "POST"}
+    assert etlworks.sandbox.runs_started() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"password": "wrong"}, "401"),
+        ({"login": "sandbox", "password": "wrong"}, "401"),
+        ({"password": None}, "no credentials"),
+        ({"host": None}, "no Host"),
+        ({"host": "http://127.0.0.1:9"}, "No answer from http://127.0.0.1:9"),
+        ({"host": "http://no-such-host.invalid"}, "No answer from http://no-such-host.invalid"),
+        ({"read_timeout": "soon"}, "'read_timeout'"),
+        ({"verify": "/no/such/file"}, "there is no such file"),
+    ],
+)
+def test_a_connection_that_does_not_work(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
+    etlworks.connect(**changes)
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is False
+    assert said in message
+    assert "sandbox-key" not in message
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (broken_body(), "text/html"),
+        (broken_body(code=404), "Is Host the address of an Etlworks instance?"),
+        (status(403), "403"),
+        (status(503), "503"),
+        (status(429, headers={"Retry-After": "3600"}), "429"),
+        (hang_up(), "No answer"),
+        (broken_body(b"{}", content_type="application/json"), "Cannot read the answer"),
+    ],
+)
+def test_a_server_that_does_not_answer_as_etlworks_does(etlworks: Etlworks, fault: Any, said: str) -> None:
+    etlworks.sandbox.fault("*", "*", fault, times=None)
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is False
+    assert said in message
+    assert etlworks.clock.time() - BEGINNING < 15
+
+
+def test_the_connection_test_does_not_wait_for_a_server_that_hangs(etlworks: Etlworks) -> None:
+    etlworks.connect(login="sandbox", password="sandbox", read_timeout=600)
+    etlworks.sandbox.fault("*", "*", hang_up(delay=60), times=None)
+    began = time.monotonic()
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is False
+    assert "No answer" in message
+    assert time.monotonic() - began < 15  # what the connection form promises
+
+
+# --- Runs in @task functions ----------------------------------------------------------------------------------------
+
+
+def test_a_flow_is_run_and_waited_for(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=300, ends="warning", log=("one", "two"))
+
+    started = hook.run_flow(FLOW, {"runDate": "2026-05-09"}, run_options={"parallel": True})
+    assert started.audit_id is not None
+    ended = hook.wait_for_execution(FLOW, started.audit_id)
+
+    (run,) = etlworks.sandbox.runs()
+    assert (run.audit_id, run.parameters) == (started.audit_id, {"runDate": "2026-05-09"})
+    assert ended.status == "warning"
+    assert hook.get_execution(FLOW) == hook.get_execution(FLOW, run.audit_id) == ended
+    assert [each.audit_id for each in hook.execution_history(FLOW)] == [run.audit_id]
+    assert "two" in hook.execution_log(FLOW, run.audit_id)
+    assert len(hook.execution_log(FLOW, run.audit_id, last_lines=1).splitlines()) == 1
+
+
+def test_a_lost_start_is_found_and_one_that_cannot_be_told_is_said(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=0)
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+    assert hook.run_flow(FLOW).audit_id == etlworks.sandbox.runs()[0].audit_id
+
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False), times=2)
+    with pytest.raises(EtlworksStartUnknown):
+        hook.run_flow(FLOW)
+    assert etlworks.sandbox.runs_started() == 1
+
+
+def test_a_run_in_the_way_is_said(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    other = etlworks.run_of_somebody_else()
+
+    with pytest.raises(EtlworksAlreadyRunning) as busy:
+        hook.run_flow(FLOW)
+    assert busy.value.audit_id == other
+
+
+def test_waiting_ends_with_what_is_known(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=86_400)
+    run = hook.run_flow(FLOW).audit_id
+    assert run is not None
+
+    with pytest.raises(EtlworksExecutionTimeout, match="still going after 600 s"):
+        hook.wait_for_execution(FLOW, run, timeout=600)
+    etlworks.sandbox.fault("GET", RECORD_PATH, status(403))
+    with pytest.raises(EtlworksForbidden):
+        hook.wait_for_execution(FLOW, run)
+    etlworks.sandbox.fault("GET", RECORD_PATH, status(503), times=None)
+    with pytest.raises(EtlworksLostTouch, match="may still be going"):
+        hook.wait_for_execution(FLOW, run, patience=300)
+
+
+def test_a_flow_that_never_ran_has_no_run(hook: EtlworksHook) -> None:
+    assert hook.get_execution(FLOW) is None
+    assert list(hook.execution_history(FLOW)) == []
+
+
+def test_stopping_says_what_came_of_it(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=3600)
+    run = hook.run_flow(FLOW).audit_id
+    assert run is not None
+    etlworks.sandbox.fault("POST", STOP_PATH, status(403))
+
+    refused, accepted = hook.stop_flow(FLOW, run), hook.stop_flow(FLOW, run)
+
+    assert (refused.accepted, accepted.accepted) == (False, True)
+    assert "takes Editor" in refused.detail
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_tags_are_changed_and_everything_else_is_kept(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.sandbox.add_flow(SandboxFlow(8, "Tagged", tags=("a", "b"), description="keep me"))
+    etlworks.sandbox.fault("PUT", "/rest/v1/flows/8", status(409))
+
+    (flow,) = hook.tag_flows([8], add=["c"], remove=["a"])
+    hook.tag_flows([8], add=["c"])
+
+    assert flow.tags == ("b", "c")
+    assert flow.description == "keep me"
+    assert etlworks.asked("PUT", "/rest/v1/flows/8") == 2
+
+
+def test_any_other_call_stays_with_the_host(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    listed = hook.request("GET", "/v1/flows", query={"q": "night"})
+
+    assert [each["id"] for each in listed] == [FLOW]
+    with pytest.raises(EtlworksConfigError):
+        hook.request("GET", "https://elsewhere.example.com/rest/v1/flows")
+    assert len(etlworks.sandbox.requests) == 1
+
+
+# --- The client that triggers share ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connections_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Count how often the connection is read, in Airflow an expensive call."""
+    read: list[str] = []
+    original = EtlworksHook.get_connection
+
+    def get_connection(conn_id: str) -> Any:
+        read.append(conn_id)
+        return original(conn_id)
+
+    monkeypatch.setattr(EtlworksHook, "get_connection", staticmethod(get_connection))
+    return read
+
+
+def many_runs(etlworks: Etlworks) -> list[EtlworksFlowExecutionTrigger]:
+    """Start a run of as many flows, and return a stored trigger for each."""
+    triggers = []
+    for number in range(100, 100 + MANY):
+        etlworks.sandbox.add_flow(SandboxFlow(number, f"Flow {number}", running=300))
+        audit_id = etlworks.sandbox.run_by_user(number)
+        triggers.append(stored_and_loaded(EtlworksFlowExecutionTrigger(number, audit_id)))
+    return triggers
+
+
+async def all_events(triggers: list[Any]) -> list[dict[str, Any]]:
+    events = await asyncio.gather(*(only_event(trigger) for trigger in triggers))
+    # Nothing is left behind for the next one.
+    assert shared._BY_LOOP[asyncio.get_running_loop()] == {}
+    return events
+
+
+async def test_many_triggers_share_one_connection_one_log_in_and_one_pool(
+    etlworks: Etlworks, connections_read: list[str]
+) -> None:
+    etlworks.connect(login="sandbox", password="sandbox")
+    triggers = many_runs(etlworks)
+
+    events = await all_events(triggers)
+
+    assert [event["status"] for event in events] == ["success"] * MANY
+    assert connections_read == ["etlworks_default"]
+    assert etlworks.sandbox.log_ins == 1
+    assert len({each.connection for each in etlworks.sandbox.requests}) <= 10
+
+
+async def test_the_last_to_leave_closes_the_client(etlworks: Etlworks) -> None:
+    async with shared_client("etlworks_default") as first:
+        async with shared_client("etlworks_default") as second:
+            assert second is first
+        assert first._session is not None
+        assert not first._session.closed
+    assert first._session.closed
+    async with shared_client("etlworks_default") as third:
+        assert third is not first
+
+
+async def test_a_rotated_password_is_read_once_for_all(
+    etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etlworks.connect(login="sandbox", password="sandbox")
+    triggers = many_runs(etlworks)
+
+    def rotate() -> None:
+        monkeypatch.setattr(sandbox_tokens, "PASSWORD", "rotated")
+        etlworks.sandbox.revoke_tokens()
+        etlworks.connect(login="sandbox", password="rotated")
+
+    etlworks.clock.at(100, rotate)
+
+    events = await all_events(triggers)
+
+    assert [event["status"] for event in events] == ["success"] * MANY
+    assert len(connections_read) == 2
+    assert etlworks.sandbox.log_ins == 2
+
+
+async def test_credentials_that_no_longer_work_are_told_to_every_task(
+    etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etlworks.connect(login="sandbox", password="sandbox")
+    triggers = many_runs(etlworks)
+    etlworks.clock.at(100, lambda: monkeypatch.setattr(sandbox_tokens, "PASSWORD", "rotated"))
+    etlworks.clock.at(100, etlworks.sandbox.revoke_tokens)
+
+    events = await all_events(triggers)
+
+    assert {event["ending"] for event in events} == {"denied"}
+    assert all("401" in event["detail"] for event in events)
+    assert len(connections_read) == 2
+
+
+async def test_a_trigger_that_fails_does_not_disturb_the_others(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {**json.loads(etlworks.sandbox.airflow_connection), "password": ""}
+    monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_BROKEN", json.dumps(broken))
+    triggers = many_runs(etlworks)
+    triggers[0].etlworks_conn_id = "etlworks_unknown"
+    triggers[1].etlworks_conn_id = "etlworks_broken"
+    triggers[2].audit_id = 1  # there is no such run
+    cancelled = asyncio.ensure_future(only_event(triggers.pop()))
+    asyncio.get_running_loop().call_soon(cancelled.cancel)
+
+    events = await all_events(triggers)
+
+    assert [event["ending"] for event in events[:3]] == ["denied", "denied", "lost_touch"]
+    assert "etlworks_unknown" in events[0]["detail"]
+    assert "no credentials" in events[1]["detail"]
+    assert [event["status"] for event in events[3:]] == ["success"] * (MANY - 4)
+    assert cancelled.cancelled()
+
+
+async def test_an_async_client_is_given_to_whoever_has_a_loop(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    from airflow_provider_etlworks.client.endpoints import get_flow
+
+    async with hook.async_client() as client:
+        assert (await client.send(get_flow(FLOW))).name == "Nightly load"
+
+
+async def test_reading_the_connection_does_not_hold_the_loop(
+    etlworks: Etlworks, hook: EtlworksHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proceed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    original = EtlworksHook.get_connection
+
+    def slow(conn_id: str) -> Any:
+        # Would wait for ever if it held the loop that is to let it go on.
+        asyncio.run_coroutine_threadsafe(proceed.wait(), loop).result(timeout=60)
+        return original(conn_id)
+
+    monkeypatch.setattr(EtlworksHook, "get_connection", staticmethod(slow))
+    reading = asyncio.ensure_future(hook.read_settings())
+    await asyncio.sleep(0)
+    proceed.set()
+
+    assert (await reading).root_url == etlworks.sandbox.url
+
+
+def test_the_connection_is_read_once_per_hook(
+    etlworks: Etlworks, hook: EtlworksHook, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(hook.execution_history(FLOW)) == []
+    monkeypatch.delenv(CONN_VARIABLE)
+    hook.get_flow(FLOW)
+    hook.execution_url(FLOW, 1)
+
+    assert connections_read == ["etlworks_default"]
+    assert etlworks.asked("GET", HISTORY_PATH) == 1
