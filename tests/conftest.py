@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import tempfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_support import DRIVES, Drive, VirtualClock, whole_text_of
+
+from airflow_provider_etlworks.client.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 _AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="airflow-home-")
 
@@ -12,3 +23,37 @@ for _name in list(os.environ):
     if _name.startswith("AIRFLOW") or _name.lower() in {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}:
         del os.environ[_name]
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
+
+
+@pytest.fixture(params=["requests", "aiohttp"])
+def connect(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Drive]]:
+    """
+    Make clients of Etlworks: each test that asks for this runs over both transports.
+
+    ``connect(url, **settings)`` gives a ``Drive``. At the end, no secret may be found in what they logged and raised.
+    """
+    caplog.set_level(logging.DEBUG)
+    drives: list[Drive] = []
+
+    def make(url: str, *, clock: VirtualClock | None = None, **settings: Any) -> Drive:
+        chosen = {"password": "sandbox-key", "requests_per_minute": 0, **settings}
+        drive = DRIVES[request.param](ClientSettings(root_url=url, **chosen), clock or VirtualClock())
+        drives.append(drive)
+        return drive
+
+    yield make
+    seen = [record.getMessage() for record in caplog.get_records("call")]
+    for drive in drives:
+        drive.close()
+        seen += [whole_text_of(error) for error in drive.errors] + [repr(drive.settings)]
+        # "sandbox", the sandbox's own password, is also a word that test code is full of.
+        secrets = {secret for secret in drive.settings.secrets if secret != "sandbox"} | {"eyJ"}
+        assert [text for text in seen if any(secret in text for secret in secrets)] == []
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """Return a port of this machine on which nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

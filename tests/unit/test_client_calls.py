@@ -1,0 +1,141 @@
+"""A call describes a request: what may be described, what it shows of itself, and what may be sent twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.endpoints import Answer, Call, PagedCall
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksReplyError
+from airflow_provider_etlworks.client.models import StartStatus
+
+ROOT = "https://etl.example.com"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://example.com/v1/flows",
+        "http://etl.example.com/v1/flows",
+        "https://etl.example.com:8443/v1/flows",
+        "https://etl.example.com.evil.com/v1/flows",
+        "https://etl.example.com@evil.com/v1/flows",
+        "https://evil.com/https://etl.example.com/",
+        "//evil.com/v1/flows",
+        "ftp://etl.example.com/v1/flows",
+        "https:evil.com",
+    ],
+)
+def test_another_host_is_refused(path: str) -> None:
+    with pytest.raises(EtlworksConfigError, match="another host"):
+        endpoints.request("GET", path, root_url=ROOT)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "v1/flows", "/v1/my flow", "/v1/flows\n", "/v1/a\r\nX: y", "/v1/flows#top", "/v1\\flows", "/v1/Łódź"]
+)
+def test_what_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(EtlworksConfigError, match="percent-encoded"):
+        endpoints.request("GET", path, root_url=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("/v1/flows", f"{ROOT}/rest/v1/flows"),
+        ("/v1/flows?a=1&b=%C3%A9&c", f"{ROOT}/rest/v1/flows?a=1&b=%C3%A9&c="),
+        (f"{ROOT}/etl/x", f"{ROOT}/etl/x"),
+        (f"{ROOT}/rest/v1/flows", f"{ROOT}/rest/v1/flows"),
+        (ROOT, f"{ROOT}/"),
+        (f"{ROOT}/x?a=1", f"{ROOT}/x?a=1"),
+    ],
+)
+def test_where_a_request_goes(path: str, url: str) -> None:
+    assert endpoints.request("GET", path, root_url=ROOT).url(f"{ROOT}/rest", ROOT) == url
+
+
+@pytest.mark.parametrize(
+    ("method", "repeatable"),
+    [("get", True), ("HEAD", True), ("put", True), ("DELETE", True), ("post", False), ("PATCH", False)],
+)
+def test_a_request_of_ones_own_is_repeated_by_its_method(method: str, repeatable: bool) -> None:
+    assert endpoints.request(method, "/v1/x", root_url=ROOT).repeatable is repeatable
+
+
+def test_what_would_do_something_twice_is_never_repeated() -> None:
+    once: list[Call[object]] = [
+        endpoints.run_flow(7),
+        endpoints.run_flow_by_name("Orders"),
+        endpoints.run_flow_by_name_legacy("Orders"),
+        endpoints.import_bundle(b"{}"),
+        endpoints.import_bundle_older("dump"),
+        endpoints.create_connection({}),
+        endpoints.create_schedule({}),
+        endpoints.create_webhook({}),
+        endpoints.send_to_listener("orders"),
+        endpoints.send_to_listener_legacy("orders"),
+    ]
+    assert [str(call) for call in once if call.repeatable] == []
+
+
+@pytest.mark.parametrize("path", ["", "/", "orders//new", "../flows", "orders/./new", "orders/.."])
+def test_what_is_no_listener_is_refused(path: str) -> None:
+    with pytest.raises(EtlworksConfigError, match="orders/new"):
+        endpoints.send_to_listener(path)
+
+
+def test_a_call_does_not_show_what_it_carries() -> None:
+    calls: list[Call[object]] = [
+        endpoints.log_in("alice", "hunter2"),
+        endpoints.run_flow(7, {"card": "hunter2"}, {"key": "hunter2"}),
+        endpoints.run_flow_by_name("Orders", {"card": "hunter2"}),
+        endpoints.import_bundle(b"hunter2"),
+    ]
+    for call in calls:
+        assert "hunter2" not in f"{call} {call!r}"
+    assert "hunter2" not in repr(Answer(200, {}, b"hunter2"))
+    assert str(endpoints.run_flow_by_name("My Flow/v2")) == "POST /v1/flows/flow-name/My%20Flow%2Fv2/run"
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"),
+    [
+        ({"status": 0}, StartStatus.SUCCEEDED),
+        ({"status": 1, "exception": "disk full"}, StartStatus.FAILED),
+        ({"status": 7}, None),
+        ({}, None),
+    ],
+)
+def test_the_legacy_status_means_something_else(answer: dict[str, object], meaning: StartStatus | None) -> None:
+    start = endpoints.run_flow_by_name_legacy("Orders").result(Answer(200, {}, json.dumps(answer).encode()))
+    assert (start.status, start.exception) == (meaning, answer.get("exception"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[1]",
+        b'[{"flowId": 7, "executions": [null]}]',
+        b'[{"flowId": 7, "executions": {"a": 1}}]',
+        b'[{"flowId": 7, "executions": [{"status": "running"}]}]',
+    ],
+)
+def test_a_day_that_cannot_be_read(body: bytes) -> None:
+    with pytest.raises(EtlworksReplyError):
+        endpoints.executions_of_day().result(Answer(200, {}, body))
+
+
+@pytest.mark.parametrize("executions", [[], None])
+def test_a_flow_without_a_run_that_day(executions: object) -> None:
+    body = json.dumps([{"flowId": 7, "executions": executions}, {"flowId": 8}]).encode()
+    assert endpoints.executions_of_day().result(Answer(200, {}, body)) == []
+
+
+@pytest.mark.parametrize("paged", [endpoints.list_flows(), endpoints.audit_events(), endpoints.execution_history(7)])
+@pytest.mark.parametrize("body", [b"{}", b'{"items": []}', b"null", b"", b"[null]", b"[[]]"])
+def test_what_is_no_list(paged: PagedCall[object], body: bytes) -> None:
+    with pytest.raises(EtlworksReplyError):
+        paged.first().result(Answer(200, {}, body))

@@ -1,0 +1,192 @@
+"""Each answer becomes the right error, in plain words and without a secret."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jwt
+import pytest
+from client_support import whole_text_of
+
+from airflow_provider_etlworks.client import endpoints, errors
+from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksReplyError, excerpt, redact
+
+CALL = endpoints.get_flow(7)
+PASSWORD = 'hunter2 "and, more"'
+TOKEN = jwt.encode({"sub": "alice", "exp": 1}, "a key that is long enough for HS256 to be happy with it")
+SECRETS = (PASSWORD,)
+PAGE = b"""<!DOCTYPE html><html><head><title>502 Bad Gateway</title>
+<style type="text/css">body { color: red }</style><script>if (a < b) { alert("stolen"); }</script></head>
+<body><!-- built by > nginx --><h1>Bad&nbsp;Gateway</h1><p>The upstream &lt;etl&gt; is down.</p></body></html>"""
+
+
+def answer(status: int, body: object = b"", **headers: str) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw)
+
+
+def error_of(given: Answer) -> EtlworksApiError:
+    with pytest.raises(EtlworksApiError) as raised:
+        CALL.result(given, SECRETS)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "retryable", "unprocessed"),
+    [
+        (304, errors.EtlworksBadRequest, False, True),
+        (400, errors.EtlworksBadRequest, False, True),
+        (401, errors.EtlworksUnauthorized, False, True),
+        (403, errors.EtlworksForbidden, False, True),
+        (404, errors.EtlworksNotFound, False, True),
+        (405, errors.EtlworksBadRequest, False, True),
+        (408, errors.EtlworksServerError, True, False),
+        (409, errors.EtlworksConflict, False, True),
+        (415, errors.EtlworksBadRequest, False, True),
+        (425, errors.EtlworksServerError, True, False),
+        (429, errors.EtlworksRateLimited, True, True),
+        (500, errors.EtlworksServerError, True, False),
+        (502, errors.EtlworksServerError, True, False),
+        (503, errors.EtlworksServerError, True, False),
+        (504, errors.EtlworksServerError, True, False),
+        (599, errors.EtlworksServerError, True, False),
+    ],
+)
+def test_status_makes_the_error(status, kind, retryable, unprocessed) -> None:
+    error = error_of(answer(status, {"message": "What the server says"}))
+    assert (type(error), error.status, error.retryable, error.unprocessed) == (kind, status, retryable, unprocessed)
+    assert str(error).startswith(f"Etlworks answered {status} to GET /v1/flows/7: What the server says")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"status": 400, "error": "Bad Request", "message": "Flow is disabled", "path": "/x"}, "Flow is disabled"),
+        ({"error": "Bad Request", "message": ""}, "Bad Request"),
+        ({"message": None, "exception": "NullPointer"}, "NullPointer"),
+        ({"message": {"nested": 1}, "error": "Bad Request"}, "Bad Request"),
+        ({"code": 17}, '{"code": 17}'),
+        (["a", "list"], '["a", "list"]'),
+        (b"plain  words\n", "plain words"),
+        (b"\xffx", "\N{REPLACEMENT CHARACTER}x"),
+        (b"", ""),
+    ],
+)
+def test_the_message_is_what_the_body_says(body: object, said: str) -> None:
+    assert str(error_of(answer(400, body))) == f"Etlworks answered 400 to GET /v1/flows/7{': ' if said else ''}{said}"
+
+
+def test_a_page_is_told_as_plain_text() -> None:
+    text = str(error_of(answer(502, PAGE, content_type="text/html")))
+    assert "502 Bad Gateway" in text
+    assert "The upstream <etl> is down." in text
+    for noise in ("alert", "stolen", "color", "nginx", "<p>", "<h1>", "script"):
+        assert noise not in text
+
+
+@pytest.mark.parametrize("cut_after", [b'alert("', b"<scr", b"color:"])
+def test_a_page_that_is_cut_off_is_told_without_its_script(cut_after: bytes) -> None:
+    cut = PAGE[: PAGE.index(cut_after) + len(cut_after)]
+    text = str(error_of(answer(502, cut)))
+    assert "502 Bad Gateway" in text
+    for noise in ("alert", "color", "<scr"):
+        assert noise not in text
+
+
+def test_a_long_text_is_cut() -> None:
+    assert len(str(error_of(answer(500, {"message": "x" * 100_000})))) < 500
+    assert len(excerpt(b"<p>" * 10_000_000 + b"text")) < 500
+
+
+def test_what_to_do_is_said() -> None:
+    assert "role does not allow" in str(error_of(answer(403)))
+    assert "cannot see it" in str(error_of(answer(404)))
+    assert "API key" in str(error_of(answer(401)))
+    assert "expired" in str(error_of(answer(401)))
+
+
+def test_refused_with_status_200() -> None:
+    error = error_of(answer(200, {"success": False, "message": f"No disk left for {PASSWORD}"}))
+    assert type(error) is errors.EtlworksRefused
+    assert (error.status, error.retryable, error.unprocessed) == (200, False, False)
+    assert str(error) == "Etlworks refused GET /v1/flows/7: No disk left for ***"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b' \n{"success": false, "error": "no"}', "no"),
+        (b'{"success":false}', "no reason given"),
+        (b'{"exception": "late", "success"\n: false}', "late"),
+    ],
+)
+def test_a_refusal_however_it_is_written(body: bytes, reason: str) -> None:
+    assert reason in str(error_of(answer(200, body)))
+
+
+@pytest.mark.parametrize(
+    "body", [{"id": 7, "success": True}, {"id": 7, "success": "false"}, {"id": 7, "status": "success"}]
+)
+def test_no_refusal(body: object) -> None:
+    assert CALL.result(answer(200, body)).id == 7
+
+
+@pytest.mark.parametrize("body", [PAGE, b'{"id": 7', b"[" * 100_000, b"\xff\xfe\xff", b"null", b"", b"[]", b'"text"'])
+def test_an_answer_that_cannot_be_read(body: bytes) -> None:
+    with pytest.raises(EtlworksReplyError) as raised:
+        CALL.result(answer(200, body, content_type="text/html"))
+    assert str(raised.value).startswith("Cannot read the answer to GET /v1/flows/7: ")
+    assert (raised.value.retryable, raised.value.unprocessed) == (True, False)
+
+
+def test_what_is_no_json_is_described() -> None:
+    with pytest.raises(EtlworksReplyError) as raised:
+        CALL.result(answer(200, PAGE, content_type="text/html"))
+    for part in ("text/html", f"{len(PAGE)} bytes", "502 Bad Gateway", "Is Host the address"):
+        assert part in str(raised.value)
+    assert "alert" not in str(raised.value)
+
+
+LEAKS = {
+    "the password": PASSWORD,
+    "a token": f"the token {TOKEN} has expired",
+    "a token in a URL": f"GET /v1/x?token={TOKEN}&a=b",
+    "credentials in a URL": "see https://alice:abc.def-123@etl.example.com/x",
+    "a bearer": "you sent Authorization: Bearer abc.def-123",
+    "an API key": "apiKey=abc.def-123",
+    "a quoted field": '{"password": "abc.def-123 and, more", "login": "alice"}',
+    "another field": "{'client_secret': 'abc.def-123'}",
+    "a header": "X-API-Key: abc.def-123",
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("form", ["json", "page", "text"])
+def test_no_secret_is_repeated(leak: str, status: int, form: str) -> None:
+    text = LEAKS[leak]
+    bodies = {
+        "json": json.dumps({"success": False, "message": text}),
+        "page": f"<html><body title='x'><p>{text}</p></body></html>",
+        "text": text,
+    }
+    with pytest.raises(errors.EtlworksError) as raised:
+        CALL.result(answer(status, bodies[form].encode()), SECRETS)
+    seen = whole_text_of(raised.value)
+    for secret in (PASSWORD, TOKEN, TOKEN.rpartition(".")[2], "abc.def-123", "and, more"):
+        assert secret not in seen
+
+
+def test_what_is_no_secret_is_left() -> None:
+    text = "The tokenizer failed at row 7: password column is empty; 3 bearers"
+    assert redact(text, ["", "hunter2"]) == text
+
+
+def test_the_tree_in_the_documentation_is_the_tree() -> None:
+    def below(kind: type[Exception]) -> set[str]:
+        return {kind.__name__}.union(*(below(each) for each in kind.__subclasses__()))
+
+    documented = re.findall(r"^(?:[│ ]*[├└]── )?(Etlworks\w+)", errors.__doc__ or "", re.MULTILINE)
+    assert sorted(documented) == sorted(below(errors.EtlworksError))

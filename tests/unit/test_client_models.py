@@ -1,0 +1,214 @@
+"""What Etlworks says is read tolerantly, and never taken for something else."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from airflow_provider_etlworks.client.errors import EtlworksReplyError
+from airflow_provider_etlworks.client.models import (
+    AuditEvent,
+    Connection,
+    Execution,
+    ExecutionStatus,
+    Flow,
+    FlowStart,
+    FlowTask,
+    MetricsSummary,
+    Schedule,
+    StartStatus,
+    Webhook,
+)
+
+RECORD = {
+    "auditId": 42,
+    "parentAuditId": 41,
+    "flowId": 7,
+    "flowName": "Orders",
+    "eventId": 3,
+    "messageId": "m-1",
+    "status": "success",
+    "started": 1_778_320_800_123,
+    "ended": 1_778_320_860_623,
+    "user": "alice@example.com",
+    "records": 100,
+    "exception": "none to speak of",
+    "somethingNew": {"a": [1]},
+}
+STARTED = datetime(2026, 5, 9, 10, 0, 0, 123_000, tzinfo=timezone.utc)
+EVERY_MODEL = (AuditEvent, Connection, Execution, Flow, FlowStart, FlowTask, MetricsSummary, Schedule, Webhook)
+
+
+def test_a_record_is_read_whole() -> None:
+    run = Execution.from_json(RECORD)
+    assert run == Execution(
+        flow_id=7,
+        audit_id=42,
+        status="success",
+        started_at=STARTED,
+        ended_at=STARTED + timedelta(seconds=60.5),
+        user="alice@example.com",
+        records=100,
+        exception="none to speak of",
+        flow_name="Orders",
+        event_id="3",
+        message_uuid="m-1",
+        parent_audit_id=41,
+    )
+    assert run.duration_seconds == 60.5
+    assert run.raw["somethingNew"] == {"a": [1]}
+
+
+@pytest.mark.parametrize("absent", ["missing", None, {}, [], True, "", float("nan")])
+@pytest.mark.parametrize("name", sorted(set(RECORD) - {"auditId", "flowId", "somethingNew"}))
+def test_a_field_that_is_not_there_or_odd_is_none(name: str, absent: object) -> None:
+    record = {key: value for key, value in RECORD.items() if key != name}
+    if absent != "missing":
+        record[name] = absent
+    whole, read = Execution.from_json(RECORD), Execution.from_json(record)
+    changed = {key for key, value in read.to_dict().items() if value != whole.to_dict()[key]}
+    assert len(changed) == 1
+    assert str(getattr(read, changed.pop())) in {"None", "nan"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [
+        ("records", "12", 12),
+        ("records", 12.0, 12),
+        ("records", "a dozen", None),
+        ("records", 0, 0),
+        ("started", str(RECORD["started"]), STARTED),
+        ("started", 0, None),
+        ("started", 10**30, None),
+        ("started", "2026-05-09T10:00:00Z", None),
+        ("status", " Running\n", "running"),
+        ("status", "CANCELED", "canceled"),
+        ("status", 5, "5"),
+        ("status", "archiving", "archiving"),
+        ("user", 17, "17"),
+        ("parentAuditId", 0, None),
+        ("parentAuditId", -1, None),
+        ("parentAuditId", "41", 41),
+    ],
+)
+def test_oddly_written_values(name: str, value: object, read: object) -> None:
+    attribute = {"started": "started_at", "parentAuditId": "parent_audit_id"}.get(name, name)
+    assert getattr(Execution.from_json({**RECORD, name: value}), attribute) == read
+
+
+@pytest.mark.parametrize(
+    ("status", "ended", "known", "has_ended", "is_being_stopped"),
+    [
+        ("queued", None, ExecutionStatus.QUEUED, False, False),
+        ("Running", None, ExecutionStatus.RUNNING, False, False),
+        # A clock that is ahead must not end a run.
+        ("running", RECORD["ended"], ExecutionStatus.RUNNING, False, False),
+        ("SUCCESS", None, ExecutionStatus.SUCCESS, True, False),
+        ("warning", RECORD["ended"], ExecutionStatus.WARNING, True, False),
+        ("error", RECORD["ended"], ExecutionStatus.ERROR, True, False),
+        ("canceled", RECORD["ended"], ExecutionStatus.CANCELED, True, False),
+        ("canceled", None, ExecutionStatus.CANCELED, True, True),
+        ("archiving", None, None, False, False),
+        ("archiving", RECORD["ended"], None, True, False),
+        (None, None, None, False, False),
+        (None, RECORD["ended"], None, True, False),
+    ],
+)
+def test_what_a_status_means(status, ended, known, has_ended, is_being_stopped) -> None:
+    run = Execution.from_json({**RECORD, "status": status, "ended": ended})
+    assert (run.known_status, run.has_ended, run.is_being_stopped) == (known, has_ended, is_being_stopped)
+
+
+def test_duration_needs_both_ends() -> None:
+    assert Execution.from_json({**RECORD, "ended": None}).duration_seconds is None
+    assert Execution.from_json({**RECORD, "started": None}).duration_seconds is None
+
+
+@pytest.mark.parametrize("model", EVERY_MODEL)
+@pytest.mark.parametrize("value", [None, [], "text", 5, True])
+def test_what_is_no_object_is_refused(model, value: object) -> None:
+    with pytest.raises(EtlworksReplyError, match="JSON object"):
+        model.from_json(value)
+
+
+def test_the_record_of_another_run_or_flow_is_refused() -> None:
+    with pytest.raises(EtlworksReplyError, match=r"auditId 43, the answer is about 42"):
+        Execution.from_json(RECORD, audit_id=43)
+    with pytest.raises(EtlworksReplyError, match=r"flowId 8, the answer is about 7"):
+        Execution.from_json(RECORD, flow_id=8)
+
+
+def test_a_record_need_not_repeat_what_was_asked_for() -> None:
+    run = Execution.from_json({"status": "running"}, flow_id=7, audit_id=42)
+    assert (run.flow_id, run.audit_id) == (7, 42)
+
+
+@pytest.mark.parametrize("record", [{"status": "running"}, {"flowId": 7}, {"auditId": 42}, {"success": True}])
+def test_what_names_no_run_is_no_record(record: dict[str, object]) -> None:
+    with pytest.raises(EtlworksReplyError):
+        Execution.from_json(record)
+
+
+@pytest.mark.parametrize("record", [RECORD, {"flowId": 7, "auditId": 42}])
+def test_a_run_survives_being_written_and_read_back(record: dict[str, object]) -> None:
+    run = Execution.from_json(record)
+    assert Execution.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_run_written_by_another_release_is_read_back() -> None:
+    written = {**Execution.from_json(RECORD).to_dict(), "of_a_later_release": 1}
+    del written["parent_audit_id"]
+    assert Execution.from_dict(written).audit_id == 42
+
+
+def test_times_are_written_in_utc() -> None:
+    assert Execution.from_json(RECORD).to_dict()["started_at"] == "2026-05-09T10:00:00.123000+00:00"
+
+
+@pytest.mark.parametrize("value", [None, [], {"audit_id": 1}, {"flow_id": 7, "audit_id": 1, "started_at": "yesterday"}])
+def test_what_is_no_run_is_not_read_back(value: object) -> None:
+    with pytest.raises(EtlworksReplyError):
+        Execution.from_dict(value)
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning", "code"),
+    [(number.value, number, number.value) for number in StartStatus]
+    + [("1", StartStatus.ALREADY_RUNNING, 1), (17, None, 17), (None, None, None), (True, None, None)],
+)
+def test_the_outcome_of_a_start(status, meaning, code) -> None:
+    start = FlowStart.from_json({"flowId": 7, "auditId": 42, "status": status})
+    assert (start.status, start.status_code, start.audit_id) == (meaning, code, 42)
+
+
+@pytest.mark.parametrize("audit_id", [None, 0, "", "none"])
+def test_a_start_without_a_run(audit_id: object) -> None:
+    assert FlowStart.from_json({"auditId": audit_id, "status": 1}).audit_id is None
+
+
+def test_tags_that_are_no_list_are_none() -> None:
+    assert Flow.from_json({"id": "7", "tags": "nightly"}).tags == ()
+    assert Flow.from_json({"id": 7, "tags": ["a", None, 5, {}]}).tags == ("a", "5")
+
+
+def test_a_flow_needs_an_id() -> None:
+    with pytest.raises(EtlworksReplyError, match="no id"):
+        Flow.from_json({"name": "Orders"})
+
+
+@pytest.mark.parametrize("value", ["true", 1, None])
+@pytest.mark.parametrize("model", [Schedule, Webhook])
+def test_on_or_off_is_not_guessed(model, value: object) -> None:
+    assert model.from_json({"id": 1, "enabled": value}).enabled is None
+    assert model.from_json({"id": 1, "enabled": False}).enabled is False
+
+
+@pytest.mark.parametrize("model", EVERY_MODEL)
+def test_every_model_is_json_safe_without_what_it_does_not_know(model) -> None:
+    known = {"id": 1, "auditId": 2, "flowId": 3, "tags": ["t"], "timestamp": 1_000, "started": 1_000, "created": 1_000}
+    one = model.from_json({**known, "properties": {"password": "hunter2"}})
+    assert "hunter2" not in json.dumps(one.to_dict()) + repr(one)
+    assert one.raw["properties"] == {"password": "hunter2"}
