@@ -1,0 +1,233 @@
+"""Proxies, certificates and ``.netrc`` count alike for both transports."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import ipaddress
+import ssl
+from typing import TYPE_CHECKING
+
+import pytest
+from client_support import Drive, ScriptedServer, reply
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnreachable
+from airflow_provider_etlworks.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Connect = Callable[..., Drive]
+
+CALL = endpoints.list_flows().first()
+# A name that nobody can look up: only through a proxy does a request to it get an answer.
+NOWHERE = "etlworks.invalid"
+SECRET = "pr0xy-secret"
+
+
+@pytest.fixture
+def proxy() -> Iterator[ScriptedServer]:
+    """Run a proxy that records what it is asked, and answers plain requests itself."""
+
+    def answer(request) -> bytes:
+        return reply(502, b"no way") if request.method == "CONNECT" else reply(body=b"[]")
+
+    with ScriptedServer(answer) as server:
+        yield server
+
+
+def address(proxy: ScriptedServer) -> str:
+    return proxy.url.removeprefix("http://")
+
+
+@pytest.mark.parametrize("written", ["http://{}", "{}"])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", None])
+def test_a_plain_request_goes_through_the_proxy(
+    connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str | None, written: str
+) -> None:
+    url = written.format(address(proxy))
+    if variable is not None:
+        monkeypatch.setenv(variable, url)
+    drive = connect(f"http://{NOWHERE}", proxy=None if variable else url)
+    assert drive.send(CALL).items == []
+    assert [request.target for request in proxy.received] == [f"http://{NOWHERE}/rest/v1/flows?limit=200&offset=0"]
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", None])
+def test_a_secure_request_goes_through_a_tunnel(
+    connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    url = f"http://alice:{SECRET}@{address(proxy)}"
+    if variable is not None:
+        monkeypatch.setenv(variable, url)
+    drive = connect(f"https://{NOWHERE}", proxy=None if variable else url)
+    with pytest.raises(EtlworksUnreachable) as raised:
+        drive.send(CALL, attempts=1)
+    (asked,) = proxy.received
+    assert (asked.method, asked.target) == ("CONNECT", f"{NOWHERE}:443")
+    assert asked.headers["Proxy-Authorization"] == "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
+    # Etlworks's own credentials are not for the proxy.
+    assert asked.headers["Authorization"] is None
+    # A tunnel that was never dug carried nothing.
+    assert raised.value.unprocessed
+    assert SECRET not in "".join(map(str, drive.errors))
+
+
+def test_the_connection_s_proxy_counts_more_than_the_environment(
+    connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://another.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", "*")
+    connect(f"http://{NOWHERE}", proxy=proxy.url).send(CALL)
+    assert len(proxy.received) == 1
+
+
+@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "127.0.0.0/8", "*", "example.com, 127.0.0.1"])
+def test_no_proxy_is_honoured(
+    connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, no_proxy: str
+) -> None:
+    with Sandbox() as sandbox:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        assert connect(sandbox.url).send(CALL).items
+    assert proxy.received == []
+
+
+@pytest.mark.parametrize("no_proxy", ["example.com", "127.0.0.1:1", "10.0.0.0/8"])
+def test_no_proxy_names_other_hosts(
+    connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, no_proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    connect("http://127.0.0.1:9").send(CALL)
+    assert len(proxy.received) == 1
+
+
+def test_a_proxy_that_is_not_there(connect: Connect, closed_port: int) -> None:
+    for scheme in ("http", "https"):
+        drive = connect(f"{scheme}://{NOWHERE}", proxy=f"http://alice:{SECRET}@127.0.0.1:{closed_port}")
+        with pytest.raises(EtlworksUnreachable) as raised:
+            drive.send(CALL, attempts=1)
+        assert raised.value.unprocessed
+
+
+@pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://alice:pr0xy-secret@:3128"])
+def test_an_environment_s_proxy_that_cannot_work_is_said(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", url)
+    with pytest.raises(EtlworksConfigError, match="HTTPS_PROXY") as raised:
+        connect(f"https://{NOWHERE}")
+    assert SECRET not in str(raised.value)
+
+
+def test_netrc_does_not_replace_our_credentials(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login mallory password elsewhere\ndefault login mallory password elsewhere\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with Sandbox() as sandbox:
+        connect(sandbox.url).send(CALL)
+        connect(sandbox.url, login="sandbox", password="sandbox").send(CALL)
+        by_key, log_in, by_token = sandbox.requests
+    assert by_key.headers["Authorization"] == f"Bearer {Sandbox.api_key}"
+    assert "Authorization" not in log_in.headers
+    assert by_token.headers["Authorization"].startswith("Bearer eyJ")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a certificate for 127.0.0.1 that nobody but its holder has signed, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's Etlworks")])
+    now = dt.datetime.now(dt.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + made.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[ScriptedServer]:
+    """Run an https server with that certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with ScriptedServer(lambda _: reply(body=b"[]"), tls=context) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_bundle_from_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(connect: Connect, secure: ScriptedServer) -> None:
+    with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate") as raised:
+        connect(secure.url).send(CALL, attempts=1)
+    assert raised.value.unprocessed
+    assert secure.received == []
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", None])
+def test_a_bundle_vouches_for_it(
+    connect: Connect, secure: ScriptedServer, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(variable, str(certificate))
+    drive = connect(secure.url, verify=True if variable else str(certificate))
+    assert drive.send(CALL).items == []
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_nothing_is_checked_where_that_is_asked(
+    connect: Connect, secure: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "there/is/no/such.pem")
+    assert connect(secure.url, verify=False).send(CALL).items == []
+
+
+def test_the_bundle_is_for_another_name(connect: Connect, secure: ScriptedServer, certificate: Path) -> None:
+    url = secure.url.replace("127.0.0.1", "localhost")
+    with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate"):
+        connect(url, verify=str(certificate)).send(CALL, attempts=1)
+    assert secure.received == []
+
+
+@pytest.mark.parametrize(("variable", "named"), [("REQUESTS_CA_BUNDLE",) * 2, ("SSL_CERT_FILE",) * 2, (None, "verify")])
+def test_a_bundle_that_is_not_there_is_said(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str | None, named: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(variable, "there/is/no/such.pem")
+    with pytest.raises(EtlworksConfigError, match=rf"^{named} .*'there/is/no/such\.pem'"):
+        connect(f"https://{NOWHERE}", verify=True if variable else "there/is/no/such.pem")
+
+
+def test_a_bundle_that_is_none_is_said(connect: Connect, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text("not a certificate")
+    with pytest.raises(EtlworksConfigError, match=r"^verify "):
+        connect(f"https://{NOWHERE}", verify=str(bundle))
