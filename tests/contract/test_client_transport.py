@@ -1,0 +1,295 @@
+"""What goes over the wire: headers, bodies, connections, time-outs, and answers that break off."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_support import GENEROUS, AsyncDrive, Drive, Received, ScriptedServer, VirtualClock, reply, silent_server
+
+from airflow_provider_etlworks import __version__
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+from airflow_provider_etlworks.client.errors import (
+    EtlworksNotFound,
+    EtlworksReplyError,
+    EtlworksServerError,
+    EtlworksUnreachable,
+)
+from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.client.sync import EtlworksClient
+from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, delay, status, truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Connect = Callable[..., Drive]
+
+READ = endpoints.get_flow(7)
+FLOW = b'{"id": 7, "name": "Orders"}'
+LOG_PATH = "/rest/v1/executions/console/download"
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    log = tuple(f"line {number}" for number in range(20_000))
+    with Sandbox([SandboxFlow(7, "Orders", log=log)], requests_per_minute=None) as running:
+        yield running
+
+
+def raw(head: str, body: bytes = b"") -> Callable[[Received], bytes]:
+    """Return an answer of these header lines and this body, whether or not they fit."""
+    lines = f"HTTP/1.1 {head}\nConnection: close".replace("\n", "\r\n")
+    return lambda _: f"{lines}\r\n\r\n".encode() + body
+
+
+def test_who_is_asking_and_for_what(connect: Connect, sandbox: Sandbox) -> None:
+    connect(sandbox.url).send(READ)
+    (request,) = sandbox.requests
+    assert request.headers["User-Agent"] == f"airflow-provider-etlworks/{__version__}"
+    assert request.headers["Accept"].startswith("application/json")
+    assert "Cookie" not in request.headers
+
+
+def test_a_cookie_is_not_kept(connect: Connect) -> None:
+    with ScriptedServer(lambda _: reply(body=FLOW, Set_Cookie="session=1; Path=/")) as server:
+        drive = connect(server.url)
+        drive.send(READ)
+        drive.send(READ)
+    assert [request.headers["Cookie"] for request in server.received] == [None, None]
+
+
+def test_one_connection_serves_many_calls(connect: Connect, sandbox: Sandbox) -> None:
+    drive = connect(sandbox.url)
+    sandbox.fault("GET", "/rest/v1/flows/7", status(404), after=2)
+    for _ in range(2):
+        drive.send(READ)
+    with pytest.raises(EtlworksNotFound):
+        drive.send(READ)
+    drive.send(endpoints.run_flow(7))
+    drive.iterate(endpoints.list_flows())
+    assert len({request.connection for request in sandbox.requests}) == 1
+
+
+def test_ten_connections_are_enough_for_two_hundred_tasks(connect: Connect, sandbox: Sandbox) -> None:
+    sandbox.fault("GET", "/rest/v1/flows/7", delay(0.02), times=None)
+    drive = connect(sandbox.url)
+    flows = drive.send_at_once([READ] * (200 if isinstance(drive, AsyncDrive) else 10))
+    assert {flow.id for flow in flows} == {7}
+    assert 1 <= len({request.connection for request in sandbox.requests}) <= 10
+
+
+@pytest.mark.parametrize("call", [READ, endpoints.run_flow(7)], ids=str)
+def test_the_read_time_out_holds(connect: Connect, call: endpoints.Call[Any]) -> None:
+    with silent_server() as server:
+        with pytest.raises(EtlworksUnreachable, match="may have received"):
+            connect(server.url, connect_timeout=GENEROUS, read_timeout=0.2).send(call, attempts=1)
+        # It was the client that gave up.
+        assert not server.closing.is_set()
+        assert len(server.received) == 1
+
+
+def test_the_read_time_out_counts_between_two_parts_of_a_body(connect: Connect) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        drive = connect(f"http://127.0.0.1:{listening.getsockname()[1]}", read_timeout=0.2)
+        held: list[socket.socket] = []
+
+        def begin_an_answer() -> None:
+            connection, _ = listening.accept()
+            held.append(connection)
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+
+        thread = threading.Thread(target=begin_an_answer)
+        thread.start()
+        with pytest.raises(EtlworksUnreachable, match="may have received"):
+            drive.send(READ, attempts=1)
+        thread.join(GENEROUS)
+        held[0].close()
+
+
+@pytest.fixture
+def nobody_accepts() -> Iterator[str]:
+    """Give the address of a server whose queue is full, so that no further connection comes to be."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        waiting = []
+        for _ in range(4):
+            queued = socket.socket()
+            queued.setblocking(False)
+            queued.connect_ex(listening.getsockname())
+            waiting.append(queued)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for queued in waiting:
+            queued.close()
+
+
+def test_the_connect_time_out_holds(connect: Connect, nobody_accepts: str) -> None:
+    with pytest.raises(EtlworksUnreachable, match="did not reach") as raised:
+        connect(nobody_accepts, connect_timeout=0.2, read_timeout=GENEROUS).send(endpoints.run_flow(7), attempts=1)
+    assert raised.value.unprocessed
+
+
+def test_a_proxy_that_never_answers_is_not_waited_for(connect: Connect) -> None:
+    with silent_server() as proxy, pytest.raises(EtlworksUnreachable):
+        connect("https://etlworks.invalid", proxy=proxy.url, connect_timeout=0.3, read_timeout=0.3).send(
+            READ, attempts=1
+        )
+    assert len(proxy.received) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(raw("200 OK\nContent-Length: 100", FLOW), id="shorter than announced"),
+        pytest.param(raw("200 OK\nTransfer-Encoding: chunked", b"1b\r\n" + FLOW + b"\r\n"), id="no last chunk"),
+        pytest.param(raw("200 OK\nTransfer-Encoding: chunked", b"40\r\n" + FLOW), id="half a chunk"),
+        pytest.param(raw("200 OK\nTransfer-Encoding: chunked", b"zz\r\n" + FLOW), id="a chunk of no length"),
+        pytest.param(raw("200 OK\nContent-Encoding: gzip\nContent-Length: 27", FLOW), id="not gzip at all"),
+        pytest.param(lambda _: b"", id="nothing"),
+        pytest.param(lambda _: b"HTTP/1.1 2", id="half a status line"),
+        pytest.param(lambda _: b"SSH-2.0-OpenSSH_9.6\r\n", id="not HTTP"),
+    ],
+)
+@pytest.mark.parametrize("call", [READ, endpoints.run_flow(7)], ids=str)
+def test_an_answer_that_breaks_off_may_have_been_carried_out(
+    connect: Connect, answer: Callable[[Received], bytes], call: endpoints.Call[Any]
+) -> None:
+    with ScriptedServer(answer) as server, pytest.raises(EtlworksUnreachable) as raised:
+        connect(server.url).send(call, attempts=1)
+    assert (raised.value.retryable, raised.value.unprocessed) == (True, False)
+
+
+def test_gzip_and_chunks_are_put_together(connect: Connect) -> None:
+    packed = gzip.compress(FLOW)
+    half = len(packed) // 2
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (packed[:half], packed[half:], b""))
+    answer = raw("200 OK\nContent-Encoding: gzip\nTransfer-Encoding: chunked", body)
+    with ScriptedServer(answer) as server:
+        assert connect(server.url).send(READ).name == "Orders"
+    assert "gzip" in server.received[0].headers["Accept-Encoding"]
+
+
+@pytest.mark.parametrize("answer", [raw("204 No Content"), raw("200 OK\nContent-Length: 0"), raw("201 Created")])
+def test_no_body_is_no_value(connect: Connect, answer: Callable[[Received], bytes]) -> None:
+    with ScriptedServer(answer) as server:
+        drive = connect(server.url)
+        assert drive.send(endpoints.request("POST", "/v1/x", root_url=server.url)) is None
+        assert drive.send(endpoints.pause_schedule(1)) is None
+        assert drive.send(endpoints.latest_execution(7)) is None
+        assert drive.send(endpoints.replace_flow(7, {"name": "Orders"})).name == "Orders"
+        with pytest.raises(EtlworksReplyError):
+            drive.send(endpoints.run_flow(7))
+
+
+@pytest.mark.parametrize(
+    ("body", "value"), [(b'{"a": 1}', {"a": 1}), (b"plain", "plain"), (b"<x/>", "<x/>"), (b"7", 7)]
+)
+def test_an_answer_of_unknown_shape(connect: Connect, body: bytes, value: object) -> None:
+    with ScriptedServer(lambda _: reply(body=body)) as server:
+        assert connect(server.url).send(endpoints.send_to_listener("orders", b"x", "text/plain")) == value
+
+
+def test_a_long_body_arrives_whole(connect: Connect) -> None:
+    bundle = json.dumps({"flows": ["x" * 1_000] * 5_000}).encode()
+    with ScriptedServer(lambda request: reply(body=request.body)) as server:
+        assert connect(server.url).send(endpoints.import_bundle(bundle)) == json.loads(bundle)
+
+
+def test_every_address_of_a_body_below_a_path(connect: Connect) -> None:
+    with ScriptedServer(lambda _: reply(body=FLOW)) as server:
+        drive = connect(f"{server.url}/etlworks")
+        drive.send(READ)
+        drive.send(endpoints.request("GET", f"{server.url}/etlworks/etl/x", root_url=f"{server.url}/etlworks"))
+    assert [request.target for request in server.received] == ["/etlworks/rest/v1/flows/7", "/etlworks/etl/x"]
+
+
+def test_parameters_of_the_url_are_not_told(connect: Connect, closed_port: int) -> None:
+    drive = connect(f"http://127.0.0.1:{closed_port}")
+    with pytest.raises(EtlworksUnreachable) as raised:
+        drive.send(endpoints.run_flow_by_name("Orders", {"card": "4111-1111"}), attempts=1)
+    assert "4111" not in str(raised.value)
+    assert "POST /v1/flows/flow-name/Orders/run" in str(raised.value)
+
+
+def test_the_async_client_says_how_to_open_it() -> None:
+    client = AsyncEtlworksClient(ClientSettings("http://127.0.0.1:9", "key"))
+    with pytest.raises(RuntimeError, match="async with"):
+        asyncio.run(client.send(READ))
+    asyncio.run(client.close())
+
+
+def test_a_client_can_be_left_and_closes_its_connections(sandbox: Sandbox) -> None:
+    settings = ClientSettings(sandbox.url, sandbox.api_key)
+
+    async def ask() -> int:
+        async with AsyncEtlworksClient(settings) as client:
+            return (await client.send(READ)).id
+
+    assert asyncio.run(ask()) == 7
+    with EtlworksClient(settings) as client:
+        assert client.send(READ).id == 7
+
+
+# Streams, which only the client for workers has.
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Iterator[EtlworksClient]:
+    settings = ClientSettings(sandbox.url, sandbox.password, login=sandbox.login)
+    with EtlworksClient(settings, sleep=VirtualClock().sleep) as client:
+        yield client
+
+
+def a_log(client: EtlworksClient) -> endpoints.Call[str]:
+    return endpoints.execution_log(7, client.send(endpoints.run_flow(7)).audit_id or 0)
+
+
+def test_a_log_comes_in_pieces(client: EtlworksClient) -> None:
+    call = a_log(client)
+    with client.stream(call) as pieces:
+        parts = list(pieces)
+    assert len(parts) > 1
+    assert b"".join(parts).decode() == client.send(call)
+
+
+def test_a_stream_logs_in_again(client: EtlworksClient, sandbox: Sandbox) -> None:
+    call = a_log(client)
+    sandbox.revoke_tokens()
+    with client.stream(call) as pieces:
+        assert b"line 19999" in b"".join(pieces)
+    assert sandbox.log_ins == 2
+
+
+def test_a_stream_that_is_refused(client: EtlworksClient, sandbox: Sandbox) -> None:
+    call = a_log(client)
+    sandbox.fault("GET", LOG_PATH, status(503))
+    with pytest.raises(EtlworksServerError, match="armed fault"), client.stream(call):
+        pass
+
+
+def test_a_stream_that_breaks_off(client: EtlworksClient, sandbox: Sandbox) -> None:
+    call = a_log(client)
+    sandbox.fault("GET", LOG_PATH, truncated())
+    with pytest.raises(EtlworksUnreachable), client.stream(call) as pieces:
+        for _ in pieces:
+            pass
+
+
+def test_a_stream_that_is_left_early_gives_its_connection_back_or_drops_it(
+    client: EtlworksClient, sandbox: Sandbox
+) -> None:
+    call = a_log(client)
+    for _ in range(15):
+        with client.stream(call) as pieces:
+            next(pieces)
+    assert client.send(READ).id == 7
+    used = Counter(request.connection for request in sandbox.requests)
+    assert sum(used.values()) == 18
