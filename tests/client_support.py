@@ -260,7 +260,8 @@ def silent_server() -> ScriptedServer:
     """Make a server that takes requests and says nothing."""
 
     def answer(_: Received) -> bytes:
-        server.closing.wait(GENEROUS)
+        # Without a limit: a client that does not give up must not be helped.
+        server.closing.wait()
         return b""
 
     server = ScriptedServer(answer)

@@ -238,7 +238,7 @@ def test_a_wrong_password_is_one_request_for_everybody(
         def counted_bearer() -> str | None:
             if next(looks) > CALLERS:
                 # One of the looks is the first caller's second; from the last one to the wait it is only a step.
-                threading.Timer(0.2, everybody_waits.set).start()
+                threading.Timer(1, everybody_waits.set).start()
             return bearer()
 
         monkeypatch.setattr(auth, "bearer", counted_bearer)

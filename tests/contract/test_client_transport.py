@@ -85,16 +85,16 @@ def test_ten_connections_are_enough_for_two_hundred_tasks(connect: Connect, sand
     assert 1 <= len({request.connection for request in sandbox.requests}) <= 10
 
 
+@pytest.mark.timeout(GENEROUS)
 @pytest.mark.parametrize("call", [READ, endpoints.run_flow(7)], ids=str)
 def test_the_read_time_out_holds(connect: Connect, call: endpoints.Call[Any]) -> None:
     with silent_server() as server:
         with pytest.raises(EtlworksUnreachable, match="may have received"):
-            connect(server.url, connect_timeout=GENEROUS, read_timeout=0.2).send(call, attempts=1)
-        # It was the client that gave up.
-        assert not server.closing.is_set()
+            connect(server.url, connect_timeout=10 * GENEROUS, read_timeout=0.2).send(call, attempts=1)
         assert len(server.received) == 1
 
 
+@pytest.mark.timeout(GENEROUS)
 def test_the_read_time_out_counts_between_two_parts_of_a_body(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         drive = connect(f"http://127.0.0.1:{listening.getsockname()[1]}", read_timeout=0.2)
@@ -131,12 +131,14 @@ def nobody_accepts() -> Iterator[str]:
             queued.close()
 
 
+@pytest.mark.timeout(GENEROUS)
 def test_the_connect_time_out_holds(connect: Connect, nobody_accepts: str) -> None:
     with pytest.raises(EtlworksUnreachable, match="did not reach") as raised:
-        connect(nobody_accepts, connect_timeout=0.2, read_timeout=GENEROUS).send(endpoints.run_flow(7), attempts=1)
+        connect(nobody_accepts, connect_timeout=0.2, read_timeout=10 * GENEROUS).send(endpoints.run_flow(7), attempts=1)
     assert raised.value.unprocessed
 
 
+@pytest.mark.timeout(GENEROUS)
 def test_a_proxy_that_never_answers_is_not_waited_for(connect: Connect) -> None:
     with silent_server() as proxy, pytest.raises(EtlworksUnreachable):
         connect("https://etlworks.invalid", proxy=proxy.url, connect_timeout=0.3, read_timeout=0.3).send(
