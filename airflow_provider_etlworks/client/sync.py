@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
-from requests.auth import AuthBase
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
@@ -43,13 +42,6 @@ T = TypeVar("T")
 _CHUNK = 65_536
 
 
-class _OurHeadersOnly(AuthBase):
-    """Keeps requests from replacing the bearer by what a ``.netrc`` file has for the host."""
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
 class EtlworksClient:
     """
     Talks to one Etlworks instance. Usable from several threads, and as a context manager.
@@ -73,9 +65,9 @@ class EtlworksClient:
         self._pace = Pace(settings.requests_per_minute, clock)
         self._renewing = threading.Lock()
         self._session = requests.Session()
-        # Proxy and CA bundle from the environment are read by us, the same way for both transports.
+        # Proxy and CA bundle from the environment are read by us, the same way for both transports, and no ``.netrc``
+        # may replace our bearer.
         self._session.trust_env = False
-        self._session.auth = _OurHeadersOnly()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._session.verify = verification(settings)
         if proxy := proxy_for(settings):
