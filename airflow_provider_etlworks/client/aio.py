@@ -63,7 +63,7 @@ class AsyncEtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._pace = Pace(settings.requests_per_minute, clock)
         self._renewing = asyncio.Lock()
-        # So that nobody waits inside the pool, where the time-out would count already.
+        # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
         self._proxy = proxy_for(settings)
@@ -79,7 +79,7 @@ class AsyncEtlworksClient:
         # Reading certificates takes tens of milliseconds: not on the event loop.
         tls = await asyncio.to_thread(_tls, self.settings)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=POOL_SIZE, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(
                 total=None,
                 # A tunnel through a proxy is an exchange of its own, which no other limit holds for.
