@@ -8,6 +8,7 @@ from airflow_provider_etlworks import __version__
 
 PACKAGE_NAME = "airflow-provider-etlworks"
 CONNECTION_TYPE = "etlworks"
+DEFAULT_CONN_ID = "etlworks_default"
 
 CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "tenant_id": {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.conversation import Once, Pause
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksConfigError,
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.conversation import Conversation, Log
     from airflow_provider_etlworks.client.models import Execution
-
-DEFAULT_POLL_INTERVAL = 10.0
-DEFAULT_PATIENCE = 1800.0
 
 VISIBILITY_GRACE = 60.0
 """Seconds that a 404 on the record of a run is believed to be lag."""

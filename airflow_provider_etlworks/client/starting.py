@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.conversation import Pause
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksError,
@@ -23,13 +24,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartRefused,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.following import (
-    DEFAULT_PATIENCE,
-    DEFAULT_POLL_INTERVAL,
-    VISIBILITY_GRACE,
-    Ending,
-    follow,
-)
+from airflow_provider_etlworks.client.following import VISIBILITY_GRACE, Ending, follow
 from airflow_provider_etlworks.client.models import Execution, StartStatus
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksConflict,
@@ -16,7 +17,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksLostTouch,
     EtlworksNotFound,
 )
-from airflow_provider_etlworks.client.following import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL, Ending, follow
+from airflow_provider_etlworks.client.following import Ending, follow
 from airflow_provider_etlworks.client.models import (
     AuditEvent,
     Connection,
@@ -32,7 +33,12 @@ from airflow_provider_etlworks.client.starting import Start
 from airflow_provider_etlworks.client.stopping import Stop, stop
 from airflow_provider_etlworks.compat import BaseHook
 from airflow_provider_etlworks.hooks.connection import settings_from
-from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, CONNECTION_TYPE, FIELD_BEHAVIOUR
+from airflow_provider_etlworks.provider_info import (
+    CONNECTION_FIELDS,
+    CONNECTION_TYPE,
+    DEFAULT_CONN_ID,
+    FIELD_BEHAVIOUR,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
-
-DEFAULT_CONN_ID = "etlworks_default"
 
 # A connection test answers within 15 s: a log-in and a call, each of which may use up both.
 _TEST_TIMEOUTS = {"connect": 3.0, "read": 4.0}

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from tenacity import (
+    AsyncRetrying,
+    before_sleep_log,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+log = logging.getLogger(__name__)
+
+# Seconds for which reading the connection is tried.
+_KEEP_READING = 300.0
 
 
 @dataclass
@@ -44,7 +62,7 @@ async def shared_client(
     try:
         async with shared.opening:
             if shared.client is None:
-                settings = await EtlworksHook(etlworks_conn_id).read_settings()
+                settings = await _read_settings(etlworks_conn_id)
                 shared.client = await AsyncEtlworksClient(settings).open()
         yield shared.client
     finally:
@@ -54,3 +72,15 @@ async def shared_client(
                 del clients[etlworks_conn_id]
             if shared.client is not None:
                 await shared.client.close()
+
+
+async def _read_settings(etlworks_conn_id: str) -> ClientSettings:
+    """Read the connection, and try again where Airflow itself has a fault: its API server may be restarting."""
+    retrying = AsyncRetrying(
+        retry=retry_if_not_exception_type((EtlworksConfigError, AirflowNotFoundException)),
+        stop=stop_after_delay(_KEEP_READING),
+        wait=wait_random_exponential(min=1, max=15),
+        before_sleep=before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    return await retrying(lambda: EtlworksHook(etlworks_conn_id).read_settings())

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.compat import (
     AirflowFailException,
     AirflowSkipException,
@@ -16,6 +17,7 @@ from airflow_provider_etlworks.compat import (
     task_state_store,
 )
 from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutionLink
+from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -102,12 +104,12 @@ class EtlworksRunFlowOperator(BaseOperator):
         flow_name: str | None = None,
         parameters: Mapping[str, Any] | None = None,
         run_options: Mapping[str, Any] | None = None,
-        etlworks_conn_id: str = "etlworks_default",
+        etlworks_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = 10.0,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
         timeout: float | None = None,
-        patience: float = 1800.0,
+        patience: float = DEFAULT_PATIENCE,
         fail_on_warning: bool = False,
         on_already_running: str = "fail",
         cancel_on_kill: bool = True,

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
-from airflow_provider_etlworks.client.following import (
-    DEFAULT_PATIENCE,
-    DEFAULT_POLL_INTERVAL,
-    Ending,
-    Followed,
-    follow,
-)
-from airflow_provider_etlworks.client.stopping import Stop, stop
-from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.hooks.shared import shared_client
-from airflow_provider_etlworks.triggers.events import ExecutionEvent
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from types import ModuleType
 
 # Airflow may learn up to five seconds late that the task's process has ended ([workers] min_heartbeat_interval). An
 # event before that could overtake it, and Airflow would take the late news for the end of the resumed task.
 _LONGEST_HEAD_START = 6.0
 _SHORTEST_HEAD_START = 1.0
-# Seconds. Airflow gives a killed trigger 30.
-_STOP_WITHIN = 20.0
 
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
@@ -59,7 +47,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         self,
         flow_id: int,
         audit_id: int,
-        etlworks_conn_id: str = "etlworks_default",
+        etlworks_conn_id: str = DEFAULT_CONN_ID,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
         cancel_on_kill: bool = True,
@@ -93,55 +81,28 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
         await asyncio.sleep(max(_SHORTEST_HEAD_START, min(_LONGEST_HEAD_START, self.poll_interval)))
+        watching = await _load_watching()
         try:
-            followed = await self._follow()
+            event = await watching.event_of(self)
         except asyncio.CancelledError:
             self.log.info("No longer watching run %s here. Unless it is stopped, it goes on.", self.audit_id)
             raise
-        except (EtlworksConfigError, AirflowNotFoundException) as error:
-            followed = Followed(Ending.DENIED, detail=str(error))
-        yield TriggerEvent(ExecutionEvent(self.flow_id, self.audit_id, followed).to_payload())
+        yield TriggerEvent(event.to_payload())
 
     async def on_kill(self) -> None:
         """Stop the run: a person marked or cleared the task. Airflow 3.3 and later call this, earlier ones do not."""
         if not self.cancel_on_kill:
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
-        async with shared_client(self.etlworks_conn_id) as client:
-            await self._stop(client)
+        watching = await _load_watching()
+        await watching.stop_run(self)
 
-    async def _follow(self) -> Followed:
-        async with shared_client(self.etlworks_conn_id) as client:
-            followed = await self._follow_with(client)
-            if not isinstance(followed.error, EtlworksUnauthorized):
-                return followed
-            # The password may have been changed since the connection was read.
-            self.log.warning("%s Reading the connection again.", followed.detail)
-            async with shared_client(self.etlworks_conn_id, instead_of=client) as renewed:
-                return await self._follow_with(renewed)
 
-    async def _follow_with(self, client: AsyncEtlworksClient) -> Followed:
-        followed = await client.converse(
-            follow(
-                self.flow_id,
-                self.audit_id,
-                clock=client.clock,
-                log=self.log,
-                poll_interval=self.poll_interval,
-                patience=self.patience,
-                deadline=self.deadline,
-            )
-        )
-        if followed.ending is Ending.DEADLINE and self.cancel_on_kill:
-            followed = Followed(followed.ending, followed.execution, await self._stop(client))
-        return followed.redacted(client.settings.secrets)
+async def _load_watching() -> ModuleType:
+    """
+    Import what following takes, in a thread.
 
-    async def _stop(self, client: AsyncEtlworksClient) -> str:
-        request = stop(self.flow_id, self.audit_id, client.settings.stop_path)
-        try:
-            stopped = await asyncio.wait_for(client.converse(request), _STOP_WITHIN)
-        except asyncio.TimeoutError:
-            stopped = Stop(accepted=False, detail=f"No answer to the stop of run {self.audit_id}; it may go on.")
-        report = self.log.info if stopped.accepted else self.log.warning
-        report("%s", stopped.detail)
-        return stopped.detail
+    Airflow imports this module on its event loop, and Airflow 2 even takes a SIGTERM that arrives meanwhile for a
+    failure of the trigger: so this module itself imports next to nothing.
+    """
+    return await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.watching")

@@ -19,6 +19,7 @@ from support import (
     only_event,
     stored_and_loaded,
 )
+from tenacity import wait_none
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
@@ -263,6 +264,25 @@ async def test_many_triggers_share_one_connection_one_log_in_and_one_pool(
     assert connections_read == ["etlworks_default"]
     assert etlworks.sandbox.log_ins == 1
     assert len({each.connection for each in etlworks.sandbox.requests}) <= 10
+
+
+async def test_a_fault_of_airflow_while_the_connection_is_read_is_met_with_patience(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = EtlworksHook.read_settings
+    faults = [RuntimeError("The API server answers 503."), OSError("Connection reset.")]
+
+    async def sometimes(hook: EtlworksHook) -> Any:
+        if faults:
+            raise faults.pop()
+        return await read(hook)
+
+    monkeypatch.setattr(EtlworksHook, "read_settings", sometimes)
+    monkeypatch.setattr(shared, "wait_random_exponential", lambda **_: wait_none())
+
+    async with shared_client("etlworks_default") as client:
+        assert client.settings.root_url == etlworks.sandbox.url
+    assert faults == []
 
 
 async def test_the_last_to_leave_closes_the_client(etlworks: Etlworks) -> None:

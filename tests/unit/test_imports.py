@@ -42,9 +42,24 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert "airflow_provider_etlworks.operators.flow" in loaded
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
-    layers = {module.split(".")[1] for module in loaded if module.startswith("airflow_provider_etlworks.")}
-    assert layers == {"compat", "links", "operators"}
+    own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
+    assert own <= {"client", "client.defaults", "compat", "links", "operators", "operators.flow", "provider_info"}
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
+
+
+def test_the_trigger_loads_nothing_before_it_runs() -> None:
+    (loaded,) = printed_by("""
+import json, sys
+import airflow.triggers.base
+already = set(sys.modules)
+import airflow_provider_etlworks.triggers.flow
+print(json.dumps([sorted(set(sys.modules) - already)]))
+""")
+    assert "airflow_provider_etlworks.triggers.flow" in loaded
+    own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
+        "client", "client.defaults", "provider_info", "triggers", "triggers.flow",
+    ))}  # fmt: skip
+    assert set(loaded) <= own
 
 
 def test_parsing_300_operators_asks_nobody() -> None:

@@ -1,0 +1,9 @@
+"""Defaults of how runs are followed. A DAG file imports them, so nothing else is here."""
+
+from __future__ import annotations
+
+DEFAULT_POLL_INTERVAL = 10.0
+"""Seconds between two looks at a young run."""
+
+DEFAULT_PATIENCE = 1800.0
+"""Seconds for which the status of a run may be unreadable."""

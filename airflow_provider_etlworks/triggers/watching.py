@@ -1,0 +1,74 @@
+"""How a trigger follows its run. Apart from the trigger itself, since it takes much more to import."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.following import Ending, Followed, follow
+from airflow_provider_etlworks.client.stopping import Stop, stop
+from airflow_provider_etlworks.compat import AirflowNotFoundException
+from airflow_provider_etlworks.hooks.shared import shared_client
+from airflow_provider_etlworks.triggers.events import ExecutionEvent
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+
+# Seconds. Airflow gives a killed trigger 30.
+_STOP_WITHIN = 20.0
+
+
+async def event_of(trigger: EtlworksFlowExecutionTrigger) -> ExecutionEvent:
+    """Follow a trigger's run, and return what to tell its task. At the deadline, the run is stopped."""
+    try:
+        followed = await _follow(trigger)
+    except (EtlworksConfigError, AirflowNotFoundException) as error:
+        followed = Followed(Ending.DENIED, detail=str(error))
+    return ExecutionEvent(trigger.flow_id, trigger.audit_id, followed)
+
+
+async def stop_run(trigger: EtlworksFlowExecutionTrigger) -> None:
+    """Stop a trigger's run."""
+    async with shared_client(trigger.etlworks_conn_id) as client:
+        await _stop(trigger, client)
+
+
+async def _follow(trigger: EtlworksFlowExecutionTrigger) -> Followed:
+    async with shared_client(trigger.etlworks_conn_id) as client:
+        followed = await _follow_with(trigger, client)
+        if not isinstance(followed.error, EtlworksUnauthorized):
+            return followed
+        # The password may have been changed since the connection was read.
+        trigger.log.warning("%s Reading the connection again.", followed.detail)
+        async with shared_client(trigger.etlworks_conn_id, instead_of=client) as renewed:
+            return await _follow_with(trigger, renewed)
+
+
+async def _follow_with(trigger: EtlworksFlowExecutionTrigger, client: AsyncEtlworksClient) -> Followed:
+    followed = await client.converse(
+        follow(
+            trigger.flow_id,
+            trigger.audit_id,
+            clock=client.clock,
+            log=trigger.log,
+            poll_interval=trigger.poll_interval,
+            patience=trigger.patience,
+            deadline=trigger.deadline,
+        )
+    )
+    if followed.ending is Ending.DEADLINE and trigger.cancel_on_kill:
+        return Followed(followed.ending, followed.execution, await _stop(trigger, client))
+    return followed
+
+
+async def _stop(trigger: EtlworksFlowExecutionTrigger, client: AsyncEtlworksClient) -> str:
+    request = stop(trigger.flow_id, trigger.audit_id, client.settings.stop_path)
+    try:
+        stopped = await asyncio.wait_for(client.converse(request), _STOP_WITHIN)
+    except asyncio.TimeoutError:
+        stopped = Stop(accepted=False, detail=f"No answer to the stop of run {trigger.audit_id}; it may go on.")
+    report = trigger.log.info if stopped.accepted else trigger.log.warning
+    report("%s", stopped.detail)
+    return stopped.detail
