@@ -83,4 +83,4 @@ async def _read_settings(etlworks_conn_id: str) -> ClientSettings:
         before_sleep=before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
-    return await retrying(lambda: EtlworksHook(etlworks_conn_id).read_settings())
+    return await retrying(EtlworksHook(etlworks_conn_id).read_settings)
