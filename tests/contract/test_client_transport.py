@@ -11,7 +11,17 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import GENEROUS, AsyncDrive, Drive, Received, ScriptedServer, VirtualClock, reply, silent_server
+from client_support import (
+    GENEROUS,
+    AsyncDrive,
+    Drive,
+    Received,
+    ScriptedServer,
+    VirtualClock,
+    reply,
+    silent_server,
+    whole_text_of,
+)
 
 from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client import endpoints
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
 
 READ = endpoints.get_flow(7)
 FLOW = b'{"id": 7, "name": "Orders"}'
+CARD = "4111-1111"
 LOG_PATH = "/rest/v1/executions/console/download"
 
 
@@ -59,7 +70,8 @@ def test_who_is_asking_and_for_what(connect: Connect, sandbox: Sandbox) -> None:
 
 def test_a_cookie_is_not_kept(connect: Connect) -> None:
     with ScriptedServer(lambda _: reply(body=FLOW, Set_Cookie="session=1; Path=/")) as server:
-        drive = connect(server.url)
+        # A cookie jar may have rules of its own for bare addresses.
+        drive = connect(server.url.replace("127.0.0.1", "localhost"))
         drive.send(READ)
         drive.send(READ)
     assert [request.headers["Cookie"] for request in server.received] == [None, None]
@@ -216,8 +228,8 @@ def test_every_address_of_a_body_below_a_path(connect: Connect) -> None:
 def test_parameters_of_the_url_are_not_told(connect: Connect, closed_port: int) -> None:
     drive = connect(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(EtlworksUnreachable) as raised:
-        drive.send(endpoints.run_flow_by_name("Orders", {"card": "4111-1111"}), attempts=1)
-    assert "4111" not in str(raised.value)
+        drive.send(endpoints.run_flow_by_name("Orders", {"card": CARD}), attempts=1)
+    assert CARD not in whole_text_of(raised.value)
     assert "POST /v1/flows/flow-name/Orders/run" in str(raised.value)
 
 
