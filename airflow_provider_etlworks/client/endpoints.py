@@ -482,7 +482,6 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
 
     :param days_ago: 0 is today, 1 is yesterday.
     """
-
     flows_of = _list_of(lambda item: mapping(item, "a flow's runs"))
     runs_of = _list_of(lambda item: mapping(item, "a run's record"))
 
