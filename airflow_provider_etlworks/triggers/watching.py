@@ -59,8 +59,8 @@ async def _follow_with(trigger: EtlworksFlowExecutionTrigger, client: AsyncEtlwo
         )
     )
     if followed.ending is Ending.DEADLINE and trigger.cancel_on_kill:
-        return Followed(followed.ending, followed.execution, await _stop(trigger, client))
-    return followed
+        followed = Followed(followed.ending, followed.execution, await _stop(trigger, client))
+    return followed.redacted(client.settings.secrets)
 
 
 async def _stop(trigger: EtlworksFlowExecutionTrigger, client: AsyncEtlworksClient) -> str:
