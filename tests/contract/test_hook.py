@@ -352,6 +352,25 @@ async def test_a_trigger_that_fails_does_not_disturb_the_others(
     assert cancelled.cancelled()
 
 
+async def test_a_connection_that_airflow_cannot_give_just_now_is_asked_for_again(
+    etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = EtlworksHook.get_connection
+
+    def away_at_first(conn_id: str) -> Any:
+        given = counted(conn_id)
+        if len(connections_read) == 1:
+            raise RuntimeError("Airflow's API server answers 503.")
+        return given
+
+    monkeypatch.setattr(EtlworksHook, "get_connection", staticmethod(away_at_first))
+
+    events = await all_events(many_runs(etlworks))
+
+    assert [event["status"] for event in events] == ["success"] * MANY
+    assert len(connections_read) == 2
+
+
 async def test_an_async_client_is_given_to_whoever_has_a_loop(etlworks: Etlworks, hook: EtlworksHook) -> None:
     from airflow_provider_etlworks.client.endpoints import get_flow
 

@@ -7,9 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import BEGINNING, FLOW, STOP_PATH, stored_and_loaded
+from support import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout
+from airflow_provider_etlworks.client.models import FlowStart
+from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.sandbox import Fault, hang_up, status
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
@@ -47,7 +49,7 @@ def kill_while_deferred(etlworks: Etlworks, *, tells: bool = True, **arguments: 
         watched = asyncio.Event()
         etlworks.clock.at(etlworks.clock.time() - BEGINNING + 30, watched.set)
         watch = asyncio.ensure_future(anext(trigger.run()))
-        await watched.wait()
+        await asyncio.wait({watch, asyncio.ensure_future(watched.wait())}, return_when=asyncio.FIRST_COMPLETED)
         watch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watch
@@ -93,6 +95,85 @@ def test_a_trigger_that_is_only_cancelled_stops_nothing(etlworks: Etlworks) -> N
 
     assert stops(etlworks) == []
     assert "it goes on" in etlworks.log_text
+
+
+# Airflow 2 ends the process after on_kill, Airflow 3 lets the task go on.
+@pytest.mark.parametrize("ends", [True, False], ids=["Airflow 2", "Airflow 3"])
+def test_a_kill_while_a_lost_start_is_looked_for_stops_what_came_of_it(etlworks: Etlworks, ends: bool) -> None:
+    etlworks.flow(running=3600)
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+    task = etlworks.task()
+    operator = task.operator()
+    assert task.store is not None
+    # The first look fails, so that the kill comes before the run is known.
+    task.store.before_the_start = lambda: etlworks.sandbox.fault("GET", HISTORY_PATH, status(503))
+
+    def signal() -> None:
+        operator.on_kill()
+        if ends:
+            raise Killed
+
+    etlworks.clock.at(0.5, signal)
+    with pytest.raises(Killed if ends else AirflowFailException):
+        operator.execute(task.next_try())
+
+    (run,) = etlworks.sandbox.runs()
+    assert stops(etlworks) == [[str(run.audit_id)]]
+    etlworks.flow(running=5)
+    assert task.run().colour == "success"
+    assert etlworks.sandbox.runs_started() == 2
+
+
+def test_a_kill_just_before_the_start_starts_nothing(etlworks: Etlworks) -> None:
+    task = etlworks.task()
+    operator = task.operator()
+    assert task.store is not None
+    task.store.before_the_start = operator.on_kill
+
+    with pytest.raises(AirflowFailException, match="killed"):
+        operator.execute(task.next_try())
+
+    assert etlworks.asked("POST", RUN_PATH) == 0
+    assert stops(etlworks) == []
+
+
+def test_a_kill_while_the_start_is_answered_stops_the_run_as_soon_as_it_is_known(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etlworks.flow(running=3600)
+    task = etlworks.task()
+    operator = task.operator()
+    # The answer to the start is read, and nobody has seen it yet.
+    monkeypatch.setattr(operator.hook, "find_run", lambda *_: None)
+    read, killed = FlowStart.from_json, []
+
+    def read_and_kill(value: Any) -> FlowStart:
+        if not killed:
+            killed.append(True)
+            operator.on_kill()
+        return read(value)
+
+    monkeypatch.setattr(FlowStart, "from_json", staticmethod(read_and_kill))
+
+    with pytest.raises(AirflowFailException, match="killed"):
+        operator.execute(task.next_try())
+
+    (run,) = etlworks.sandbox.runs()
+    assert stops(etlworks) == [[str(run.audit_id)]]
+
+
+def test_a_kill_while_another_run_is_waited_for_starts_nothing(etlworks: Etlworks) -> None:
+    etlworks.flow(running=600)
+    other = etlworks.run_of_somebody_else()
+    task = etlworks.task(on_already_running="wait")
+    operator = task.operator()
+    etlworks.clock.at(100, operator.on_kill)
+
+    with pytest.raises(AirflowFailException, match="killed"):
+        operator.execute(task.next_try())
+
+    assert [run.audit_id for run in etlworks.sandbox.runs()] == [other]
+    assert stops(etlworks) == []
 
 
 def test_without_cancel_on_kill_nothing_is_stopped_and_the_log_says_so(etlworks: Etlworks) -> None:
