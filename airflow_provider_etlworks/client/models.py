@@ -169,9 +169,9 @@ class Execution(Model):
             records=integer(record.get("records")),
             exception=text(record.get("exception")),
             flow_name=text(record.get("flowName")) or text(record.get("name")),
-            event_id=text(record.get("eventId")),
-            message_uuid=text(record.get("messageId")) or text(record.get("messageUuid")),
             # 0 and -1 stand for "none" in records of this kind.
+            event_id=None if (event := text(record.get("eventId"))) in ("0", "-1") else event,
+            message_uuid=text(record.get("messageId")) or text(record.get("messageUuid")),
             parent_audit_id=parent if (parent := integer(record.get("parentAuditId")) or 0) > 0 else None,
             raw=record,
         )

@@ -212,3 +212,8 @@ def test_every_model_is_json_safe_without_what_it_does_not_know(model) -> None:
     one = model.from_json({**known, "properties": {"password": "hunter2"}})
     assert "hunter2" not in json.dumps(one.to_dict()) + repr(one)
     assert one.raw["properties"] == {"password": "hunter2"}
+
+
+@pytest.mark.parametrize("none", [0, -1, "0", None, ""])
+def test_an_event_id_that_stands_for_none_is_none(none: object) -> None:
+    assert Execution.from_json({**RECORD, "eventId": none}).event_id is None
