@@ -185,3 +185,21 @@ def test_a_log_that_cannot_be_read_hides_nothing(etlworks: Etlworks, deferrable:
     assert isinstance(went.error, EtlworksExecutionFailed)
     assert "Disk full" in str(went.error)
     assert etlworks.warnings("The log of run", "cannot be read")
+
+
+def test_a_trigger_gets_every_option_that_it_needs(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_EU", etlworks.sandbox.airflow_connection)
+    options: dict[str, Any] = {
+        "flow_id": FLOW,
+        "etlworks_conn_id": "etlworks_eu",
+        "poll_interval": 2.5,
+        "patience": 77.0,
+        "cancel_on_kill": False,
+    }
+
+    went = etlworks.task(**options, timeout=600, deferrable=True).run()
+
+    assert went.deferred is not None
+    _, stored = went.deferred.trigger.serialize()
+    (run,) = etlworks.sandbox.runs()
+    assert stored == {**options, "audit_id": run.audit_id, "deadline": BEGINNING + 600}

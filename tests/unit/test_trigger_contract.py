@@ -70,6 +70,23 @@ def test_a_trigger_needs_no_more_than_which_run() -> None:
     assert trigger.cancel_on_kill is True
 
 
+@pytest.mark.parametrize(("poll_interval", "head_start"), [(0.1, 1.0), (3.0, 3.0), (60.0, 6.0)])
+async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
+    monkeypatch: pytest.MonkeyPatch, poll_interval: float, head_start: float
+) -> None:
+    class Slept(Exception):
+        pass
+
+    async def sleep(seconds: float) -> None:
+        raise Slept(seconds)
+
+    monkeypatch.setattr("airflow_provider_etlworks.triggers.flow.asyncio.sleep", sleep)
+
+    with pytest.raises(Slept) as slept:
+        await anext(EtlworksFlowExecutionTrigger(7, 41, poll_interval=poll_interval).run())
+    assert slept.value.args == (head_start,)
+
+
 # --- Events ---------------------------------------------------------------------------------------------------------
 
 
