@@ -231,7 +231,9 @@ class EtlworksRunFlowOperator(BaseOperator):
         if self.run_options is None:
             return {}
         if not isinstance(self.run_options, Mapping):
-            raise EtlworksConfigError(f"run_options is {self.run_options!r}; it must be a mapping, such as a dict.")
+            raise EtlworksConfigError(
+                f"run_options is a {type(self.run_options).__name__}; it must be a mapping, such as a dict."
+            )
         return dict(self.run_options)
 
     def _find_flow_id(self) -> int:
@@ -286,8 +288,10 @@ class EtlworksRunFlowOperator(BaseOperator):
 
     def _stay_killed(self) -> None:
         """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`on_kill`."""
+        from airflow_provider_etlworks.client.errors import EtlworksError
+
         if self._killed:
-            raise AirflowFailException("The task was killed while it started its run.")
+            raise EtlworksError("The task was killed while it started its run.")
 
     def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> RememberedStart:
         from airflow_provider_etlworks.operators.memory import RememberedStart
@@ -527,7 +531,8 @@ class EtlworksRunFlowOperator(BaseOperator):
             raise EtlworksLostTouch(f"{run} may still be going, but cannot be followed: {followed.detail} {url}")
         outcome = outcome_of(execution, fail_on_warning=self.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
-            self._fail(execution, url, is_final=outcome is Outcome.CANCELED)
+            # Where we stopped it ourselves, since the worker goes down, Airflow may try again.
+            self._fail(execution, url, is_final=outcome is Outcome.CANCELED and not self._killed)
         if execution.status == "warning":
             self.log.warning("%s ended with a warning. %s", run, (execution.exception or "")[:_LONGEST_EXCEPTION])
         records = "" if execution.records is None else f", {execution.records} records"

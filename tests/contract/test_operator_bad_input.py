@@ -37,7 +37,7 @@ NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flo
         ({"parameters": {"cities": ["x"]}}, "Parameter 'cities' is a list"),
         ({"parameters": {"city": None}}, "Parameter 'city' is None"),
         ({"parameters": "city=x"}, "parameters is a str"),
-        ({"run_options": ["parallel"]}, "run_options is ['parallel']; it must be a mapping"),
+        ({"run_options": ["parallel"]}, "run_options is a list; it must be a mapping"),
     ],
 )
 def test_an_argument_that_cannot_work_fails_for_good_before_anything_is_sent(

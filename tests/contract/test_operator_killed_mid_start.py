@@ -9,7 +9,6 @@ from support import RUN_PATH, STOP_PATH, Etlworks, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
-from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.sandbox import status
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def kill_when_the_start_is_sent(
 
 
 def killed_try(task: Task, operator: EtlworksRunFlowOperator, etlworks: Etlworks) -> None:
-    with pytest.raises((Killed, AirflowFailException, EtlworksError)):
+    with pytest.raises((Killed, EtlworksError)):
         operator.execute(task.next_try())
     assert [run.status for run in etlworks.sandbox.runs()] in ([], ["canceled"])
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
 
-from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed, EtlworksExecutionTimeout
 from airflow_provider_etlworks.client.models import FlowStart
-from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.sandbox import Fault, hang_up, status
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
@@ -114,7 +113,7 @@ def test_a_kill_while_a_lost_start_is_looked_for_stops_what_came_of_it(etlworks:
             raise Killed
 
     etlworks.clock.at(0.5, signal)
-    with pytest.raises(Killed if ends else AirflowFailException):
+    with pytest.raises(Killed if ends else EtlworksError):
         operator.execute(task.next_try())
 
     (run,) = etlworks.sandbox.runs()
@@ -130,7 +129,7 @@ def test_a_kill_just_before_the_start_starts_nothing(etlworks: Etlworks) -> None
     assert task.store is not None
     task.store.before_the_start = operator.on_kill
 
-    with pytest.raises(AirflowFailException, match="killed"):
+    with pytest.raises(EtlworksError, match="killed"):
         operator.execute(task.next_try())
 
     assert etlworks.asked("POST", RUN_PATH) == 0
@@ -155,7 +154,7 @@ def test_a_kill_while_the_start_is_answered_stops_the_run_as_soon_as_it_is_known
 
     monkeypatch.setattr(FlowStart, "from_json", staticmethod(read_and_kill))
 
-    with pytest.raises(AirflowFailException, match="killed"):
+    with pytest.raises(EtlworksError, match="killed"):
         operator.execute(task.next_try())
 
     (run,) = etlworks.sandbox.runs()
@@ -169,7 +168,7 @@ def test_a_kill_while_another_run_is_waited_for_starts_nothing(etlworks: Etlwork
     operator = task.operator()
     etlworks.clock.at(100, operator.on_kill)
 
-    with pytest.raises(AirflowFailException, match="killed"):
+    with pytest.raises(EtlworksError, match="killed"):
         operator.execute(task.next_try())
 
     assert [run.audit_id for run in etlworks.sandbox.runs()] == [other]
@@ -395,3 +394,16 @@ def test_a_run_without_a_time_out_is_not_followed_in_silence(etlworks: Etlworks,
 
     assert etlworks.task(deferrable=deferrable).run().colour == "success"
     assert len(etlworks.warnings("more than a day")) == 1
+
+
+def test_a_run_that_our_own_kill_stopped_may_be_tried_again(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600)
+    task = etlworks.task(deferrable=False)
+    operator = task.operator()
+    etlworks.clock.at(100, operator.on_kill)
+
+    # Not AirflowFailException: the worker may be going down, and Airflow lets the task go on until it is gone.
+    with pytest.raises(EtlworksExecutionFailed):
+        operator.execute(task.next_try())
+
+    assert len(stops(etlworks)) == 1
