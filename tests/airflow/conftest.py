@@ -36,9 +36,13 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def local_airflow(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
-    """Run an Airflow whose connection ``etlworks_default`` leads to ``sandbox``."""
+    """Run an Airflow whose connections ``etlworks_default`` (API key) and ``etlworks_login`` lead to ``sandbox``."""
     folder = tmp_path_factory.mktemp("dags")
-    with LocalAirflow(folder, {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection}) as airflow:
+    connections = {
+        "AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection,
+        "AIRFLOW_CONN_ETLWORKS_LOGIN": sandbox.airflow_connection_with_login,
+    }
+    with LocalAirflow(folder, connections) as airflow:
         yield airflow
 
 
