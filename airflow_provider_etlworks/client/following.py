@@ -33,6 +33,7 @@ VISIBILITY_GRACE = 60.0
 _LOOKS_BEFORE_GONE = 3
 _LONGEST_PAUSE = 60.0
 _SHARE_OF_AGE = 0.05
+_EARLY = (0.9, 0.97)
 _FAULT_LINES_EVERY = 60.0
 _FIRST_LINE_AFTER = 60.0
 _LINES_EVERY_AT_MOST = 600.0
@@ -91,6 +92,10 @@ def pause_before_next_look(age: float, poll_interval: float) -> float:
     return max(poll_interval, min(_SHARE_OF_AGE * age, _LONGEST_PAUSE))
 
 
+def _has_ended(execution: Execution) -> bool:
+    return execution.has_ended
+
+
 def follow(
     flow_id: int,
     audit_id: int,
@@ -100,7 +105,7 @@ def follow(
     poll_interval: float = DEFAULT_POLL_INTERVAL,
     patience: float = DEFAULT_PATIENCE,
     deadline: float | None = None,
-    is_over: Callable[[Execution], bool] = lambda execution: execution.has_ended,
+    is_over: Callable[[Execution], bool] = _has_ended,
 ) -> Conversation[Followed]:
     """
     Look at a run until it is over. A look that fails is never taken for the run's failure.
@@ -115,41 +120,82 @@ def follow(
     :param is_over: what to wait for.
     """
     look = Once(endpoints.get_execution(flow_id, audit_id))
-    watch = _Watch(audit_id, clock, log, poll_interval)
+    watch = Watch(
+        audit_id,
+        clock=clock,
+        log=log,
+        poll_interval=poll_interval,
+        patience=patience,
+        deadline=deadline,
+        is_over=is_over,
+    )
     while True:
         try:
             execution: Execution = yield look
         except EtlworksError as error:
-            if isinstance(error, _ENDS_AT_ONCE):
-                return Followed(Ending.DENIED, watch.execution, str(error), error)
-            pause = watch.failed(error)
-            if watch.is_gone:
-                return Followed(Ending.LOST_TOUCH, watch.execution, f"The run's record is gone. {error}", error)
-            failure: EtlworksError | None = error
+            verdict = watch.failed(error)
         else:
-            pause = watch.saw(execution)
-            failure = None
-            if is_over(execution):
-                return Followed(Ending.FINISHED, execution)
-        remaining = None if deadline is None else deadline - clock.time()
-        if remaining is not None and remaining <= 0:
-            return Followed(Ending.DEADLINE, watch.execution, str(failure or ""), failure)
-        if watch.unreadable_for > patience:
-            return Followed(Ending.LOST_TOUCH, watch.execution, watch.complaint, failure)
-        yield Pause(pause if remaining is None else min(pause, remaining))
+            verdict = watch.saw(execution)
+        if isinstance(verdict, Followed):
+            return verdict
+        yield Pause(verdict)
 
 
-class _Watch:
-    """What is remembered between two looks at a run, and what the log is told about it."""
+class Watch:
+    """
+    What is remembered between two looks at a run, what the log is told about it, and what a look means.
 
-    def __init__(self, audit_id: int, clock: Clock, log: Log, poll_interval: float) -> None:
+    It asks nothing itself: whoever looks at the run tells it what came of the look, and is told whether that is the end
+    or how many seconds to wait before the next look. The parameters are those of :func:`follow`.
+
+    :ivar execution: the run's last record that could be read.
+    """
+
+    __slots__ = (
+        "_alarmed",
+        "_audit_id",
+        "_began",
+        "_clock",
+        "_complained",
+        "_complaint",
+        "_deadline",
+        "_faults",
+        "_is_over",
+        "_line_gap",
+        "_log",
+        "_missing",
+        "_missing_since",
+        "_next_fault_line",
+        "_next_line",
+        "_patience",
+        "_poll_interval",
+        "_unreadable_since",
+        "execution",
+    )
+
+    def __init__(
+        self,
+        audit_id: int,
+        *,
+        clock: Clock,
+        log: Log,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        patience: float = DEFAULT_PATIENCE,
+        deadline: float | None = None,
+        is_over: Callable[[Execution], bool] = _has_ended,
+    ) -> None:
         self.execution: Execution | None = None
-        self.complaint = ""
         self._audit_id = audit_id
         self._clock = clock
         self._log = log
         self._poll_interval = poll_interval
-        self._began = self._readable_at = clock.monotonic()
+        self._patience = patience
+        self._deadline = deadline
+        self._is_over = is_over
+        self._complaint = ""
+        self._began = clock.monotonic()
+        # Not "read last at": a run that a list covers is rarely read itself, and that is no fault.
+        self._unreadable_since: float | None = None
         self._missing_since: float | None = None
         self._missing = self._faults = 0
         self._next_fault_line = 0.0
@@ -158,71 +204,88 @@ class _Watch:
         self._alarmed = False
 
     @property
-    def unreadable_for(self) -> float:
-        """Seconds since the status could be read and understood."""
-        return self._clock.monotonic() - self._readable_at
+    def interval(self) -> float:
+        """Seconds between two looks at the run, at its present age."""
+        return pause_before_next_look(self._age, self._poll_interval)
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the record has been missing for so long, and so often, that it is no lag."""
-        return (
-            self._missing_since is not None
-            and self._missing >= _LOOKS_BEFORE_GONE
-            and self._clock.monotonic() - self._missing_since >= VISIBILITY_GRACE
-        )
+    def saw(self, execution: Execution) -> Followed | float:
+        """Take in a record. Return the end of following, or the seconds until the next look."""
+        self._note(execution)
+        if self._is_over(execution):
+            return Followed(Ending.FINISHED, execution)
+        # A little early, and not everybody at once.
+        early: float = random.uniform(*_EARLY)  # noqa: S311  # no secret
+        return self._unless_given_up(self.interval * early, None)
 
-    def saw(self, execution: Execution) -> float:
-        """Take in a record, and return the seconds until the next look."""
+    def failed(self, error: EtlworksError) -> Followed | float:
+        """Take in a look that failed. Return the end of following, or the seconds until the next look: more each time."""
+        if isinstance(error, _ENDS_AT_ONCE):
+            return Followed(Ending.DENIED, self.execution, str(error), error)
+        now = self._clock.monotonic()
+        self._complaint = str(error)
+        if self._unreadable_since is None:
+            self._unreadable_since = now
+        if isinstance(error, EtlworksNotFound):
+            self._missing += 1
+            if self._missing_since is None:
+                self._missing_since = now
+            if self._missing >= _LOOKS_BEFORE_GONE and now - self._missing_since >= VISIBILITY_GRACE:
+                return Followed(Ending.LOST_TOUCH, self.execution, f"The run's record is gone. {error}", error)
+        self._faults += 1
+        if now >= self._next_fault_line:
+            self._next_fault_line = now + _FAULT_LINES_EVERY
+            self._complained = True
+            self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)
+        growing: float = self._poll_interval * 2 ** min(self._faults - 1, 10)
+        pause = max(self._poll_interval, min(growing, _LONGEST_PAUSE))
+        asked: float | None = getattr(error, "retry_after", None)
+        return self._unless_given_up(max(pause, asked or 0.0), error)
+
+    def _unless_given_up(self, pause: float, failure: EtlworksError | None) -> Followed | float:
+        """Return the pause, cut at the deadline; or the end, where deadline or patience is over."""
+        remaining = None if self._deadline is None else self._deadline - self._clock.time()
+        if remaining is not None and remaining <= 0:
+            return Followed(Ending.DEADLINE, self.execution, str(failure or ""), failure)
+        since = self._unreadable_since
+        if since is not None and self._clock.monotonic() - since > self._patience:
+            return Followed(Ending.LOST_TOUCH, self.execution, self._complaint, failure)
+        return pause if remaining is None else min(pause, remaining)
+
+    def _note(self, execution: Execution) -> None:
+        """Remember a record, and tell the log what is new."""
         now = self._clock.monotonic()
         before, self.execution = self.execution, execution
         if self._complained:
             self._complained = False
             self._log.info("Run %s can be read again.", self._audit_id)
         self._missing_since, self._missing, self._faults = None, 0, 0
-        elapsed = self._elapsed(execution)
         if execution.known_status is not None:
-            self._readable_at = now
+            self._unreadable_since = None
         else:
-            self.complaint = f"Etlworks gives the run a status that is not known here: {execution.status!r}."
+            self._complaint = f"Etlworks gives the run a status that is not known here: {execution.status!r}."
+            if self._unreadable_since is None:
+                self._unreadable_since = now
+        age = self._age
         if before is None or before.status != execution.status:
             report = self._log.info if execution.known_status else self._log.warning
             verb = "ended:" if execution.has_ended else "is"
-            report("Run %s %s %s (after %s).", self._audit_id, verb, execution.status, _spoken(elapsed))
+            report("Run %s %s %s (after %s).", self._audit_id, verb, execution.status, _spoken(age))
         elif now >= self._next_line:
             self._line_gap = min(self._line_gap * 2, _LINES_EVERY_AT_MOST)
             self._next_line = now + self._line_gap
-            self._log.info("Run %s is still %s (after %s).", self._audit_id, execution.status, _spoken(elapsed))
-        if elapsed > _ALARM_AFTER and not self._alarmed:
+            self._log.info("Run %s is still %s (after %s).", self._audit_id, execution.status, _spoken(age))
+        if age > _ALARM_AFTER and not self._alarmed:
             self._alarmed = True
             self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
-        # A little early, and not everybody at once.
-        early: float = random.uniform(0.9, 1.0)  # noqa: S311  # no secret
-        return pause_before_next_look(elapsed, self._poll_interval) * early
 
-    def failed(self, error: EtlworksError) -> float:
-        """Take in a look that failed, and return the seconds until the next one: more each time."""
-        now = self._clock.monotonic()
-        self.complaint = str(error)
-        if isinstance(error, EtlworksNotFound):
-            self._missing += 1
-            if self._missing_since is None:
-                self._missing_since = now
-        self._faults += 1
-        growing: float = self._poll_interval * 2 ** min(self._faults - 1, 10)
-        pause = max(self._poll_interval, min(growing, _LONGEST_PAUSE))
-        if now >= self._next_fault_line:
-            self._next_fault_line = now + _FAULT_LINES_EVERY
-            self._complained = True
-            self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)
-        asked: float | None = getattr(error, "retry_after", None)
-        return max(pause, asked or 0.0)
-
-    def _elapsed(self, execution: Execution) -> float:
+    @property
+    def _age(self) -> float:
+        """Seconds for which the run has been going, as far as is known."""
         followed = self._clock.monotonic() - self._began
-        if execution.started_at is None:
+        if self.execution is None or self.execution.started_at is None:
             return followed
         # The server's clock may differ from ours, so its view counts only where it says "older".
-        return max(followed, self._clock.time() - execution.started_at.timestamp())
+        return max(followed, self._clock.time() - self.execution.started_at.timestamp())
 
 
 def _spoken(seconds: float) -> str:
