@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutio
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -151,7 +150,9 @@ class EtlworksRunFlowOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow, and follow its run."""
-        with _hopeless_tries_fail_for_good():
+        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
+
+        with hopeless_tries_fail_for_good():
             parameters = flat_parameters(self.parameters)
             options = self._checked_options()
             flow_id = self._find_flow_id()
@@ -238,6 +239,7 @@ class EtlworksRunFlowOperator(BaseOperator):
 
     def _find_flow_id(self) -> int:
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
+        from airflow_provider_etlworks.operators.arguments import whole_number
 
         if self.flow_name is not None:
             if not isinstance(self.flow_name, str) or not self.flow_name.strip():
@@ -245,12 +247,7 @@ class EtlworksRunFlowOperator(BaseOperator):
             flow = self.hook.find_flow(self.flow_name)
             self.log.info("Flow %r has the id %s.", flow.name, flow.id)
             return flow.id
-        number = str(self.flow_id).strip()
-        if isinstance(self.flow_id, bool) or not (number.isascii() and number.isdigit()):
-            raise EtlworksConfigError(
-                f"flow_id is {self.flow_id!r}; it must be a whole number, such as 12345. For a name, use flow_name."
-            )
-        return int(number)
+        return whole_number("flow_id", self.flow_id, " For a name, use flow_name.")
 
     # --- The start ------------------------------------------------------------------------------------------------
 
@@ -603,14 +600,3 @@ def flat_parameters(parameters: Any) -> dict[str, str]:
                 f"Parameter {name!r} is {what}. Etlworks takes flat texts only; json.dumps() makes a text of anything."
             )
     return flat
-
-
-@contextmanager
-def _hopeless_tries_fail_for_good() -> Iterator[None]:
-    """Fail without a retry where an argument or the connection cannot work: the next try would have the same."""
-    from airflow_provider_etlworks.client.errors import EtlworksConfigError
-
-    try:
-        yield
-    except EtlworksConfigError as error:
-        raise AirflowFailException(str(error)) from error

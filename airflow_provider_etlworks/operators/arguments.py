@@ -1,0 +1,60 @@
+"""Arguments of tasks, once they are rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.compat import AirflowFailException
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def hopeless_tries_fail_for_good() -> Iterator[None]:
+    """Fail without a retry where an argument or the connection cannot work: the next try would have the same."""
+    try:
+        yield
+    except EtlworksConfigError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def whole_number(name: str, value: Any, hint: str = "") -> int:
+    """
+    Read an id.
+
+    :param name: the argument, for the message.
+    :param value: a whole number, or its digits, as templates give them.
+    :param hint: what else to write, for the message.
+    :raises EtlworksConfigError: it is none.
+    """
+    digits = str(value).strip()
+    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()):
+        raise EtlworksConfigError(f"{name} is {value!r}; it must be a whole number, such as 12345.{hint}")
+    return int(digits)
+
+
+def whole_numbers(name: str, value: Any) -> list[int]:
+    """
+    Read ids; each is returned once, in the order given.
+
+    :param name: the argument, for the message.
+    :param value: a list of whole numbers or of their digits, one of them by itself, or the text of a list, as a
+        template gives it: ``"[1, 2]"`` or ``"1, 2"``.
+    :raises EtlworksConfigError: it is nothing of that.
+    """
+    if isinstance(value, str):
+        inside = value.strip()
+        if inside.startswith("[") and inside.endswith("]"):
+            inside = inside[1:-1].strip()
+            if not inside:
+                return []
+        value = [part.strip().strip("'\"") for part in inside.split(",")]
+    elif isinstance(value, int):
+        value = [value]
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+        raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of whole numbers, such as [12345, 12346].")
+    return list(dict.fromkeys(whole_number(name, each) for each in value))
