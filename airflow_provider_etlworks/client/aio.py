@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from tenacity import AsyncRetrying
@@ -18,8 +18,9 @@ from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
 from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.exchange import (
+    COMMON_HEADERS,
     POOL_SIZE,
-    first_request,
+    headers_of,
     proxy_for,
     redirected,
     unreachable,
@@ -28,11 +29,10 @@ from airflow_provider_etlworks.client.exchange import (
 from airflow_provider_etlworks.client.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from airflow_provider_etlworks.client.conversation import Conversation, Step
     from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
-    from airflow_provider_etlworks.client.exchange import Request
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class AsyncEtlworksClient:
     ) -> None:
         self.settings = settings
         self.clock = clock
-        self._sleep = sleep
+        self.sleep = sleep
         self._auth = Authenticator(settings, clock)
         self._pace = Pace(settings.requests_per_minute, clock)
         self._renewing = asyncio.Lock()
@@ -67,6 +67,8 @@ class AsyncEtlworksClient:
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
         self._proxy = proxy_for(settings)
+        # A run's record is asked for thousands of times, and parsing its URL takes longer than reading the answer.
+        self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
 
     async def __aenter__(self) -> AsyncEtlworksClient:
         return await self.open()
@@ -88,8 +90,7 @@ class AsyncEtlworksClient:
                 sock_read=self.settings.read_timeout,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A request without a body has no type either.
-            skip_auto_headers=("Content-Type",),
+            headers=COMMON_HEADERS,
         )
         return self
 
@@ -103,7 +104,7 @@ class AsyncEtlworksClient:
         if attempts == 1:
             return await self._send_once(call)
         rules = retry.rules(repeatable=call.repeatable, attempts=attempts)
-        return await AsyncRetrying(sleep=self._sleep, **rules)(self._send_once, call)
+        return await AsyncRetrying(sleep=self.sleep, **rules)(self._send_once, call)
 
     async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
         """Yield the items of a list, asking for each page when it is needed."""
@@ -138,7 +139,7 @@ class AsyncEtlworksClient:
 
     async def _take(self, step: Step) -> Any:
         if isinstance(step, Pause):
-            return await self._sleep(step.seconds)
+            return await self.sleep(step.seconds)
         if isinstance(step, SignIn):
             return await self._exchange(step.call, step.bearer)
         return await (self.send(step.call, attempts=1) if isinstance(step, Once) else self.send(step))
@@ -165,50 +166,49 @@ class AsyncEtlworksClient:
         return bearer
 
     async def _exchange(self, call: Call[T], bearer: str | None) -> T:
-        async with self._open(call, bearer) as response:
-            try:
-                body = await response.read()
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-                raise unreachable(call, self.settings, error, unprocessed=False) from None
-            return call.result(_answer(response, body), self._auth.secrets)
+        headers, url = headers_of(call, bearer), self._url(call)
+        answer = await self._ask(call, url, headers)
+        redirects = 0
+        while target := redirected(call, str(url), answer, redirects):
+            url, redirects = URL(target, encoded=True), redirects + 1
+            answer = await self._ask(call, url, headers)
+        try:
+            return call.result(answer, self._auth.secrets)
+        except EtlworksRateLimited as error:
+            if error.retry_after is not None:
+                self._pace.pause(error.retry_after)
+            raise
 
-    @asynccontextmanager
-    async def _open(self, call: Call[Any], bearer: str | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a call, follow its redirects, and give the answer with its body still to be read."""
-        request = first_request(call, self.settings, bearer)
-        while True:
-            for wait in self._pace.waits():
-                await self._sleep(wait)
-            async with self._free_connections, await self._request(call, request) as response:
-                following = redirected(request, call, _answer(response, b""))
-                if following is None:
-                    try:
-                        yield response
-                    except EtlworksRateLimited as error:
-                        if error.retry_after is not None:
-                            self._pace.pause(error.retry_after)
-                        raise
-                    return
-                request = following
+    def _url(self, call: Call[Any]) -> URL:
+        url = self._urls.get(call)
+        if url is None:
+            url = URL(call.url(self.settings.base_url, self.settings.root_url), encoded=True)
+            self._urls[call] = url
+        return url
 
-    async def _request(self, call: Call[Any], request: Request) -> aiohttp.ClientResponse:
+    async def _ask(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Answer:
+        """Send one request, when its turn has come, and read the whole answer."""
         if self._session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
+        for wait in self._pace.waits():
+            await self.sleep(wait)
         try:
-            return await self._session.request(
-                request.method,
-                URL(request.url, encoded=True),
-                headers=request.headers,
-                data=request.body,
-                allow_redirects=False,
-                proxy=self._proxy,
-            )
+            async with (
+                self._free_connections,
+                self._session.request(
+                    call.method,
+                    url,
+                    headers=headers,
+                    data=call.body,
+                    # A request without a body has no type either.
+                    skip_auto_headers=None if call.method == "GET" else ("Content-Type",),
+                    allow_redirects=False,
+                    proxy=self._proxy,
+                ) as response,
+            ):
+                return Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
-
-
-def _answer(response: aiohttp.ClientResponse, body: bytes) -> Answer:
-    return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, body)
 
 
 def _never_sent(error: BaseException) -> bool:

@@ -57,7 +57,7 @@ Query = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for a request: status, headers (in lower case) and the whole body."""
+    """What came back for a request: status, headers (a mapping that ignores case) and the whole body."""
 
     status: int
     headers: Mapping[str, str]
@@ -75,7 +75,7 @@ class Answer:
         try:
             return json_module.loads(self.body)
         except (ValueError, RecursionError) as error:
-            kind = self.headers.get("content-type", "no content type")
+            kind = self.headers.get("Content-Type", "no content type")
             raise EtlworksReplyError(
                 f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self.body)!r}. "
                 "Is Host the address of an Etlworks instance, with nothing in between (a proxy, a log-in page)?"
@@ -98,13 +98,13 @@ class Answer:
     @property
     def retry_after(self) -> float | None:
         """Seconds that the server asks to wait, if it does."""
-        return retry_after_seconds(self.headers.get("retry-after"))
+        return retry_after_seconds(self.headers.get("Retry-After"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call(Generic[T]):
     """
-    One Etlworks request, described but not sent.
+    One Etlworks request, described but not sent. Equal to itself only, so that a client can keep what it made of it.
 
     :ivar method: the HTTP method.
     :ivar path: percent-encoded path, below ``/rest``.
@@ -277,7 +277,7 @@ class PagedCall(Generic[ItemT]):
         )
 
     def _read(self, answer: Answer) -> Page[ItemT]:
-        total = answer.headers.get("x-total-count", "")
+        total = answer.headers.get("X-Total-Count", "")
         return Page(_list_of(self.read_item)(answer.json), int(total) if total.isdecimal() else None)
 
 
@@ -594,8 +594,12 @@ def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
     return Call("POST", "/v1/schedules", _json(Schedule.from_json), **_body(dict(schedule)))
 
 
-def list_schedules(flow_id: int) -> PagedCall[Schedule]:
-    """List a flow's schedules. The path is an assumption of ours."""
+def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
+    """
+    List schedules. The path is an assumption of ours.
+
+    :param flow_id: only those of this flow; a server that does not know the filter lists all.
+    """
     return PagedCall("/v1/schedules", Schedule.from_json, query=_query(flowId=flow_id))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -24,12 +23,14 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow_provider_etlworks.client.endpoints import Answer, Call
     from airflow_provider_etlworks.client.settings import ClientSettings
 
-USER_AGENT = f"airflow-provider-etlworks/{__version__}"
+COMMON_HEADERS = {
+    "Accept": "application/json, */*;q=0.5",
+    "User-Agent": f"airflow-provider-etlworks/{__version__}",
+}
+"""What every request says."""
 
 POOL_SIZE = 10
 """Connections that one client keeps open at most."""
@@ -39,54 +40,42 @@ _LONGEST_REDIRECT_CHAIN = 5
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request as it goes over the wire."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    body: bytes | None
-    redirects: int = 0
-
-
-def first_request(call: Call[Any], settings: ClientSettings, bearer: str | None) -> Request:
-    """Return the request that carries out a call."""
-    headers = {"Accept": "application/json, */*;q=0.5", "User-Agent": USER_AGENT}
+def headers_of(call: Call[Any], bearer: str | None) -> dict[str, str]:
+    """Return the headers that a call has besides :data:`COMMON_HEADERS`."""
+    headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
     if call.content_type is not None:
         headers["Content-Type"] = call.content_type
-    if bearer is not None:
-        headers["Authorization"] = f"Bearer {bearer}"
-    return Request(call.method, call.url(settings.base_url, settings.root_url), headers, call.body)
+    return headers
 
 
-def redirected(request: Request, call: Call[Any], answer: Answer) -> Request | None:
+def redirected(call: Call[Any], url: str, answer: Answer, redirects: int = 0) -> str | None:
     """
-    Return the request that an answer redirects to; ``None`` for an answer that redirects nowhere.
+    Return the URL that an answer redirects to; ``None`` for an answer that redirects nowhere.
 
     Credentials stay with the host they are meant for, and never go from https to plain http. A redirect that would
     turn a POST into a GET is refused as well: what was asked for would silently not happen.
 
+    :param url: what answered.
+    :param redirects: how many redirects led there.
     :raises EtlworksRedirected: the redirect must not be followed.
     """
-    location = answer.headers.get("location")
-    if answer.status not in _REDIRECTS or not location:
+    if answer.status not in _REDIRECTS or not (location := answer.headers.get("Location")):
         return None
     try:
-        target = urljoin(request.url, location)
-        here, there = urlsplit(request.url), urlsplit(target)
+        target = urljoin(url, location)
+        here, there = urlsplit(url), urlsplit(target)
         same_host = _is_same_host(here, there)
     except ValueError:
         raise EtlworksRedirected(f"Etlworks redirects {call} to what is no address.", status=answer.status) from None
-    keeps_method = answer.status in (307, 308) or request.method in ("GET", "HEAD")
+    keeps_method = answer.status in (307, 308) or call.method in ("GET", "HEAD")
     if not same_host:
         reason = "Credentials are not sent there. If that is the right address, make it the connection's Host."
     elif not keeps_method:
-        reason = f"A {request.method} does not survive it. Make that address the connection's Host."
-    elif request.redirects >= _LONGEST_REDIRECT_CHAIN:
+        reason = f"A {call.method} does not survive it. Make that address the connection's Host."
+    elif redirects >= _LONGEST_REDIRECT_CHAIN:
         reason = "Too many redirects."
     else:
-        return Request(request.method, target, request.headers, request.body, request.redirects + 1)
+        return target
     address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
     raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=answer.status)
 

@@ -49,6 +49,9 @@ class StartStatus(int, Enum):
 
 def integer(value: Any) -> int | None:
     """Read a whole number, also from text; anything else is ``None``."""
+    # Most fields of a record are what they should be, or are missing: such a record is read thousands of times.
+    if value is None or type(value) is int:
+        return value
     if isinstance(value, bool):
         return None
     try:
@@ -59,6 +62,8 @@ def integer(value: Any) -> int | None:
 
 def text(value: Any) -> str | None:
     """Read a text; a number becomes its digits; empty, missing and nested values are ``None``."""
+    if value is None or type(value) is str:
+        return value or None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     return str(value) or None

@@ -21,8 +21,9 @@ from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
 from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.exchange import (
+    COMMON_HEADERS,
     POOL_SIZE,
-    first_request,
+    headers_of,
     proxy_for,
     redirected,
     unreachable,
@@ -65,6 +66,7 @@ class EtlworksClient:
         self._pace = Pace(settings.requests_per_minute, clock)
         self._renewing = threading.Lock()
         self._session = requests.Session()
+        self._session.headers.update(COMMON_HEADERS)
         # Proxy and CA bundle from the environment are read by us, the same way for both transports, and no ``.netrc``
         # may replace our bearer.
         self._session.trust_env = False
@@ -183,16 +185,17 @@ class EtlworksClient:
     @contextmanager
     def _open(self, call: Call[Any], bearer: str | None) -> Iterator[requests.Response]:
         """Send a call, follow its redirects, and give the answer with its body still to be read."""
-        request = first_request(call, self.settings, bearer)
+        url = call.url(self.settings.base_url, self.settings.root_url)
+        headers, redirects = headers_of(call, bearer), 0
         while True:
             for wait in self._pace.waits():
                 self._sleep(wait)
             try:
                 response = self._session.request(
-                    request.method,
-                    request.url,
-                    headers=dict(request.headers),
-                    data=request.body,
+                    call.method,
+                    url,
+                    headers=headers,
+                    data=call.body,
                     timeout=(self.settings.connect_timeout, self.settings.read_timeout),
                     allow_redirects=False,
                     stream=True,
@@ -200,8 +203,8 @@ class EtlworksClient:
             except requests.RequestException as error:
                 raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
             with response:
-                following = redirected(request, call, _answer(response, b""))
-                if following is None:
+                target = redirected(call, url, _answer(response, b""), redirects)
+                if target is None:
                     try:
                         yield response
                     except EtlworksRateLimited as error:
@@ -209,7 +212,7 @@ class EtlworksClient:
                             self._pace.pause(error.retry_after)
                         raise
                     return
-                request = following
+                url, redirects = target, redirects + 1
 
     def _pieces(self, call: Call[Any], response: requests.Response) -> Iterator[bytes]:
         try:
@@ -219,7 +222,7 @@ class EtlworksClient:
 
 
 def _answer(response: requests.Response, body: bytes) -> Answer:
-    return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
+    return Answer(response.status_code, response.headers, body)
 
 
 _NO_CONNECTION = (

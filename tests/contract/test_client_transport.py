@@ -28,6 +28,7 @@ from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import (
     EtlworksNotFound,
+    EtlworksRateLimited,
     EtlworksReplyError,
     EtlworksServerError,
     EtlworksUnreachable,
@@ -87,6 +88,25 @@ def test_one_connection_serves_many_calls(connect: Connect, sandbox: Sandbox) ->
     drive.send(endpoints.run_flow(7))
     drive.iterate(endpoints.list_flows())
     assert len({request.connection for request in sandbox.requests}) == 1
+
+
+@pytest.mark.parametrize(("pause", "connections"), [(20, 1), (60, 1), (90, 2)])
+async def test_a_connection_is_kept_between_two_looks_at_a_run(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, pause: float, connections: int
+) -> None:
+    passed = 0.0
+    loop = asyncio.get_running_loop()
+    loop_time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: loop_time() + passed)
+    monkeypatch.setattr("aiohttp.connector.monotonic", loop.time)
+    async with AsyncEtlworksClient(ClientSettings(sandbox.url, sandbox.api_key)) as client:
+        await client.send(READ)
+        for _ in range(int(pause)):
+            # In steps, so that whatever the pool has planned happens in its time.
+            passed += 1
+            await asyncio.sleep(0)
+        await client.send(READ)
+    assert len({request.connection for request in sandbox.requests}) == connections
 
 
 def test_ten_connections_are_enough_for_two_hundred_tasks(connect: Connect, sandbox: Sandbox) -> None:
@@ -179,6 +199,16 @@ def test_an_answer_that_breaks_off_may_have_been_carried_out(
     with ScriptedServer(answer) as server, pytest.raises(EtlworksUnreachable) as raised:
         connect(server.url).send(call, attempts=1)
     assert (raised.value.retryable, raised.value.unprocessed) == (True, False)
+
+
+def test_headers_are_found_however_they_are_spelled(connect: Connect) -> None:
+    told = raw("429 Slow down\nretry-after: 7")
+    with ScriptedServer(told) as server, pytest.raises(EtlworksRateLimited) as raised:
+        connect(server.url).send(READ, attempts=1)
+    assert raised.value.retry_after == 7
+    with ScriptedServer(raw("200 OK\nCONTENT-TYPE: text/x-odd", b"<p>")) as server:
+        with pytest.raises(EtlworksReplyError, match="text/x-odd"):
+            connect(server.url).send(READ, attempts=1)
 
 
 def test_gzip_and_chunks_are_put_together(connect: Connect) -> None:

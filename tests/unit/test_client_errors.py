@@ -24,7 +24,7 @@ PAGE = b"""<!DOCTYPE html><html><head><title>502 Bad Gateway</title>
 
 def answer(status: int, body: object = b"", **headers: str) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw)
+    return Answer(status, {name.replace("_", "-").title(): value for name, value in headers.items()}, raw)
 
 
 def error_of(given: Answer) -> EtlworksApiError:
