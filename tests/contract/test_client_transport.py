@@ -206,9 +206,9 @@ def test_headers_are_found_however_they_are_spelled(connect: Connect) -> None:
     with ScriptedServer(told) as server, pytest.raises(EtlworksRateLimited) as raised:
         connect(server.url).send(READ, attempts=1)
     assert raised.value.retry_after == 7
-    with ScriptedServer(raw("200 OK\nCONTENT-TYPE: text/x-odd", b"<p>")) as server:
-        with pytest.raises(EtlworksReplyError, match="text/x-odd"):
-            connect(server.url).send(READ, attempts=1)
+    odd = raw("200 OK\nCONTENT-TYPE: text/x-odd", b"<p>")
+    with ScriptedServer(odd) as server, pytest.raises(EtlworksReplyError, match="text/x-odd"):
+        connect(server.url).send(READ, attempts=1)
 
 
 def test_gzip_and_chunks_are_put_together(connect: Connect) -> None:
