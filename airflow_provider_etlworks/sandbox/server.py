@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -190,6 +190,12 @@ class Sandbox:
         """
         with self._lock:
             self._organization.add_flow(flow)
+
+    @property
+    def schedules(self) -> Mapping[int, Mapping[str, Any]]:
+        """The schedules by id, as the API shows them: ``flowId``, ``enabled``, …."""
+        with self._lock:
+            return {schedule_id: dict(each) for schedule_id, each in self._organization.schedules.items()}
 
     def fault(self, method: str, path: str, fault: Fault, *, times: int | None = 1, after: int = 0) -> None:
         """
