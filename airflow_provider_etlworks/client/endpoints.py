@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from airflow_provider_etlworks.client.errors import (
@@ -42,6 +42,9 @@ from airflow_provider_etlworks.client.models import (
     mapping,
 )
 from airflow_provider_etlworks.client.retry import retry_after_seconds
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.bodies import Body
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")
@@ -110,7 +113,7 @@ class Call(Generic[T]):
     :ivar path: percent-encoded path, below ``/rest``.
     :ivar read: turns a good answer into the value that the caller gets.
     :ivar query: parameters of the URL, in order.
-    :ivar body: what is sent.
+    :ivar body: what is sent; a ``Body`` where it is too long to hold.
     :ivar content_type: its type; ``None`` where nothing is sent.
     :ivar repeatable: whether the server may safely receive it twice.
     :ivar below_root: the path is below the bare host, not below ``/rest``.
@@ -122,7 +125,7 @@ class Call(Generic[T]):
     path: str
     read: Callable[[Answer], T] = field(repr=False)
     query: Query = field(default=(), repr=False)
-    body: bytes | None = field(default=None, repr=False)
+    body: bytes | Body | None = field(default=None, repr=False)
     content_type: str | None = None
     repeatable: bool = False
     below_root: bool = False
@@ -154,7 +157,7 @@ class Call(Generic[T]):
                 raise self.error(answer, secrets)
             if answer.refusal is not None:
                 said = excerpt(answer.refusal, secrets)
-                raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status)
+                raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status, answer=answer.json)
             return self.read(answer)
         except EtlworksReplyError as error:
             # Not ``from error``: its text may still hold a secret.
@@ -536,7 +539,7 @@ def export_flows(flow_ids: Sequence[int], *, include_connections: bool = True) -
     )
 
 
-def preview_import(bundle: bytes) -> Call[Any]:
+def preview_import(bundle: bytes | Body) -> Call[Any]:
     """Ask what importing ``bundle`` would change. The answer's shape is not documented."""
     return Call(
         "POST",
@@ -548,9 +551,22 @@ def preview_import(bundle: bytes) -> Call[Any]:
     )
 
 
-def import_bundle(bundle: bytes) -> Call[Any]:
+def import_bundle(bundle: bytes | Body) -> Call[Any]:
     """Import ``bundle``. Never repeated: it may have been applied. The answer's shape is not documented."""
-    return Call("POST", "/v1/io/import", _json(lambda value: value), body=bundle, content_type=JSON_TYPE)
+    return Call("POST", "/v1/io/import", _import_answer, body=bundle, content_type=JSON_TYPE)
+
+
+def _import_answer(answer: Answer) -> Any:
+    """Read the answer to an import. One without content says nothing, unless its status is 204."""
+    if answer.status != 204 and not answer.body.strip():
+        raise EtlworksReplyError("The answer is empty.")
+    try:
+        return answer.json
+    except EtlworksReplyError:
+        kind = answer.headers.get("Content-Type", "no content type")
+        # Only a page may be quoted: what else comes back may be a part of the bundle.
+        said = f": {excerpt(answer.body)!r}" if answer.body.lstrip().startswith(b"<") else ""
+        raise EtlworksReplyError(f"Expected JSON, got {kind}, {len(answer.body)} bytes{said}.") from None
 
 
 def export_flows_older(flow_ids: Sequence[int] | None = None) -> Call[str]:
@@ -559,16 +575,26 @@ def export_flows_older(flow_ids: Sequence[int] | None = None) -> Call[str]:
     return Call("GET", "/v1/flows/export", _text, query=_query(flows=flows), repeatable=True)
 
 
-def preview_import_older(dump: str) -> Call[Any]:
-    """Ask what importing a dump would change: ``graph``, ``flows``, ``connections``, ``formats``, ``schedules``."""
-    return Call(
-        "POST", "/v1/flows/import/preview", _json(lambda value: value), **_body({"dump": dump}), repeatable=True
-    )
+def preview_import_older(dump: str | Body) -> Call[Any]:
+    """
+    Ask what importing a dump would change: ``graph``, ``flows``, ``connections``, ``formats``, ``schedules``.
+
+    :param dump: the dump, or a whole body ``{"dump": "…"}``.
+    """
+    return Call("POST", "/v1/flows/import/preview", _json(lambda value: value), **_dump_body(dump), repeatable=True)
 
 
-def import_bundle_older(dump: str) -> Call[Any]:
-    """Import a dump, by the older path. Path and body are an assumption of ours."""
-    return Call("POST", "/v1/flows/import", _json(lambda value: value), **_body({"dump": dump}))
+def import_bundle_older(dump: str | Body) -> Call[Any]:
+    """
+    Import a dump, by the older path. Path and body are an assumption of ours.
+
+    :param dump: the dump, or a whole body ``{"dump": "…"}``.
+    """
+    return Call("POST", "/v1/flows/import", _import_answer, **_dump_body(dump))
+
+
+def _dump_body(dump: str | Body) -> dict[str, Any]:
+    return _body({"dump": dump}) if isinstance(dump, str) else {"body": dump, "content_type": JSON_TYPE}
 
 
 # --- Connections, schedules, audit, webhooks ------------------------------------------------------------------------
@@ -647,22 +673,28 @@ def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
 
 
-def send_to_listener(path: str, payload: bytes | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
     """
     Send a payload to a user-defined endpoint of Etlworks.
 
+    Sent once: again only where it certainly did not reach Etlworks.
+
     :param path: the path that the flow's author chose, such as ``orders/new``.
+    :param payload: what is sent; ``None`` is a request without a body.
+    :param content_type: its type, any that the author expects.
     :return: the author's own answer: JSON where it is JSON, else text.
     """
     return _listener("/v1/httplistener", path, payload, content_type, below_root=False)
 
 
-def send_to_listener_legacy(path: str, payload: bytes | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener_legacy(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
     """Send a payload to a user-defined endpoint, by the legacy path."""
     return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, below_root=True)
 
 
-def _listener(prefix: str, path: str, payload: bytes | None, content_type: str, *, below_root: bool) -> Call[Any]:
+def _listener(
+    prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, below_root: bool
+) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")

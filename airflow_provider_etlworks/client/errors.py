@@ -14,10 +14,12 @@ EtlworksError
 │   ├── EtlworksRateLimited          429: over the organization's limit
 │   ├── EtlworksServerError          5xx, 408, 425
 │   ├── EtlworksRedirected           3xx to where credentials must not go
-│   └── EtlworksRefused              200, but the body says ``"success": false``
+│   └── EtlworksRefused              200, but the body says ``"success": false``  .answer
 ├── EtlworksStartRefused         Etlworks answered the start, and started nothing
 │   └── EtlworksAlreadyRunning       because another run of the flow is going    .audit_id
 ├── EtlworksStartUnknown         the start was sent, and no run could be matched to it  .candidates
+├── EtlworksImportFailed         Etlworks refused an import, or imported only a part of it
+├── EtlworksImportUnknown        an import was sent, and it cannot be told whether it was applied
 ├── EtlworksExecutionFailed      the run ended badly                         .execution
 ├── EtlworksExecutionTimeout     the run was still going at the deadline
 └── EtlworksLostTouch            the run's status could not be read for too long
@@ -163,10 +165,18 @@ class EtlworksRedirected(EtlworksApiError):
 
 
 class EtlworksRefused(EtlworksApiError):
-    """The answer's status is 200, and its body says ``"success": false``."""
+    """
+    The answer's status is 200, and its body says ``"success": false``.
+
+    :ivar answer: the body, read as JSON. It may hold what must not be shown.
+    """
 
     # Some endpoints report an application error after doing part of the work.
     unprocessed_by_nature = False
+
+    def __init__(self, message: str, *, status: int, answer: Any = None) -> None:
+        super().__init__(message, status=status)
+        self.answer = answer
 
 
 class EtlworksStartRefused(EtlworksError):
@@ -198,6 +208,14 @@ class EtlworksStartUnknown(EtlworksError):
     def __init__(self, message: str, *, candidates: Iterable[int] = ()) -> None:
         super().__init__(message)
         self.candidates = tuple(candidates)
+
+
+class EtlworksImportFailed(EtlworksError):
+    """Etlworks refused an import, or imported only a part of it. The message says what is done, as far as known."""
+
+
+class EtlworksImportUnknown(EtlworksError):
+    """An import was sent, its answer was lost, and the target does not show whether it was applied."""
 
 
 class EtlworksExecutionFailed(EtlworksError):

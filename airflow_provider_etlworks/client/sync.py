@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from http.cookiejar import DefaultCookiePolicy
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHUNK = 65_536
+# Bytes that are read of an error that takes the place of a long answer.
+_LONGEST_ERROR = 4 * _CHUNK
 
 
 class EtlworksClient:
@@ -146,8 +149,28 @@ class EtlworksClient:
             if response.status_code == 401 and self._auth.reject(bearer):
                 response = stack.enter_context(self._open(call, self._bearer()))
             if not response.ok:
-                raise call.error(_answer(response, b"".join(self._pieces(call, response))), self._auth.secrets)
+                said = b"".join(islice(self._pieces(call, response), _LONGEST_ERROR // _CHUNK))
+                raise call.error(_answer(response, said), self._auth.secrets)
             yield self._pieces(call, response)
+
+    def receive(self, call: Call[Any], take: Callable[[Iterator[bytes]], T], *, attempts: int = retry.ATTEMPTS) -> T:
+        """
+        Carry out a call whose answer may be too long to hold, with log-in, retries and rate limit.
+
+        :param call: what to ask. It may be asked again where it is repeatable.
+        :param take: is given the answer's body in pieces, and returns what is wanted of it; it begins anew with each
+            attempt. What it raises is handled as any other failure of the call.
+        :param attempts: how many times to send it at most, where it may be repeated.
+        :return: what ``take`` returned.
+        :raises EtlworksError: it failed.
+        """
+
+        def once() -> T:
+            with self.stream(call) as pieces:
+                return take(pieces)
+
+        value: T = Retrying(sleep=self._sleep, **retry.rules(repeatable=call.repeatable, attempts=attempts))(once)
+        return value
 
     def _take(self, step: Step) -> Any:
         if isinstance(step, Pause):
@@ -215,6 +238,8 @@ class EtlworksClient:
                 url, redirects = target, redirects + 1
 
     def _pieces(self, call: Call[Any], response: requests.Response) -> Iterator[bytes]:
+        # The default only from urllib3 2 on.
+        response.raw.enforce_content_length = True
         try:
             yield from response.iter_content(_CHUNK)
         except requests.RequestException as error:

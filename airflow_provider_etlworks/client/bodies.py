@@ -1,0 +1,87 @@
+"""Bodies of requests that are too long to hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_provider_etlworks.client.errors import EtlworksError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECE = 65_536
+"""Bytes that are held at a time."""
+
+
+class Body(Protocol):
+    """
+    A request's body in pieces. Each iteration gives it from its start, since a request may have to be sent again.
+
+    The sync client sends it. The async one does not: reading a file would hold its event loop.
+    """
+
+    def __len__(self) -> int:
+        """Return how many bytes it has."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Give it in pieces."""
+
+
+class Source(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read the next bytes."""
+
+    def seek(self, offset: int, /) -> Any:
+        """Go to a place in it."""
+
+
+def pieces_of(source: Source) -> Iterator[bytes]:
+    """
+    Read a file from its start, in pieces.
+
+    :raises EtlworksError: it cannot be read. A request that is sent it has no end then, so it does not take effect.
+    """
+    try:
+        source.seek(0)
+        while piece := source.read(PIECE):
+            yield piece
+    except Exception as error:  # each object store has errors of its own
+        raise EtlworksError(
+            f"The file cannot be read: {type(error).__name__}: {error}", retryable=True, unprocessed=True
+        ) from error
+
+
+class FileBody:
+    """
+    A file as the body of a request.
+
+    :param source: the file, open for reading.
+    :param size: its length in bytes.
+    """
+
+    def __init__(self, source: Source, size: int) -> None:
+        self._source = source
+        self._size = size
+
+    def __len__(self) -> int:
+        """Return how many bytes the file has."""
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """
+        Give the file in pieces, from its start.
+
+        :raises EtlworksError: it cannot be read, or has another length by now.
+        """
+        given = 0
+        for piece in pieces_of(self._source):
+            given += len(piece)
+            if given > self._size:
+                break
+            yield piece
+        if given != self._size:
+            raise EtlworksError(
+                f"The file had {self._size} bytes, and has another length now that it is being sent.", unprocessed=True
+            )
