@@ -1,0 +1,309 @@
+"""
+Bundles: flows that were exported, as one file that may be far longer than memory.
+
+Etlworks documents two formats. The newer export API (``/v1/io/export``) gives a self-contained JSON document, the older
+one (``/v1/flows/export``) an encrypted dump, as text. Neither is taken apart here: a bundle is imported byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.client.bodies import PIECE, pieces_of
+from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
+    EtlworksReplyError,
+    error_message,
+    excerpt,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from airflow_provider_etlworks.client.bodies import Source
+    from airflow_provider_etlworks.client.settings import ClientSettings
+
+_BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+
+
+class Format(str, Enum):
+    """Which API a bundle belongs to."""
+
+    IO = "io"
+    OLDER = "older"
+
+
+# --- A bundle that passes -------------------------------------------------------------------------------------------
+
+
+class JsonOutline:
+    """
+    Tells whether a JSON document that passes in pieces is whole, without holding it.
+
+    It follows strings and brackets only, so it takes what a parser would refuse, but nothing that was cut off.
+    """
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._in_string = False
+        self._depth = 0
+        self._last = b""
+
+    def take(self, piece: bytes) -> None:
+        """Take the next piece."""
+        data = self._held + piece
+        # An escape that is cut in two waits for its second half.
+        backslashes = len(data) - len(data.rstrip(b"\\"))
+        self._held = b"\\" if backslashes % 2 else b""
+        data = data[: len(data) - len(self._held)]
+        parts = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(parts[1 if self._in_string else 0 :: 2])
+        self._in_string ^= len(parts) % 2 == 0
+        self._depth += outside.count(b"{") + outside.count(b"[") - outside.count(b"}") - outside.count(b"]")
+        self._last = outside.rstrip(_SPACE)[-1:] or self._last
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was opened is closed, and nothing follows."""
+        return not (self._in_string or self._held or self._depth) and self._last in (b"}", b"]")
+
+
+class Inspection:
+    """
+    Looks at a bundle while it passes: its length, its hash, and whether it is a whole bundle at all.
+
+    :param format: what it is to be; ``None`` finds out: what begins like JSON is of the newer format.
+    :ivar size: how long it is, in bytes.
+    :ivar dump_size: how long it is inside a JSON text, in bytes.
+    """
+
+    def __init__(self, format: Format | None = None) -> None:  # noqa: A002  # what users call it
+        self._format = format
+        self._hash = hashlib.sha256()
+        self._outline = JsonOutline()
+        self._head = b""
+        self.size = 0
+        self.dump_size = 0
+
+    def take(self, piece: bytes) -> None:
+        """Take the next piece."""
+        if len(self._head) < PIECE:
+            self._head += piece[: PIECE - len(self._head)]
+        self._hash.update(piece)
+        if self.format is Format.IO:
+            self._outline.take(piece)
+        self.size += len(piece)
+        self.dump_size += len(piece) + _ESCAPE_ADDS * (len(piece) - len(piece.translate(None, _TO_ESCAPE)))
+
+    def watch(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Take the pieces, and hand them on."""
+        for piece in pieces:
+            self.take(piece)
+            yield piece
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what has passed, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    @property
+    def format(self) -> Format:
+        """The bundle's format."""
+        return self._format or (Format.IO if self._start in (b"{", b"[") else Format.OLDER)
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the bundle that has passed; ``None`` where it is one. Nothing of it is repeated."""
+        head = self._text
+        if not head:
+            return "it is empty"
+        if self._start == b"<":
+            # Markup is no bundle, so its text may be read.
+            said = excerpt(head)
+            return f"it is a page of markup: {said!r}" if said else "it is a page of markup"
+        if self.size <= PIECE and (reason := _refusal(head)) is not None:
+            return f"it says: {excerpt(reason)}"
+        if self.format is Format.OLDER:
+            return None
+        if self._start not in (b"{", b"["):
+            return f"it is no JSON object, and begins with none; {self.size} bytes"
+        if not self._outline.is_whole:
+            return f"it is cut off, or is no JSON: its brackets are not closed after {self.size} bytes"
+        if self.size <= PIECE and not _JSON_WITH_CONTENT.search(head):
+            return "it is a JSON document with nothing in it"
+        return None
+
+    @property
+    def _text(self) -> bytes:
+        return self._head.removeprefix(_BOM).strip(_SPACE)
+
+    @property
+    def _start(self) -> bytes:
+        return self._text[:1]
+
+
+_JSON_WITH_CONTENT = re.compile(rb"[^\s{}\[\]]")
+
+
+def _refusal(text: bytes) -> str | None:
+    """Return what a JSON body says that is an error in the place of a bundle."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    status = body.get("status")
+    is_error = isinstance(status, int) and not isinstance(status, bool) and status >= 400
+    if body.get("success") is not False and not (is_error and error_message(body)):
+        return None
+    return error_message(body) or "no reason given"
+
+
+# --- A bundle that is sent ------------------------------------------------------------------------------------------
+
+
+class BundleBody:
+    """
+    A bundle as the body of a request: byte for byte, or inside ``{"dump": "…"}`` as the older API takes it.
+
+    The last piece is kept back until all that was read has the hash that was inspected: a server that is sent a bundle
+    that changed meanwhile never gets a whole request, so it cannot act on it.
+
+    :param source: the file, open for reading.
+    :param inspected: the inspection of the same file.
+    """
+
+    def __init__(self, source: Source, inspected: Inspection) -> None:
+        self._source = source
+        self._inspected = inspected
+        self._wrapping = (b'{"dump":"', b'"}') if inspected.format is Format.OLDER else (b"", b"")
+
+    def __len__(self) -> int:
+        """Return how many bytes the body has."""
+        if self._inspected.format is Format.OLDER:
+            return len(self._wrapping[0]) + self._inspected.dump_size + len(self._wrapping[1])
+        return self._inspected.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """
+        Give the body in pieces, from its start.
+
+        :raises EtlworksConfigError: the file is not the one that was inspected. Its last piece is not given.
+        """
+        before, after = self._wrapping
+        sent, hashed, held = 0, hashlib.sha256(), b""
+        for piece in pieces_of(self._source):
+            if held:
+                yield before + self._encoded(held)
+                before, sent = b"", sent + len(held)
+            hashed.update(piece)
+            held = piece
+            if sent + len(held) > self._inspected.size:
+                break
+        if (sha256 := hashed.hexdigest()) != self._inspected.sha256:
+            raise EtlworksConfigError(
+                f"The bundle changed while it was being sent: its SHA-256 was {self._inspected.sha256}, now it is "
+                f"{sha256}. The request was broken off after {sent} bytes, before its end, so that it cannot take "
+                "effect. Nobody may write to the bundle's path between the export and the import."
+            )
+        yield before + self._encoded(held) + after
+
+    def _encoded(self, piece: bytes) -> bytes:
+        return _escaped(piece) if self._inspected.format is Format.OLDER else piece
+
+
+_TO_ESCAPE = b'"\\' + bytes(range(0x20))
+_ESCAPE_ADDS = len(b"\\u0022") - 1
+_ESCAPED = re.compile(b"[" + re.escape(_TO_ESCAPE) + b"]")
+
+
+def _escaped(piece: bytes) -> bytes:
+    """Write bytes of UTF-8 as part of a JSON text, wherever they are cut."""
+    return _ESCAPED.sub(lambda found: b"\\u%04x" % found.group()[0], piece)
+
+
+# --- What is known of a bundle --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    What is written beside a bundle: where it comes from, and what is in it.
+
+    :ivar format: which API it belongs to.
+    :ivar host: the instance it was exported from, such as ``app.etlworks.com``.
+    :ivar tenant: the tenant that the connection switched to; ``None`` where it named none.
+    :ivar exported_at: when, as ISO 8601 in UTC.
+    :ivar sha256: the bundle's SHA-256, in hexadecimal.
+    :ivar size: the bundle's length in bytes; ``bytes`` in the document.
+    :ivar flow_ids: the exported flows' ids in that instance.
+    :ivar flow_names: their names, in the same order.
+    :ivar include_connections: whether the connections that the flows use were asked for too.
+    """
+
+    format: str
+    host: str
+    tenant: str | None
+    exported_at: str
+    sha256: str
+    size: int
+    flow_ids: list[int]
+    flow_names: list[str]
+    include_connections: bool
+
+    def to_json(self) -> bytes:
+        """Return it as a JSON document for people and programs."""
+        values = asdict(self)
+        instance = {"host": values.pop("host"), "tenant": values.pop("tenant")}
+        values |= {"bytes": values.pop("size"), "instance": instance}
+        return json.dumps(values, indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Manifest:
+        """
+        Read what :meth:`to_json` wrote. Fields that a later release adds are left out.
+
+        :raises EtlworksConfigError: it is nothing of that.
+        """
+        try:
+            values = json.loads(text)
+            values |= {"size": values["bytes"], **values.pop("instance")}
+            manifest = cls(**{each.name: values[each.name] for each in fields(cls)})
+            Format(manifest.format)
+            is_sound = (
+                isinstance(manifest.host, str)
+                and all(isinstance(each, str) for each in manifest.flow_names)
+                and all(isinstance(each, int) for each in manifest.flow_ids)
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            is_sound = False
+        if not is_sound:
+            raise EtlworksConfigError("It is no description of a bundle, as the export writes it.")
+        return manifest
+
+    def is_from(self, settings: ClientSettings) -> bool:
+        """
+        Whether the bundle comes from the instance that a connection leads to.
+
+        Two tenants of one instance are told apart only where both are named.
+        """
+        if self.host != instance_of(settings):
+            return False
+        return self.tenant is None or settings.tenant_id is None or self.tenant == settings.tenant_id
+
+
+def instance_of(settings: ClientSettings) -> str:
+    """Return the name of an instance: its address without the scheme."""
+    return settings.root_url.partition("://")[2].lower()
+
+
+def refused(what: str, fault: str) -> EtlworksReplyError:
+    """Return the error for an answer that is no bundle."""
+    return EtlworksReplyError(f"The answer to {what} is no bundle: {fault}.")
