@@ -10,6 +10,8 @@ from airflow_provider_etlworks.client.models import ExecutionStatus
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
 
+_LONGEST_EXCEPTION = 4_000
+
 
 class Outcome(Enum):
     """What becomes of a task that runs a flow."""
@@ -39,6 +41,22 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
     if execution.known_status is ExecutionStatus.CANCELED:
         return Outcome.CANCELED
     return Outcome.FAILURE
+
+
+def bad_end(execution: Execution, url: str) -> str:
+    """
+    Say in a sentence how a run ended badly, and why as far as the server tells.
+
+    :param execution: the run's last record.
+    :param url: where a person looks at the run.
+    """
+    reason = said_by(execution) or "Etlworks gives no reason."
+    return f"Run {execution.audit_id} of flow {execution.flow_id} ended: {execution.status}. {reason} {url}"
+
+
+def said_by(execution: Execution) -> str:
+    """Return the server's text about a run's end, of a length fit for a log; empty where there is none."""
+    return (execution.exception or "").strip()[:_LONGEST_EXCEPTION]
 
 
 class Resumption(Enum):

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.awaiting import Awaited
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
@@ -315,6 +316,21 @@ class EtlworksHook(BaseHook):
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
             return client.converse(replace(start, patience=0.0).find(watermark, grace=0.0))
+
+    def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
+        """
+        Look at once for the run that a message to a listener started, in as little time as a killed task has.
+
+        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
+
+        :param flow_id: the flow that listens.
+        :param message_uuid: the message's id, from the listener's answer.
+        :return: the run's audit id; ``None`` where there is none yet.
+        :raises EtlworksError: Etlworks cannot be asked.
+        """
+        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+            found = client.converse(Awaited(flow_id, message_uuid=message_uuid).find())
+        return None if found is None else found.audit_id
 
     def execution_history(self, flow_id: int) -> Iterator[Execution]:
         """List a flow's runs, newest first, asking for pages as they are needed."""

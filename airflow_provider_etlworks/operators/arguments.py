@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
@@ -58,3 +60,27 @@ def whole_numbers(name: str, value: Any) -> list[int]:
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of whole numbers, such as [12345, 12346].")
     return list(dict.fromkeys(whole_number(name, each) for each in value))
+
+
+def moment(name: str, value: Any) -> datetime:
+    """
+    Read a moment.
+
+    :param name: the argument, for the message.
+    :param value: a datetime, or ISO 8601 text, as templates give it; without a zone it is UTC.
+    :return: the moment, in UTC.
+    :raises EtlworksConfigError: it is none.
+    """
+    read = value
+    if isinstance(value, str):
+        # Before Python 3.11, fromisoformat does not know Z.
+        text = re.sub("[zZ]$", "+00:00", value.strip())
+        try:
+            read = datetime.fromisoformat(text)
+        except ValueError:
+            read = None
+    if not isinstance(read, datetime):
+        raise EtlworksConfigError(
+            f"{name} is {value!r}; it must be a moment in ISO 8601, such as '2026-05-09T00:00:00+00:00'."
+        )
+    return read.replace(tzinfo=timezone.utc) if read.tzinfo is None else read.astimezone(timezone.utc)

@@ -20,6 +20,7 @@ class RememberedStart:
     :ivar audit_id: the run, once it is known.
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
+    :ivar message_uuid: the message that started it, once it is known, where it was a payload's.
     """
 
     flow_id: int
@@ -29,6 +30,7 @@ class RememberedStart:
     audit_id: int | None = None
     is_ours: bool = True
     stop_asked: bool = False
+    message_uuid: str | None = None
 
 
 class Memory:

@@ -43,7 +43,10 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
-    assert own <= {"client", "client.defaults", "compat", "links", "operators", "operators.flow", "provider_info"}
+    assert own <= {
+        "client", "client.defaults", "compat", "links", "operators", "operators.flow", "operators.following",
+        "operators.listener", "provider_info",
+    }  # fmt: skip
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
 

@@ -1,0 +1,271 @@
+"""
+Which run of a flow is waited for, whoever started it, and when it is over.
+
+A sensor looks in all its modes with :class:`Lookout`: a look is one conversation, and keeps nothing that the next look
+needs, but for the moments in :class:`Trouble`, which are plain numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.conversation import Once, Pause
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
+from airflow_provider_etlworks.client.errors import (
+    EtlworksError,
+    EtlworksNotFound,
+    EtlworksReplyError,
+    EtlworksStartUnknown,
+)
+from airflow_provider_etlworks.client.following import _ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
+from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow_provider_etlworks.client.clock import Clock
+    from airflow_provider_etlworks.client.conversation import Conversation, Log
+
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """
+    The run that is waited for: one by its audit id, one by its message, or the newest that started since a moment.
+
+    :ivar flow_id: the flow.
+    :ivar audit_id: the run.
+    :ivar message_uuid: the message that started it, as a listener answered.
+    :ivar since: the moment; a run that started before it never counts, also not when it ends later.
+    """
+
+    flow_id: int
+    audit_id: int | None = None
+    message_uuid: str | None = None
+    since: datetime | None = None
+
+    def __str__(self) -> str:
+        """Name the run, for logs and messages."""
+        if self.audit_id is not None:
+            return f"Run {self.audit_id} of flow {self.flow_id}"
+        if self.message_uuid is not None:
+            return f"The run of flow {self.flow_id} for message {self.message_uuid}"
+        since = f" since {self.since.isoformat()}" if self.since is not None else ""
+        return f"The newest run of flow {self.flow_id}{since}"
+
+    def find(self) -> Conversation[Execution | None]:
+        """
+        Look for the run.
+
+        :return: its record; ``None`` where there is none yet.
+        :raises EtlworksError: Etlworks cannot be asked, or does not know the audit id.
+        """
+        if self.audit_id is not None:
+            known: Execution = yield Once(endpoints.get_execution(self.flow_id, self.audit_id))
+            return known
+        latest: Execution | None = yield Once(endpoints.latest_execution(self.flow_id, message_uuid=self.message_uuid))
+        if latest is None or self._counts(latest):
+            return latest
+        if self.message_uuid is None and self._never_started(latest):
+            page = yield Once(endpoints.execution_history(self.flow_id).first())
+            return max(filter(self._counts, page.items), key=lambda run: run.audit_id, default=None)
+        return None
+
+    def _counts(self, run: Execution) -> bool:
+        if self.message_uuid is not None:
+            # A server that does not know the filter answers with the newest run of all.
+            return run.message_uuid is not None and run.message_uuid.lower() == self.message_uuid.lower()
+        if self._never_started(run):
+            return False
+        if run.started_at is None and run.has_ended:
+            raise EtlworksReplyError(
+                f"Etlworks does not say when run {run.audit_id} of flow {run.flow_id} started, so it cannot be told "
+                "whether it counts. Wait for it by audit_id instead."
+            )
+        # One in the queue has still to start.
+        return self.since is None or run.started_at is None or run.started_at >= self.since
+
+    @staticmethod
+    def _never_started(run: Execution) -> bool:
+        """Whether the run was canceled while it was in the queue."""
+        return run.started_at is None and run.known_status is ExecutionStatus.CANCELED
+
+
+@dataclass
+class Trouble:
+    """
+    Since when the run cannot be read: all that a look has to know of those before it, as Unix times.
+
+    :ivar unreadable_since: since when every look has failed, or gave a status that is not known here.
+    :ivar missing_since: since when Etlworks has not known the audit id.
+    """
+
+    unreadable_since: float | None = None
+    missing_since: float | None = None
+
+
+@dataclass
+class Lookout:
+    """
+    Looks for a run, as often as it is told to.
+
+    :ivar awaited: the run.
+    :ivar clock: tells the time.
+    :ivar log: is told what is new.
+    :ivar patience: seconds for which the run may be unreadable.
+    :ivar repetition_grace: seconds after the end of a schedule's run in which Etlworks may still repeat it.
+    :ivar trouble: since when the run cannot be read.
+    """
+
+    awaited: Awaited
+    clock: Clock
+    log: Log
+    patience: float = DEFAULT_PATIENCE
+    repetition_grace: float = DEFAULT_REPETITION_GRACE
+    trouble: Trouble = field(default_factory=Trouble)
+    _told: Any = None
+
+    def look(self) -> Conversation[Followed | Execution | None]:
+        """
+        Look once. A look that fails is never taken for the run's failure.
+
+        :return: how the wait ended, where it is over; the run, where it goes on; ``None`` where there is none yet.
+        """
+        now = self.clock.time()
+        try:
+            execution = yield from self._last_attempt()
+        except EtlworksError as error:
+            return self._failed(error, now)
+        self.trouble.missing_since = None
+        if execution is None:
+            self.trouble.unreadable_since = None
+            self._tell((), "%s is not there yet.", self.awaited)
+            return None
+        if self._is_over(execution, now):
+            return Followed(Ending.FINISHED, execution)
+        self._tell((execution.audit_id, execution.status), "Run %s is %s.", execution.audit_id, execution.status)
+        if execution.known_status is not None:
+            self.trouble.unreadable_since = None
+            return execution
+        said = f"Etlworks gives run {execution.audit_id} a status that is not known here: {execution.status!r}."
+        return self._unreadable(said, now, execution) or execution
+
+    def _last_attempt(self) -> Conversation[Execution | None]:
+        """Find the run, or what Etlworks's own retries have made of it."""
+        execution = yield from self.awaited.find()
+        while execution is not None and execution.known_status is ExecutionStatus.ERROR:
+            repetition = yield from self._repetition_of(execution)
+            if repetition is None:
+                break
+            self.log.info("Etlworks repeated run %s as run %s.", execution.audit_id, repetition)
+            execution = yield Once(endpoints.get_execution(execution.flow_id, repetition))
+        return execution
+
+    def _repetition_of(self, execution: Execution) -> Conversation[int | None]:
+        """Find the newest run that repeats this one, among the flow's newest."""
+        try:
+            page = yield Once(endpoints.execution_history(execution.flow_id).first())
+        except EtlworksError as error:
+            if error.retryable:
+                raise
+            self.log.warning("Whether Etlworks repeated run %s cannot be told: %s", execution.audit_id, error)
+            return None
+        # Whether a second repetition names the first run or the one before it, is not documented.
+        repeated = {execution.audit_id, execution.parent_audit_id} - {None}
+        newer = (run.audit_id for run in page.items if run.parent_audit_id in repeated)
+        return max((audit_id for audit_id in newer if audit_id > execution.audit_id), default=None)
+
+    def _is_over(self, execution: Execution, now: float) -> bool:
+        """Whether the run has ended, and not just so that Etlworks's scheduler may still repeat it."""
+        by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.event_id is not None
+        if by_schedule and execution.ended_at is not None:
+            # Where the clocks differ by more than that, they say nothing.
+            return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
+        return execution.has_ended
+
+    def _failed(self, error: EtlworksError, now: float) -> Followed | None:
+        if isinstance(error, _ENDS_AT_ONCE):
+            return Followed(Ending.DENIED, detail=str(error), error=error)
+        if isinstance(error, EtlworksNotFound):
+            since = self.trouble.missing_since = self.trouble.missing_since or now
+            if now - since > VISIBILITY_GRACE:
+                detail = f"Etlworks has no record of it. {error}"
+                return Followed(Ending.LOST_TOUCH, detail=detail, error=error)
+        return self._unreadable(str(error), now)
+
+    def _unreadable(self, complaint: str, now: float, execution: Execution | None = None) -> Followed | None:
+        since = self.trouble.unreadable_since = self.trouble.unreadable_since or now
+        if now - since > self.patience:
+            return Followed(Ending.LOST_TOUCH, execution, complaint)
+        if self._told != complaint:
+            self._told = complaint
+            self.log.warning("Cannot read the status, trying on: %s", complaint)
+        return None
+
+    def _tell(self, news: Any, text: str, *args: Any) -> None:
+        if self._told != news:
+            self._told = news
+            self.log.info(text, *args)
+
+
+def search(
+    lookout: Lookout, *, poll_interval: float, deadline: float | None = None, pause: float = 0.0
+) -> Conversation[Followed | Execution]:
+    """
+    Look until the run is there, or the wait is over. A run that still goes is given back one interval later, so that
+    whoever follows it can look at once.
+
+    :param poll_interval: seconds between two looks.
+    :param deadline: Unix time at which to look a last time; ``None`` is never.
+    :param pause: seconds until the first look.
+    """
+    seen: Execution | None = None
+    while True:
+        remaining = float("inf") if deadline is None else deadline - lookout.clock.time()
+        yield Pause(max(0.0, min(pause, remaining)))
+        if seen is not None and not seen.has_ended:
+            return seen
+        found = yield from lookout.look()
+        if isinstance(found, Followed):
+            return found
+        if remaining <= pause:
+            return Followed(Ending.DEADLINE, found)
+        seen, pause = found, poll_interval
+
+
+def run_of_message(
+    flow_id: int, message_uuid: str, *, clock: Clock, log: Log, patience: float = DEFAULT_PATIENCE
+) -> Conversation[Execution]:
+    """
+    Find the run that a message to a listener started. It may take a moment to appear.
+
+    :param patience: seconds for which Etlworks may be out of reach meanwhile.
+    :raises EtlworksStartUnknown: no run appeared within the grace for new runs, or Etlworks cannot be asked.
+    """
+    awaited = Awaited(flow_id, message_uuid=message_uuid)
+    began = clock.monotonic()
+    pause = _FIRST_PAUSE
+    while True:
+        waited = clock.monotonic() - began
+        try:
+            found = yield from awaited.find()
+        except EtlworksError as error:
+            if not error.retryable or waited > patience:
+                raise EtlworksStartUnknown(
+                    f"Etlworks took message {message_uuid}, but the runs of flow {flow_id} cannot be read: {error}"
+                ) from error
+            log.warning("Cannot look for the run of message %s yet: %s", message_uuid, error)
+        else:
+            if found is not None:
+                return found
+            if waited >= VISIBILITY_GRACE:
+                raise EtlworksStartUnknown(
+                    f"Etlworks took message {message_uuid}, but shows no run of flow {flow_id} for it after "
+                    f"{waited:.0f} s. Is it flow {flow_id} that listens there?"
+                )
+        yield Pause(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
