@@ -1,0 +1,89 @@
+"""The trigger that waits for a run of a flow, whoever starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
+from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# As in EtlworksFlowExecutionTrigger: an event too early could overtake the news that the task's process has ended.
+_LONGEST_HEAD_START = 6.0
+_SHORTEST_HEAD_START = 1.0
+
+
+class EtlworksFlowSensorTrigger(BaseTrigger):
+    """
+    Waits for a run of a flow: first until there is one, then until it has ended, its repetitions by Etlworks included.
+
+    It yields one event, always of the same shape (see :class:`~airflow_provider_etlworks.triggers.events.WaitEvent`).
+    It starts nothing and stops nothing. Its arguments are a public contract: a trigger that an older release stored
+    loads in a newer one.
+
+    :param flow_id: the flow.
+    :param audit_id: the run, where it is known.
+    :param message_uuid: the message that started it, where that is known.
+    :param since: ISO 8601; without audit id and message, the newest run that started at or after it.
+    :param etlworks_conn_id: the Airflow connection.
+    :param poll_interval: seconds between two looks, and before the first.
+    :param deadline: Unix time at which to look a last time; ``None`` is never.
+    :param patience: seconds for which the status may be unreadable.
+    :param repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
+    """
+
+    def __init__(
+        self,
+        flow_id: int,
+        audit_id: int | None = None,
+        message_uuid: str | None = None,
+        since: str | None = None,
+        etlworks_conn_id: str = DEFAULT_CONN_ID,
+        poll_interval: float = 60.0,
+        deadline: float | None = None,
+        patience: float = DEFAULT_PATIENCE,
+        repetition_grace: float = DEFAULT_REPETITION_GRACE,
+        **_from_other_releases: Any,
+    ) -> None:
+        super().__init__()
+        self.flow_id = flow_id
+        self.audit_id = audit_id
+        self.message_uuid = message_uuid
+        self.since = since
+        self.etlworks_conn_id = etlworks_conn_id
+        self.poll_interval = poll_interval
+        self.deadline = deadline
+        self.patience = patience
+        self.repetition_grace = repetition_grace
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments that make this trigger again."""
+        return (
+            "airflow_provider_etlworks.triggers.sensor.EtlworksFlowSensorTrigger",
+            {
+                "flow_id": self.flow_id,
+                "audit_id": self.audit_id,
+                "message_uuid": self.message_uuid,
+                "since": self.since,
+                "etlworks_conn_id": self.etlworks_conn_id,
+                "poll_interval": self.poll_interval,
+                "deadline": self.deadline,
+                "patience": self.patience,
+                "repetition_grace": self.repetition_grace,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait for the run, and yield the one event."""
+        head_start = max(_SHORTEST_HEAD_START, min(_LONGEST_HEAD_START, self.poll_interval))
+        await asyncio.sleep(head_start)
+        # In a thread: see triggers/flow.py.
+        searching = await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.searching")
+        event = await searching.event_of(self, pause=max(0.0, self.poll_interval - head_start))
+        yield TriggerEvent(event.to_payload())
