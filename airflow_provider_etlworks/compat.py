@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, Context
+    from datetime import timedelta
+
+    from airflow.sdk import (
+        BaseHook,
+        BaseOperator,
+        BaseOperatorLink,
+        BaseSensorOperator,
+        Context,
+        ObjectStoragePath,
+        PokeReturnValue,
+        TaskGroup,
+    )
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowSensorTimeout,
         AirflowSkipException,
         AirflowTaskTimeout,
     )
@@ -29,6 +42,7 @@ else:
         from airflow.sdk.exceptions import (
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowSensorTimeout,
             AirflowSkipException,
             AirflowTaskTimeout,
         )
@@ -36,6 +50,7 @@ else:
         from airflow.exceptions import (
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowSensorTimeout,
             AirflowSkipException,
             AirflowTaskTimeout,
         )
@@ -43,33 +58,102 @@ else:
 __all__ = [
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseHook",
     "BaseOperator",
     "BaseOperatorLink",
+    "BaseSensorOperator",
+    "ObjectStoragePath",
+    "PokeReturnValue",
+    "TaskGroup",
+    "approval_task",
     "conf",
     "get_xcom",
     "task_state_store",
+    "task_states",
 ]
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import what a DAG file does not need when somebody asks for it."""
-        if name != "BaseHook":
+        """Import what not every DAG file needs when somebody asks for it."""
+        if name not in _IMPORTED_LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _IMPORTED_LATE[name]()
+
+    def _base_hook() -> Any:
         try:
             from airflow.sdk.bases.hook import BaseHook
         except ImportError:  # before Airflow 3.1
             from airflow.hooks.base import BaseHook
         return BaseHook
 
+    def _sensor_module() -> Any:
+        try:
+            from airflow.sdk.bases import sensor
+        except ImportError:  # Airflow 2
+            from airflow.sensors import base as sensor
+        return sensor
+
+    def _task_group() -> Any:
+        try:
+            from airflow.sdk import TaskGroup
+        except ImportError:  # Airflow 2
+            from airflow.utils.task_group import TaskGroup
+        return TaskGroup
+
+    def _object_storage_path() -> Any:
+        try:
+            from airflow.sdk import ObjectStoragePath
+        except ImportError:  # Airflow 2
+            from airflow.io.path import ObjectStoragePath
+        return ObjectStoragePath
+
+    _IMPORTED_LATE = {
+        "BaseHook": _base_hook,
+        "BaseSensorOperator": lambda: _sensor_module().BaseSensorOperator,
+        "ObjectStoragePath": _object_storage_path,
+        "PokeReturnValue": lambda: _sensor_module().PokeReturnValue,
+        "TaskGroup": _task_group,
+    }
+
 
 def task_state_store(context: Context) -> Any | None:
     """Return what keeps a task's notes across its tries; ``None`` before Airflow 3.3, which has no such thing."""
     return context.get("task_state_store")
+
+
+def task_states(context: Context, task_ids: list[str]) -> dict[str, str | None]:
+    """Return the states that tasks of this DAG run have now, by their ids."""
+    ti = context["ti"]
+    if hasattr(ti, "get_task_states"):
+        states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, run_ids=[ti.run_id]).get(ti.run_id, {})
+    else:  # Airflow 2
+        dag_run: Any = context["dag_run"]
+        states = {each.task_id: each.state for each in dag_run.get_task_instances()}
+    return {task_id: states.get(task_id) for task_id in task_ids}
+
+
+def approval_task(*, timeout: timedelta | None, **arguments: Any) -> BaseOperator:
+    """
+    Return a task that waits until a person approves or rejects.
+
+    :param timeout: how long it waits; ``None`` is for ever.
+    :param arguments: what else Airflow's ``ApprovalOperator`` takes.
+    :raises ImportError: there is none: this is Airflow before 3.1, or apache-airflow-providers-standard is not there.
+    """
+    import airflow.sdk.execution_time.hitl  # noqa: F401  # the provider raises an error of its own kind before 3.1
+    from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+
+    if "response_timeout" in signature(HITLOperator.__init__).parameters:
+        # Not the DAG's own execution_timeout, which would be taken for the time a person has.
+        timeouts: dict[str, Any] = {"response_timeout": timeout, "execution_timeout": None}
+    else:  # with the provider of Airflow 3.1's days
+        timeouts = {"execution_timeout": timeout}
+    return ApprovalOperator(**timeouts, **arguments)
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:
