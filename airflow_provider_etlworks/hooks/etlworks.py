@@ -11,7 +11,6 @@ from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.awaiting import Awaited
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
-    EtlworksConfigError,
     EtlworksConflict,
     EtlworksError,
     EtlworksExecutionTimeout,
@@ -30,6 +29,7 @@ from airflow_provider_etlworks.client.models import (
     StartStatus,
     Webhook,
 )
+from airflow_provider_etlworks.client.selecting import flow_named
 from airflow_provider_etlworks.client.starting import Start
 from airflow_provider_etlworks.client.stopping import Stop, stop
 from airflow_provider_etlworks.compat import BaseHook
@@ -170,18 +170,7 @@ class EtlworksHook(BaseHook):
 
         :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
         """
-        import difflib
-
-        flows = list(self.list_flows())
-        found = [flow for flow in flows if flow.name == name]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            ids = ", ".join(str(flow.id) for flow in found)
-            raise EtlworksConfigError(f"{len(found)} flows are called {name!r}: {ids}. Use flow_id instead.")
-        close = difflib.get_close_matches(name, [flow.name for flow in flows], n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else "Names match exactly, case included."
-        raise EtlworksConfigError(f"No flow is called {name!r} among the {len(flows)} that this user can see. {hint}")
+        return flow_named(name, list(self.list_flows()))
 
     def update_flow(self, flow_id: int, changes: Mapping[str, Any]) -> Flow:
         """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from ast import literal_eval
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,46 @@ def whole_numbers(name: str, value: Any) -> list[int]:
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of whole numbers, such as [12345, 12346].")
     return list(dict.fromkeys(whole_number(name, each) for each in value))
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """
+    Read names; each is returned once, in the order given.
+
+    :param name: the argument, for the message.
+    :param value: a list of texts, one text by itself, or the text of a list, as a template gives it: ``"['a', 'b']"``.
+    :raises EtlworksConfigError: it is nothing of that.
+    """
+    if isinstance(value, str):
+        read: Any = [value]
+        if value.strip().startswith("[") and value.strip().endswith("]"):
+            with suppress(ValueError, SyntaxError):
+                read = literal_eval(value.strip())
+        value = read
+    given: list[Any] = (
+        list(value) if isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)) else [None]
+    )
+    if not all(isinstance(each, str) and each.strip() and each != "None" for each in given):
+        raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of texts, such as ['Orders', 'Customers'].")
+    return list(dict.fromkeys(given))
+
+
+def sha256(name: str, value: Any) -> str | None:
+    """
+    Read a SHA-256.
+
+    :param name: the argument, for the message.
+    :param value: its 64 hexadecimal digits; ``None`` for none. What a template makes of a task that returned nothing
+        is refused: the check that it stands for would silently not happen.
+    :return: it, in lower case.
+    :raises EtlworksConfigError: it is none.
+    """
+    if value is None:
+        return None
+    digits = value.strip().lower() if isinstance(value, str) else ""
+    if not re.fullmatch("[0-9a-f]{64}", digits):
+        raise EtlworksConfigError(f"{name} is {value!r}; it must be the 64 hexadecimal digits of a SHA-256.")
+    return digits
 
 
 def moment(name: str, value: Any) -> datetime:
