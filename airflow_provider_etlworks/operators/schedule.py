@@ -11,7 +11,7 @@ from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from airflow.sdk import Context
+    from airflow.sdk import Context, XComArg
 
     from airflow_provider_etlworks.client.models import Schedule
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
@@ -57,8 +57,8 @@ class EtlworksScheduleOperator(BaseOperator):
         self,
         *,
         action: str,
-        schedule_ids: Sequence[int | str] | str | int | None = None,
-        flow_ids: Sequence[int | str] | str | int | None = None,
+        schedule_ids: Sequence[int | str] | str | int | XComArg | None = None,
+        flow_ids: Sequence[int | str] | str | int | XComArg | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:

@@ -1,0 +1,328 @@
+"""The whole way from one Etlworks to another, as one task group: export, preview, approve, import, check, roll back."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.compat import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    TaskGroup,
+    approval_task,
+    task_states,
+)
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.promotion import (
+    EtlworksExportOperator,
+    EtlworksImportOperator,
+    EtlworksImportPreviewOperator,
+)
+from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import timedelta
+
+    from airflow.sdk import Context
+
+SMOKE_TIMEOUT = 3600.0
+"""Seconds after which a smoke run is stopped, unless told otherwise: schedules may be paused all that time."""
+
+
+def promote_flows(
+    *,
+    source_conn_id: str,
+    target_conn_id: str,
+    path: str,
+    flow_ids: Sequence[int | str] | str | int | None = None,
+    flow_names: Sequence[str] | str | None = None,
+    tags: Sequence[str] | str | None = None,
+    include_connections: bool = False,
+    backup_path: str | None = None,
+    approval: bool = True,
+    approval_subject: str | None = None,
+    approval_timeout: timedelta | None = None,
+    approval_assigned_users: Any = None,
+    approval_notifiers: Any = (),
+    approval_fail_on_reject: bool = False,
+    pause_schedules: bool | Sequence[int] = False,
+    smoke_flow_name: str | None = None,
+    smoke_parameters: Mapping[str, Any] | None = None,
+    smoke_timeout: float | None = SMOKE_TIMEOUT,
+    group_id: str = "promote_flows",
+    **task_group: Any,
+) -> TaskGroup:
+    """
+    Promote flows from one Etlworks to another, with a person in the loop and a way back.
+
+    Makes a task group of these tasks, to be used inside a DAG like any other, as in ``a >> promote_flows(…) >> b``:
+
+    ==================== =======================================================================================
+    ``export_flows``     writes the bundle to ``path``
+    ``preview_import``   asks the target what would change
+    ``approve_import``   shows that to a person, and waits. Only with ``approval``
+    ``pause_schedules``  turns the target's schedules of these flows off. Only with ``pause_schedules``
+    ``import_flows``     exports what it will overwrite to ``backup_path``, then imports the bundle that was approved,
+                         byte for byte
+    ``smoke_test``       runs ``smoke_flow_name`` in the target. Only if it is given
+    ``roll_back``        imports the backup where the smoke run failed, or the import stopped half-way; else skipped
+    ``resume_schedules`` turns on again what was turned off, whatever happened. Only with ``pause_schedules``
+    ``report_result``    green if the flows are promoted; red, saying what happened, if they were rolled back
+    ==================== =======================================================================================
+
+    The group's end is ``report_result``: what follows the group runs only if the flows are promoted. A rejection skips
+    everything after it, and the DAG run is green, unless ``approval_fail_on_reject`` is set. A time-out of the approval
+    is red. In both cases nothing is imported. An approval that has ended is not asked for again by a retry: clear it.
+
+    An import that may or may not have been applied is not rolled back, since it may still be going on: a person has to
+    look. New flows stay after a roll-back, since Etlworks documents no call that deletes a flow; they are named.
+
+    :param source_conn_id: the Airflow connection of the Etlworks to export from. (templated)
+    :param target_conn_id: the Airflow connection of the Etlworks to import into. (templated)
+    :param path: where the bundle goes: a path that all workers share, or a URL of an object store. It is sensitive, and
+        is not removed. Best with ``{{ run_id }}`` in it, so that no run takes away the bundle or the backup of another.
+        (templated)
+    :param flow_ids: ids of the flows to promote, in the source. Several selections add up. (templated)
+    :param flow_names: their names, exactly. (templated)
+    :param tags: all flows with any of these tags. (templated)
+    :param include_connections: whether the connections that the flows use are promoted too, and overwrite those of the
+        same name in the target, credentials included. Without, flows use the target's own connections.
+    :param backup_path: where the backup goes. Default: ``path`` with ``.backup`` added. (templated)
+    :param approval: whether a person is asked. Needs Airflow 3.1 or later.
+    :param approval_subject: the headline of the question. (templated)
+    :param approval_timeout: how long to wait for an answer. Default: for ever.
+    :param approval_assigned_users: who may answer, as ``ApprovalOperator`` takes it: ``{"id": …, "name": …}``, or a
+        list of these. Default: everybody who may edit the DAG run.
+    :param approval_notifiers: Airflow notifiers that tell somebody that an answer is needed.
+    :param approval_fail_on_reject: whether a rejection fails the DAG run instead of skipping the rest.
+    :param pause_schedules: ``True`` for the schedules of all flows in the target that have the name of a promoted one;
+        or the ids of the target's schedules, where the target does not list schedules.
+    :param smoke_flow_name: the flow to run in the target after the import: a promoted one, or one that checks them.
+        (templated)
+    :param smoke_parameters: its parameters. (templated)
+    :param smoke_timeout: seconds after which its run is stopped, and counts as failed; ``None`` is no limit.
+    :param group_id: the group's id, which is also part of its tasks' ids.
+    :param task_group: what else Airflow's ``TaskGroup`` takes, such as ``default_args`` with ``retries``.
+    :return: the task group. The XCom of its ``report_result`` is ``{"flow_names", "sha256", "path", "backup_path",
+        "approved_by", "smoke_run"}``; the last is what :class:`EtlworksRunFlowOperator` returns, or ``None``.
+    :raises ValueError: the arguments cannot work together, or a person is to be asked and this Airflow cannot do that.
+    """
+    if smoke_flow_name is None and smoke_parameters is not None:
+        raise ValueError(f"{group_id}: smoke_parameters need a smoke_flow_name.")
+    if source_conn_id == target_conn_id:
+        raise ValueError(f"{group_id}: source_conn_id and target_conn_id are both {source_conn_id!r}.")
+    with TaskGroup(group_id, **task_group) as group:
+        export = EtlworksExportOperator(
+            task_id="export_flows",
+            path=path,
+            flow_ids=flow_ids,
+            flow_names=flow_names,
+            tags=tags,
+            include_connections=include_connections,
+            etlworks_conn_id=source_conn_id,
+        )
+        preview = EtlworksImportPreviewOperator(
+            task_id="preview_import",
+            path=_told_by(export, "path"),
+            expected_sha256=_told_by(export, "sha256"),
+            etlworks_conn_id=target_conn_id,
+        )
+        approve = pause = resume = smoke_test = None
+        if approval:
+            approve = _approval(
+                preview,
+                subject=approval_subject or f"Import flows from {source_conn_id} into {target_conn_id}?",
+                timeout=approval_timeout,
+                assigned_users=approval_assigned_users,
+                notifiers=approval_notifiers,
+                fail_on_reject=approval_fail_on_reject,
+            )
+        if pause_schedules is not False:
+            pause, resume = _schedule_tasks(export, target_conn_id, pause_schedules)
+        import_flows = EtlworksImportOperator(
+            task_id="import_flows",
+            path=_told_by(preview, "path"),
+            expected_sha256=_told_by(preview, "sha256"),
+            backup_path=backup_path or f"{path}.backup",
+            etlworks_conn_id=target_conn_id,
+        )
+        if smoke_flow_name is not None:
+            smoke_test = EtlworksRunFlowOperator(
+                task_id="smoke_test",
+                flow_name=smoke_flow_name,
+                parameters=smoke_parameters,
+                timeout=smoke_timeout,
+                # A run that is going began before the import, and checks nothing.
+                on_already_running="wait",
+                etlworks_conn_id=target_conn_id,
+            )
+        roll_back = _RollBackOperator(
+            task_id="roll_back", import_task_id=import_flows.task_id, etlworks_conn_id=target_conn_id
+        )
+        report = _ReportOperator(
+            task_id="report_result",
+            import_task_id=import_flows.task_id,
+            roll_back_task_id=roll_back.task_id,
+            approval_task_id=approve.task_id if approve else None,
+            smoke_task_id=smoke_test.task_id if smoke_test else None,
+        )
+        _chain(export, preview, approve, pause, import_flows, smoke_test, report)
+        _chain(import_flows, roll_back, report)
+        _chain(smoke_test, roll_back, resume)
+        _chain(smoke_test or import_flows, resume)
+    return group
+
+
+def _chain(*tasks: BaseOperator | None) -> None:
+    """Let each task follow the one before it; those that are not there are left out."""
+    for upstream, downstream in pairwise(task for task in tasks if task is not None):
+        upstream >> downstream
+
+
+def _told_by(task: BaseOperator, name: str) -> str:
+    """Return the template for one part of what a task returns."""
+    return f"{{{{ ti.xcom_pull(task_ids='{task.task_id}')['{name}'] }}}}"
+
+
+def _approval(preview: EtlworksImportPreviewOperator, **arguments: Any) -> BaseOperator:
+    try:
+        return approval_task(
+            task_id="approve_import",
+            body=_told_by(preview, "markdown"),
+            # An answer is final: a retry would ask the person again.
+            retries=0,
+            **arguments,
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"A person can approve in Airflow 3.1 or later, with the package "
+            f"apache-airflow-providers-standard; here that is not to be had ({error}). Set approval=False to promote "
+            "without asking, or do the approval outside of this group."
+        ) from error
+
+
+class _PauseSchedulesOperator(EtlworksScheduleOperator):
+    """
+    Pauses the schedules of all flows that have the name of an exported one.
+
+    :param export_task_id: the task that exported them, from another Etlworks where they have other ids.
+    """
+
+    def __init__(self, *, export_task_id: str, **kwargs: Any) -> None:
+        super().__init__(action="pause", flow_ids=[], **kwargs)
+        self.export_task_id = export_task_id
+
+    def _selected(self, context: Context) -> dict[int, bool | None]:
+        names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
+        self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
+        return super()._selected(context)
+
+
+def _schedule_tasks(
+    export: EtlworksExportOperator, etlworks_conn_id: str, schedules: bool | Sequence[int]
+) -> tuple[BaseOperator, BaseOperator]:
+    """Return the setup that pauses schedules, and the teardown that resumes what it has paused."""
+    pause: EtlworksScheduleOperator
+    if schedules is True:
+        pause = _PauseSchedulesOperator(
+            task_id="pause_schedules", export_task_id=export.task_id, etlworks_conn_id=etlworks_conn_id
+        )
+    else:
+        pause = EtlworksScheduleOperator(
+            task_id="pause_schedules", action="pause", schedule_ids=schedules, etlworks_conn_id=etlworks_conn_id
+        )
+    resume = EtlworksScheduleOperator(
+        task_id="resume_schedules", action="resume", schedule_ids=pause.output, etlworks_conn_id=etlworks_conn_id
+    )
+    return pause.as_setup(), resume.as_teardown(setups=pause, on_failure_fail_dagrun=True)
+
+
+class _RollBackOperator(EtlworksImportOperator):
+    """
+    Imports the backup that an import has made, where that import took place and what it left is not good.
+
+    :param import_task_id: the import.
+    """
+
+    def __init__(self, *, import_task_id: str, **kwargs: Any) -> None:
+        told = f"(ti.xcom_pull(task_ids='{import_task_id}') or {{}})"
+        super().__init__(
+            path=f"{{{{ {told}.get('backup_path') or '' }}}}",
+            expected_sha256=f"{{{{ {told}.get('backup_sha256') or '' }}}}",
+            allow_same_instance=True,
+            # True also where nothing was imported at all: then the task skips itself.
+            trigger_rule="one_failed",
+            **kwargs,
+        )
+        self.import_task_id = import_task_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Import the backup, or skip."""
+        # Not by its XCom, which may be that of an earlier promotion in a DAG run that was cleared since.
+        if task_states(context, [self.import_task_id])[self.import_task_id] != "success":
+            raise AirflowSkipException("No import is known to have taken place, so there is nothing to roll back.")
+        imported = context["ti"].xcom_pull(task_ids=self.import_task_id)
+        restored = super().execute(context)["flow_names"] if self.path else []
+        left = [name for name in imported["flow_names"] if name not in restored]
+        if left:
+            self.log.warning("New flows, which stay: %s. Etlworks documents no call that deletes a flow.", left)
+        return {"path": self.path or None, "restored": restored, "left": left}
+
+
+class _ReportOperator(BaseOperator):
+    """
+    Ends a promotion: green if the flows are promoted, red if they were rolled back.
+
+    :param import_task_id: the import.
+    :param roll_back_task_id: the roll-back.
+    :param approval_task_id: the approval, if there was to be one.
+    :param smoke_task_id: the smoke run, if there was to be one.
+    """
+
+    def __init__(
+        self,
+        *,
+        import_task_id: str,
+        roll_back_task_id: str,
+        approval_task_id: str | None,
+        smoke_task_id: str | None,
+        **kwargs: Any,
+    ) -> None:
+        # After a smoke run or a roll-back that succeeded. After neither, this task is red, or skipped, without a word.
+        super().__init__(trigger_rule="one_success", **kwargs)
+        self.import_task_id = import_task_id
+        self.roll_back_task_id = roll_back_task_id
+        self.approval_task_id = approval_task_id
+        self.smoke_task_id = smoke_task_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Tell how it ended."""
+        if task_states(context, [self.roll_back_task_id])[self.roll_back_task_id] == "success":
+            raise AirflowFailException(self._failure(context["ti"].xcom_pull(task_ids=self.roll_back_task_id)))
+        imported = context["ti"].xcom_pull(task_ids=self.import_task_id)
+        result = {name: imported[name] for name in ("flow_names", "sha256", "path", "backup_path")}
+        return {
+            **result,
+            "approved_by": self._approver(context),
+            "smoke_run": self._told_by(context, self.smoke_task_id),
+        }
+
+    def _failure(self, rolled_back: Mapping[str, Any]) -> str:
+        restored, left = rolled_back["restored"], rolled_back["left"]
+        parts = [f"The flows are not promoted: the import took place, but {self.smoke_task_id} failed; see its log."]
+        if restored:
+            parts.append(f"Rolled back from {rolled_back['path']}: {', '.join(restored)}.")
+        if left:
+            parts.append(f"New, and still there, since Etlworks documents no call to delete them: {', '.join(left)}.")
+        return " ".join(parts)
+
+    def _approver(self, context: Context) -> str | None:
+        answer = self._told_by(context, self.approval_task_id)
+        person = answer.get("responded_by_user") if isinstance(answer, dict) else None
+        return person.get("name") if isinstance(person, dict) else None
+
+    @staticmethod
+    def _told_by(context: Context, task_id: str | None) -> Any:
+        return None if task_id is None else context["ti"].xcom_pull(task_ids=task_id)
