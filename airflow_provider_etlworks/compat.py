@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.sdk import (
+        Asset,
         BaseHook,
         BaseOperator,
         BaseOperatorLink,
@@ -61,6 +62,7 @@ __all__ = [
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
+    "Asset",
     "BaseHook",
     "BaseOperator",
     "BaseOperatorLink",
@@ -112,7 +114,15 @@ if not TYPE_CHECKING:
             from airflow.io.path import ObjectStoragePath
         return ObjectStoragePath
 
+    def _asset() -> Any:
+        try:
+            from airflow.sdk import Asset
+        except ImportError:  # Airflow 2
+            from airflow.datasets import Dataset as Asset
+        return Asset
+
     _IMPORTED_LATE = {
+        "Asset": _asset,
         "BaseHook": _base_hook,
         "BaseSensorOperator": lambda: _sensor_module().BaseSensorOperator,
         "ObjectStoragePath": _object_storage_path,

@@ -76,6 +76,13 @@ def get_provider_info() -> dict[str, Any]:
     """
     package = "airflow_provider_etlworks"
     name = "Etlworks"
+    assets = [
+        {
+            "schemes": ["etlworks"],
+            "handler": f"{package}.assets.normalized",
+            "factory": f"{package}.assets.flow_asset",
+        }
+    ]
     return {
         "package-name": PACKAGE_NAME,
         "name": name,
@@ -86,7 +93,13 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": [{"integration-name": name, "python-modules": [f"{package}.hooks.etlworks"]}],
         "operators": [{"integration-name": name, "python-modules": [f"{package}.operators.flow"]}],
-        "triggers": [{"integration-name": name, "python-modules": [f"{package}.triggers.flow"]}],
+        "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.flow"]}],
+        "triggers": [
+            {
+                "integration-name": name,
+                "python-modules": [f"{package}.triggers.flow", f"{package}.triggers.sensor"],
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": CONNECTION_TYPE,
@@ -96,5 +109,8 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": FIELD_BEHAVIOUR,
             }
         ],
+        "asset-uris": assets,
+        # As Airflow 2 calls them.
+        "dataset-uris": assets,
         "extra-links": [f"{package}.links.EtlworksExecutionLink"],
     }
