@@ -11,6 +11,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 from airflow.exceptions import AirflowException, TaskDeferred
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
@@ -54,6 +55,8 @@ class FastClock:
         self.now = BEGINNING
         self.pauses: list[float] = []
         self._appointments: list[tuple[float, Callable[[], object]]] = []
+        self._sleepers: list[float] = []
+        self._on_the_way = 0
 
     def at(self, seconds: float, what: Callable[[], object]) -> None:
         """Do something so many seconds after the beginning of time."""
@@ -73,8 +76,35 @@ class FastClock:
             appointment[1]()
 
     async def sleep_async(self, seconds: float) -> None:
-        self.sleep(seconds)
-        await asyncio.sleep(0)
+        """Let time pass, once nothing is on its way to a server and nobody wakes up earlier."""
+        wake_at = self.now + seconds
+        self._sleepers.append(wake_at)
+        try:
+            while True:
+                # Whatever can go on goes on first.
+                for _ in range(25):
+                    await asyncio.sleep(0)
+                if self.now >= wake_at:
+                    return
+                if self._on_the_way or min(self._sleepers) < wake_at:
+                    await asyncio.sleep(0.001)
+                else:
+                    self.sleep(wake_at - self.now)
+        finally:
+            self._sleepers.remove(wake_at)
+
+    def stand_still_during(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        """Let no time pass while a coroutine of a class is under way."""
+        method = getattr(owner, name)
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            self._on_the_way += 1
+            try:
+                return await method(*args, **kwargs)
+            finally:
+                self._on_the_way -= 1
+
+        monkeypatch.setattr(owner, name, counted)
 
 
 def carry_out(conversation: Conversation[Any], clock: FastClock, answer: Callable[[Call[Any]], Any]) -> Any:
@@ -255,6 +285,8 @@ class Etlworks:
         caplog.set_level(logging.DEBUG)
         for each in _CLASSES_THAT_LOG:
             monkeypatch.setattr(each, "log", logging.getLogger(f"seen.{each.__name__}"))
+        self.clock.stand_still_during(monkeypatch, aiohttp.ClientSession, "_request")
+        self.clock.stand_still_during(monkeypatch, aiohttp.ClientResponse, "read")
         for client, sleep in ((EtlworksClient, self.clock.sleep), (AsyncEtlworksClient, self.clock.sleep_async)):
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)

@@ -66,7 +66,7 @@ class AsyncEtlworksClient:
         # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
-        self._proxy = proxy_for(settings)
+        self._proxy: str | None = None
         # A run's record is asked for thousands of times, and parsing its URL takes longer than reading the answer.
         self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
 
@@ -78,8 +78,9 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # Reading certificates takes tens of milliseconds: not on the event loop.
+        # To read certificates, and what it takes to find a proxy, takes a hundred milliseconds: not on the event loop.
         tls = await asyncio.to_thread(_tls, self.settings)
+        self._proxy = await asyncio.to_thread(proxy_for, self.settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(

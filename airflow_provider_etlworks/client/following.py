@@ -149,6 +149,7 @@ class Watch:
     or how many seconds to wait before the next look. The parameters are those of :func:`follow`.
 
     :ivar execution: the run's last record that could be read.
+    :ivar poll_interval: seconds between two looks at the run while it is young.
     """
 
     __slots__ = (
@@ -168,9 +169,9 @@ class Watch:
         "_next_fault_line",
         "_next_line",
         "_patience",
-        "_poll_interval",
         "_unreadable_since",
         "execution",
+        "poll_interval",
     )
 
     def __init__(
@@ -188,7 +189,7 @@ class Watch:
         self._audit_id = audit_id
         self._clock = clock
         self._log = log
-        self._poll_interval = poll_interval
+        self.poll_interval = poll_interval
         self._patience = patience
         self._deadline = deadline
         self._is_over = is_over
@@ -206,10 +207,10 @@ class Watch:
     @property
     def interval(self) -> float:
         """Seconds between two looks at the run, at its present age."""
-        return pause_before_next_look(self._age, self._poll_interval)
+        return pause_before_next_look(self._age, self.poll_interval)
 
     def saw(self, execution: Execution) -> Followed | float:
-        """Take in a record. Return the end of following, or the seconds until the next look."""
+        """Take in a record. Return the end, or the seconds until the next look."""
         self._note(execution)
         if self._is_over(execution):
             return Followed(Ending.FINISHED, execution)
@@ -218,7 +219,7 @@ class Watch:
         return self._unless_given_up(self.interval * early, None)
 
     def failed(self, error: EtlworksError) -> Followed | float:
-        """Take in a look that failed. Return the end of following, or the seconds until the next look: more each time."""
+        """Take in a look that failed. Return the end, or the seconds until the next look: more each time."""
         if isinstance(error, _ENDS_AT_ONCE):
             return Followed(Ending.DENIED, self.execution, str(error), error)
         now = self._clock.monotonic()
@@ -236,8 +237,8 @@ class Watch:
             self._next_fault_line = now + _FAULT_LINES_EVERY
             self._complained = True
             self._log.warning("Cannot read the status of run %s, trying on: %s", self._audit_id, error)
-        growing: float = self._poll_interval * 2 ** min(self._faults - 1, 10)
-        pause = max(self._poll_interval, min(growing, _LONGEST_PAUSE))
+        growing: float = self.poll_interval * 2 ** min(self._faults - 1, 10)
+        pause = max(self.poll_interval, min(growing, _LONGEST_PAUSE))
         asked: float | None = getattr(error, "retry_after", None)
         return self._unless_given_up(max(pause, asked or 0.0), error)
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
 
 _MINUTE = 60.0
+# Requests a minute, for a minute after a server without a known limit has said that there is one: the cloud's.
+_CAREFUL_RATE = 600
 
 
 class Pace:
@@ -18,7 +20,8 @@ class Pace:
     Gives every request its moment.
 
     The first tenth of a minute's requests may go at once; what follows is spaced so that this burst and the rest
-    together stay within the limit in any 60 seconds. (A bucket that starts full would allow twice as many.)
+    together stay within the limit in any 60 seconds. (A bucket that starts full would allow twice as many: so do the
+    rate limiters that are to be had, and none of them can be told to pause.)
 
     :param requests_per_minute: the limit; 0 is none.
     :param clock: tells the time.
@@ -27,8 +30,9 @@ class Pace:
     def __init__(self, requests_per_minute: int, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._resume_at = 0.0
+        self._resume_at = self._careful_until = float("-inf")
         self._unlimited = requests_per_minute == 0
+        requests_per_minute = requests_per_minute or _CAREFUL_RATE
         burst = max(1, requests_per_minute // 10)
         self._interval = _MINUTE / max(requests_per_minute - burst, 1)
         self._slack = self._interval * (burst - 1)
@@ -48,8 +52,8 @@ class Pace:
         with self._lock:
             now = self._clock.monotonic()
             earliest = max(now, self._resume_at)
-            if self._unlimited:
-                return earliest - now, earliest
+            if self._unlimited and now >= self._careful_until:
+                return 0.0, now
             slot = max(self._next, earliest - self._slack)
             self._next = slot + self._interval
             moment = max(earliest, slot)
@@ -59,4 +63,5 @@ class Pace:
         """Send nothing for some seconds, as a ``Retry-After`` asks; then go on evenly, without a burst."""
         with self._lock:
             self._resume_at = max(self._resume_at, self._clock.monotonic() + seconds)
+            self._careful_until = self._resume_at + _MINUTE
             self._next = max(self._next, self._resume_at)

@@ -1,4 +1,4 @@
-"""One client for all the triggers of a connection in one event loop: one pool, one log-in, one budget of requests."""
+"""One watcher for all the triggers of a connection in one event loop: one pool, one log-in, one budget of requests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tenacity import (
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.watcher import Watcher
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
@@ -36,7 +37,7 @@ _KEEP_READING = 300.0
 @dataclass
 class _Shared:
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
-    client: AsyncEtlworksClient | None = None
+    watcher: Watcher | None = None
     users: int = 0
 
 
@@ -44,34 +45,33 @@ _BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = Wea
 
 
 @asynccontextmanager
-async def shared_client(
-    etlworks_conn_id: str, *, instead_of: AsyncEtlworksClient | None = None
-) -> AsyncIterator[AsyncEtlworksClient]:
+async def shared_watcher(etlworks_conn_id: str, *, instead_of: Watcher | None = None) -> AsyncIterator[Watcher]:
     """
-    Give the client that everybody in this event loop shares; the last to leave closes it.
+    Give the watcher that everybody in this event loop shares, and its client; the last to leave closes both.
 
     :param etlworks_conn_id: the Airflow connection. It is read once for all.
-    :param instead_of: a client whose credentials no longer work: the connection is read again, unless somebody else
+    :param instead_of: a watcher whose credentials no longer work: the connection is read again, unless somebody else
         has done that since.
     """
-    clients = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
-    shared = clients.get(etlworks_conn_id)
-    if shared is None or (instead_of is not None and shared.client is instead_of):
-        shared = clients[etlworks_conn_id] = _Shared()
+    watchers = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
+    shared = watchers.get(etlworks_conn_id)
+    if shared is None or (instead_of is not None and shared.watcher is instead_of):
+        shared = watchers[etlworks_conn_id] = _Shared()
     shared.users += 1
     try:
         async with shared.opening:
-            if shared.client is None:
+            if shared.watcher is None:
                 settings = await _read_settings(etlworks_conn_id)
-                shared.client = await AsyncEtlworksClient(settings).open()
-        yield shared.client
+                shared.watcher = Watcher(await AsyncEtlworksClient(settings).open())
+        yield shared.watcher
     finally:
         shared.users -= 1
         if shared.users == 0:
-            if clients.get(etlworks_conn_id) is shared:
-                del clients[etlworks_conn_id]
-            if shared.client is not None:
-                await shared.client.close()
+            if watchers.get(etlworks_conn_id) is shared:
+                del watchers[etlworks_conn_id]
+            if shared.watcher is not None:
+                await shared.watcher.close()
+                await shared.watcher.client.close()
 
 
 async def _read_settings(etlworks_conn_id: str) -> ClientSettings:

@@ -6,14 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
-from airflow_provider_etlworks.client.following import Ending, Followed, follow
+from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.stopping import Stop, stop
 from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.hooks.shared import shared_client
+from airflow_provider_etlworks.hooks.shared import shared_watcher
 from airflow_provider_etlworks.triggers.events import ExecutionEvent
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from airflow_provider_etlworks.client.watcher import Watcher
     from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 # Seconds. Airflow gives a killed trigger 30.
@@ -31,33 +32,31 @@ async def event_of(trigger: EtlworksFlowExecutionTrigger) -> ExecutionEvent:
 
 async def stop_run(trigger: EtlworksFlowExecutionTrigger) -> None:
     """Stop a trigger's run."""
-    async with shared_client(trigger.etlworks_conn_id) as client:
-        await _stop(trigger, client)
+    async with shared_watcher(trigger.etlworks_conn_id) as watcher:
+        await _stop(trigger, watcher.client)
 
 
 async def _follow(trigger: EtlworksFlowExecutionTrigger) -> Followed:
-    async with shared_client(trigger.etlworks_conn_id) as client:
-        followed = await _follow_with(trigger, client)
+    async with shared_watcher(trigger.etlworks_conn_id) as watcher:
+        followed = await _follow_with(trigger, watcher)
         if not isinstance(followed.error, EtlworksUnauthorized):
             return followed
         # The password may have been changed since the connection was read.
         trigger.log.warning("%s Reading the connection again.", followed.detail)
-        async with shared_client(trigger.etlworks_conn_id, instead_of=client) as renewed:
+        async with shared_watcher(trigger.etlworks_conn_id, instead_of=watcher) as renewed:
             return await _follow_with(trigger, renewed)
 
 
-async def _follow_with(trigger: EtlworksFlowExecutionTrigger, client: AsyncEtlworksClient) -> Followed:
-    followed = await client.converse(
-        follow(
-            trigger.flow_id,
-            trigger.audit_id,
-            clock=client.clock,
-            log=trigger.log,
-            poll_interval=trigger.poll_interval,
-            patience=trigger.patience,
-            deadline=trigger.deadline,
-        )
+async def _follow_with(trigger: EtlworksFlowExecutionTrigger, watcher: Watcher) -> Followed:
+    followed = await watcher.follow(
+        trigger.flow_id,
+        trigger.audit_id,
+        log=trigger.log,
+        poll_interval=trigger.poll_interval,
+        patience=trigger.patience,
+        deadline=trigger.deadline,
     )
+    client = watcher.client
     if followed.ending is Ending.DEADLINE and trigger.cancel_on_kill:
         followed = Followed(followed.ending, followed.execution, await _stop(trigger, client))
     return followed.redacted(client.settings.secrets)

@@ -32,7 +32,7 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks import shared
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.hooks.shared import shared_client
+from airflow_provider_etlworks.hooks.shared import shared_watcher
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
@@ -281,19 +281,19 @@ async def test_a_fault_of_airflow_while_the_connection_is_read_is_met_with_patie
     monkeypatch.setattr(EtlworksHook, "read_settings", sometimes)
     monkeypatch.setattr(shared, "wait_random_exponential", lambda **_: wait_none())
 
-    async with shared_client("etlworks_default") as client:
-        assert client.settings.root_url == etlworks.sandbox.url
+    async with shared_watcher("etlworks_default") as watcher:
+        assert watcher.client.settings.root_url == etlworks.sandbox.url
     assert faults == []
 
 
 async def test_the_last_to_leave_closes_the_client(etlworks: Etlworks) -> None:
-    async with shared_client("etlworks_default") as first:
-        async with shared_client("etlworks_default") as second:
+    async with shared_watcher("etlworks_default") as first:
+        async with shared_watcher("etlworks_default") as second:
             assert second is first
-        assert first._session is not None
-        assert not first._session.closed
-    assert first._session.closed
-    async with shared_client("etlworks_default") as third:
+        assert first.client._session is not None
+        assert not first.client._session.closed
+    assert first.client._session.closed
+    async with shared_watcher("etlworks_default") as third:
         assert third is not first
 
 

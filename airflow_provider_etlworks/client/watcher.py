@@ -1,0 +1,501 @@
+"""
+One watcher follows any number of runs over one client: it asks once for many where it can, and never above the budget.
+
+What is due next is asked next. A run's own record is read when its interval is over, when a list says that it ended,
+at a deadline, and now and then in a slow round, so that a list that stands still loses nothing. Lists are hints (see
+:mod:`airflow_provider_etlworks.client.hints`): they only move the moment of a run's next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import logging
+from collections import OrderedDict, deque
+from datetime import datetime, timezone
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
+from airflow_provider_etlworks.client.exchange import POOL_SIZE
+from airflow_provider_etlworks.client.following import Ending, Followed, Watch
+from airflow_provider_etlworks.client.hints import (
+    Choice,
+    HistoryOfFlow,
+    RunKey,
+    RunList,
+    RunsOfDay,
+    Trust,
+    mentions,
+    worth_asking,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from airflow_provider_etlworks.client.conversation import Log
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# What is due within this many seconds is asked in one go: thousands of runs must not set thousands of timers.
+_TICK = 0.05
+# Lists are chosen anew at least this often, and so soon after somebody came.
+_CHOOSE_EVERY = 10.0
+_CHOOSE_SOON = 1.0
+# A list that calls a run going spares its next looks for so many of its intervals.
+_COVERS = 1.5
+_FRESH_ENOUGH = 0.95
+# Seconds after which a list that was silent about a run is believed to know it now.
+_SILENT_FOR = 900.0
+# The slow round takes a tenth of the budget; half of it while there are runs that nobody has looked at yet.
+_SHARE_OF_SLOW_ROUND = 0.1
+_SHARE_OF_FIRST_ROUND = 0.5
+_BUDGET_WITHOUT_LIMIT = 300
+_SLOW_ROUND_AT_LEAST = 6
+# Seconds past its deadline that a last look may take.
+_LAST_LOOK = 20.0
+_LATE = 5.0
+
+
+class _Ask:
+    """Something to be asked for again and again. ``due`` counts; older entries of it in the heap do not."""
+
+    __slots__ = ("asking", "due", "is_open")
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        self.asking = False
+        self.is_open = True
+
+
+class _Subscriber:
+    """Somebody who waits for the end of a run."""
+
+    __slots__ = ("context", "had_last_call", "told", "watch")
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.told: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+        # What the watch logs belongs to the subscriber's task, which Airflow knows by its context.
+        self.context = contextvars.copy_context()
+        self.had_last_call = False
+
+
+class _Run(_Ask):
+    """A run that somebody waits for."""
+
+    __slots__ = (
+        "audit_id",
+        "call",
+        "covered_until",
+        "day",
+        "flow_id",
+        "hinted",
+        "interval",
+        "listed_at",
+        "looked_at",
+        "poll_interval",
+        "subscribers",
+        "unlisted",
+    )
+
+    def __init__(self, flow_id: int, audit_id: int, interval: float) -> None:
+        super().__init__()
+        self.flow_id = flow_id
+        self.audit_id = audit_id
+        self.call = endpoints.get_execution(flow_id, audit_id)
+        self.subscribers: list[_Subscriber] = []
+        self.interval = self.poll_interval = interval
+        self.looked_at = float("-inf")
+        self.covered_until = float("-inf")
+        self.listed_at = float("-inf")
+        self.hinted = False
+        self.day: int | None = None
+        self.unlisted: dict[RunList, float] | None = None
+
+    @property
+    def key(self) -> RunKey:
+        return self.flow_id, self.audit_id
+
+    def is_in_history(self) -> bool:
+        return not self.unlisted or HistoryOfFlow(self.flow_id) not in self.unlisted
+
+    def settle(self, now: float, today: datetime) -> None:
+        """Take in that time has passed: how often it is to be looked at, and which day's list should have it."""
+        self.interval = min(each.watch.interval for each in self.subscribers)
+        self.poll_interval = min(each.watch.poll_interval for each in self.subscribers)
+        if self.unlisted:
+            self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
+        if self.day is None or (self.unlisted and RunsOfDay(self.day) in self.unlisted):
+            self.day = self._likely_day(today)
+
+    def _likely_day(self, today: datetime) -> int | None:
+        execution = self.subscribers[0].watch.execution
+        started = execution.started_at if execution else None
+        days_ago = 0 if started is None else (today.date() - started.date()).days
+        # The server's day may begin hours before ours, or after.
+        for day in (days_ago, days_ago + 1, days_ago - 1):
+            if day >= 0 and not (self.unlisted and RunsOfDay(day) in self.unlisted):
+                return day
+        return None
+
+
+class _Listing(_Ask):
+    """A list that is asked for again and again."""
+
+    __slots__ = ("interval", "runs", "source")
+
+    def __init__(self, source: RunList) -> None:
+        super().__init__()
+        self.source = source
+        self.runs: list[_Run] = []
+        self.interval = DEFAULT_POLL_INTERVAL
+
+
+class Watcher:
+    """
+    Follows runs over one client, in one event loop.
+
+    :param client: asks; its budget holds for all that is watched.
+    """
+
+    def __init__(self, client: AsyncEtlworksClient) -> None:
+        self.client = client
+        self._clock = client.clock
+        # The run whose own record was read longest ago comes first.
+        self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
+        self._listings: dict[RunList, _Listing] = {}
+        self._urgent: deque[_Run | _Listing] = deque()
+        self._scheduled: list[tuple[float, int, _Run | _Listing]] = []
+        self._deadlines: list[tuple[float, int, _Run, _Subscriber]] = []
+        self._order = count()
+        self._choose_at = 0.0
+        self._slow_round_at = 0.0
+        self._ended_unlisted: dict[RunKey, float] = {}
+        self._trust = Trust(self._clock, log)
+        self._said_stretched = False
+        self._turn = asyncio.Lock()
+        self._woken: asyncio.Future[None] | None = None
+        self._asleep_until = 0.0
+        self._workers: list[asyncio.Task[None]] = []
+
+    async def follow(
+        self,
+        flow_id: int,
+        audit_id: int,
+        *,
+        log: Log,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        patience: float = DEFAULT_PATIENCE,
+        deadline: float | None = None,
+    ) -> Followed:
+        """
+        Follow a run until it ends, as :func:`~airflow_provider_etlworks.client.following.follow` does.
+
+        A run that is followed already is not asked for twice. The parameters are those of that function.
+        """
+        watch = Watch(
+            audit_id,
+            clock=self._clock,
+            log=log,
+            poll_interval=poll_interval,
+            patience=patience,
+            deadline=deadline,
+        )
+        subscriber = _Subscriber(watch)
+        run = self._enter(flow_id, audit_id, subscriber, deadline)
+        try:
+            return await subscriber.told
+        finally:
+            self._leave(run, subscriber)
+
+    async def close(self) -> None:
+        """Ask no more."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._workers.clear()
+
+    # --- Who waits ------------------------------------------------------------------------------------------------
+
+    def _enter(self, flow_id: int, audit_id: int, subscriber: _Subscriber, deadline: float | None) -> _Run:
+        now = self._clock.monotonic()
+        run = self._runs.get((flow_id, audit_id))
+        if run is None:
+            run = _Run(flow_id, audit_id, subscriber.watch.interval)
+            self._runs[run.key] = run
+            self._runs.move_to_end(run.key, last=False)
+        run.subscribers.append(subscriber)
+        if deadline is not None:
+            at = now + deadline - self._clock.time()
+            heapq.heappush(self._deadlines, (at, next(self._order), run, subscriber))
+        self._schedule(run, now)
+        self._choose_by(now + _CHOOSE_SOON)
+        if not self._workers:
+            # Not in the context of whoever came first: what the workers log is not about its task.
+            empty = contextvars.Context()
+            self._workers = [empty.run(asyncio.create_task, self._work()) for _ in range(POOL_SIZE)]
+        return run
+
+    def _leave(self, run: _Run, subscriber: _Subscriber) -> None:
+        if subscriber in run.subscribers:
+            run.subscribers.remove(subscriber)
+        if not run.subscribers and run.is_open:
+            run.is_open = False
+            del self._runs[run.key]
+
+    def _end(self, run: _Run, subscriber: _Subscriber, followed: Followed) -> None:
+        if not subscriber.told.done():
+            subscriber.told.set_result(followed)
+        self._leave(run, subscriber)
+
+    # --- What is asked next ---------------------------------------------------------------------------------------
+
+    def _schedule(self, ask: _Run | _Listing, due: float) -> None:
+        ask.due = due
+        heapq.heappush(self._scheduled, (due, next(self._order), ask))
+        self._wake_by(due)
+
+    def _hurry(self, ask: _Run) -> None:
+        """Have something asked before all that is merely due."""
+        self._urgent.append(ask)
+        self._wake_by(self._clock.monotonic())
+
+    def _choose_by(self, moment: float) -> None:
+        self._choose_at = min(self._choose_at, moment)
+        self._wake_by(moment)
+
+    def _wake_by(self, moment: float) -> None:
+        if self._woken is not None and moment < self._asleep_until and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def _work(self) -> None:
+        while True:
+            async with self._turn:
+                ask = await self._next()
+            ask.asking = True
+            try:
+                if isinstance(ask, _Run):
+                    await self._look(ask)
+                else:
+                    await self._read(ask)
+            except Exception as error:  # noqa: BLE001  # a fault of ours: who waits hears of it, others are followed on
+                self._break_down(ask, error)
+            finally:
+                ask.asking = False
+
+    def _break_down(self, ask: _Run | _Listing, error: Exception) -> None:
+        if isinstance(ask, _Listing):
+            log.error("%s cannot be made use of.", ask.source.title.capitalize(), exc_info=error)
+            self._trust.failed(ask.source, error)
+            self._choose_by(self._clock.monotonic())
+            return
+        for subscriber in list(ask.subscribers):
+            if not subscriber.told.done():
+                subscriber.told.set_exception(error)
+            self._leave(ask, subscriber)
+
+    async def _next(self) -> _Run | _Listing:
+        """Wait until something is to be asked, and return it."""
+        while True:
+            now = self._clock.monotonic()
+            self._meet_deadlines(now)
+            if now >= self._choose_at:
+                self._choose_lists(now)
+            ask = self._pick(now)
+            if ask is not None:
+                return ask
+            await self._nap(now, max(self._next_moment(), now + _TICK))
+
+    def _pick(self, now: float) -> _Run | _Listing | None:
+        while self._urgent:
+            ask = self._urgent.popleft()
+            if ask.is_open and not ask.asking:
+                return ask
+        run = self._next_of_slow_round()
+        if run is not None and now >= self._slow_moment(run):
+            self._slow_round_at = now
+            return run
+        while self._scheduled and self._scheduled[0][0] <= now:
+            due, _, ask = heapq.heappop(self._scheduled)
+            if not ask.is_open or ask.asking or ask.due != due:
+                continue  # another entry counts, or none
+            if isinstance(ask, _Run) and ask.covered_until > now:
+                self._schedule(ask, ask.covered_until)
+                continue
+            return ask
+        return None
+
+    def _next_of_slow_round(self) -> _Run | None:
+        """Return the run whose own record was read longest ago, where only a list tells about it."""
+        run = next(iter(self._runs.values()), None)
+        return run if run is not None and not run.asking and run.covered_until > self._clock.monotonic() else None
+
+    def _slow_moment(self, run: _Run) -> float:
+        """Return when the slow round comes to a run."""
+        first = run.looked_at == float("-inf")
+        share = _SHARE_OF_FIRST_ROUND if first else _SHARE_OF_SLOW_ROUND
+        spacing = 60 / (share * self._budget)
+        return max(self._slow_round_at + spacing, run.looked_at + _SLOW_ROUND_AT_LEAST * run.interval)
+
+    @property
+    def _budget(self) -> int:
+        return self.client.settings.requests_per_minute or _BUDGET_WITHOUT_LIMIT
+
+    def _next_moment(self) -> float:
+        moments = [self._choose_at]
+        if self._scheduled:
+            moments.append(self._scheduled[0][0])
+        if self._deadlines:
+            moments.append(self._deadlines[0][0])
+        run = self._next_of_slow_round()
+        if run is not None:
+            moments.append(self._slow_moment(run))
+        return min(moments)
+
+    async def _nap(self, now: float, until: float) -> None:
+        """Wait, unless something is to be asked before."""
+        self._woken, self._asleep_until = asyncio.get_running_loop().create_future(), until
+        waiting = asyncio.ensure_future(self.client.sleep(until - now))
+        try:
+            await asyncio.wait((waiting, self._woken), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            self._woken = None
+
+    def _meet_deadlines(self, now: float) -> None:
+        """Have runs looked at whose deadline has come, and give up on those that got no answer to it."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, run, subscriber = heapq.heappop(self._deadlines)
+            if subscriber.told.done():
+                continue
+            if subscriber.had_last_call:
+                detail = f"The last look at run {run.audit_id} got no answer in time."
+                self._end(run, subscriber, Followed(Ending.DEADLINE, subscriber.watch.execution, detail))
+                continue
+            subscriber.had_last_call = True
+            heapq.heappush(self._deadlines, (now + _LAST_LOOK, next(self._order), run, subscriber))
+            self._urgent.append(run)
+
+    # --- A run's own record ---------------------------------------------------------------------------------------
+
+    async def _look(self, run: _Run) -> None:
+        self._runs.move_to_end(run.key)
+        run.looked_at = self._clock.monotonic()
+        try:
+            execution = await self.client.send(run.call, attempts=1)
+        except EtlworksUnauthorized as error:
+            # Nobody can ask any more: one refusal is enough, for all.
+            for each in list(self._runs.values()):
+                self._tell(each, Watch.failed, error)
+        except EtlworksError as error:
+            self._tell(run, Watch.failed, error)
+        else:
+            self._tell(run, Watch.saw, execution)
+            if not run.is_open and not run.hinted:
+                self._ended_unlisted[run.key] = self._clock.monotonic()
+
+    def _tell(self, run: _Run, take_in: Callable[[Watch, T], Followed | float], what_came: T) -> None:
+        """Let everybody who waits for a run make of a look what they want."""
+        pause = float("inf")
+        for subscriber in list(run.subscribers):
+            verdict = subscriber.context.run(take_in, subscriber.watch, what_came)
+            if isinstance(verdict, Followed):
+                self._end(run, subscriber, verdict)
+            else:
+                pause = min(pause, verdict)
+        if run.is_open:
+            self._schedule(run, self._clock.monotonic() + pause)
+
+    # --- Lists ----------------------------------------------------------------------------------------------------
+
+    def _choose_lists(self, now: float) -> None:
+        """Choose the lists that spare the most requests."""
+        self._choose_at = now + _CHOOSE_EVERY
+        today = datetime.fromtimestamp(self._clock.time(), timezone.utc)
+        for run in self._runs.values():
+            run.settle(now, today)
+        chosen = worth_asking(self._runs.values(), self._trust.allows)
+        for source in self._listings.keys() - chosen.keys():
+            self._listings.pop(source).is_open = False
+        for source, choice in chosen.items():
+            listing = self._listings.get(source)
+            if listing is None:
+                listing = self._listings[source] = _Listing(source)
+                self._urgent.appendleft(listing)
+            listing.runs = choice.runs
+            listing.interval = choice.interval * _FRESH_ENOUGH
+        self._note_demand(chosen)
+        if self._ended_unlisted:
+            self._ended_unlisted = {
+                key: at for key, at in self._ended_unlisted.items() if self._listings and at > now - _SILENT_FOR
+            }
+
+    def _note_demand(self, chosen: dict[RunList, Choice[_Run]]) -> None:
+        """Say once that more is watched than the budget can ask for at the intervals wanted."""
+        limit = self.client.settings.requests_per_minute
+        listed = {run.key for choice in chosen.values() for run in choice.runs}
+        asks: list[_Run | _Listing] = [run for run in self._runs.values() if run.key not in listed]
+        wanted = sum(60 / ask.interval for ask in [*asks, *self._listings.values()])
+        if limit and wanted > limit and not self._said_stretched:
+            log.warning(
+                "%d runs are watched, which takes %.0f requests a minute; the connection's requests_per_minute is %d. "
+                "All intervals are %.1f times as long.",
+                len(self._runs),
+                wanted,
+                limit,
+                wanted / limit,
+            )
+        self._said_stretched = bool(limit) and wanted > limit
+
+    async def _read(self, listing: _Listing) -> None:
+        """Read a list, and move the next looks of the runs that it tells about."""
+        source, asked_at = listing.source, self._clock.monotonic()
+        try:
+            flows = await self.client.send(source.call(len(listing.runs)), attempts=1)
+        except EtlworksError as error:
+            # Too many requests is no fault of the list, and all wait then.
+            if not isinstance(error, EtlworksRateLimited):
+                self._trust.failed(source, error)
+                self._choose_by(asked_at)
+        else:
+            # To read it took the event loop a moment, and so will what follows.
+            await asyncio.sleep(0)
+            self._trust.served(source)
+            self._take_hints(listing, asked_at, mentions(flows))
+        now = self._clock.monotonic()
+        # A list that takes long is asked for less often.
+        self._schedule(listing, max(asked_at + listing.interval, 2 * now - asked_at))
+
+    def _take_hints(self, listing: _Listing, asked_at: float, mentioned: Iterator[tuple[RunKey, bool]]) -> None:
+        source = listing.source
+        for key, going in mentioned:
+            run = self._runs.get(key)
+            if run is None:
+                if going and self._ended_unlisted.get(key, asked_at) < asked_at:
+                    self._trust.lied(source, key[1])
+                    self._choose_by(asked_at)
+                    return
+                continue
+            run.listed_at = asked_at
+            if isinstance(source, RunsOfDay):
+                run.day = source.days_ago
+            if going:
+                run.hinted = False
+                run.covered_until = asked_at + _COVERS * max(run.interval, listing.interval)
+            else:
+                run.covered_until = asked_at
+                if not run.hinted:
+                    run.hinted = True
+                    self._hurry(run)
+        silent = [run for run in listing.runs if run.is_open and run.listed_at != asked_at]
+        for run in silent:
+            run.unlisted = {**(run.unlisted or {}), source: asked_at + _SILENT_FOR}
+        if silent:
+            self._choose_by(asked_at)
