@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ssl
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,7 +27,7 @@ from airflow_provider_etlworks.client.exchange import (
     unreachable,
     verification,
 )
-from airflow_provider_etlworks.client.pace import Pace
+from airflow_provider_etlworks.client.pace import pace_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -61,7 +62,7 @@ class AsyncEtlworksClient:
         self.clock = clock
         self.sleep = sleep
         self._auth = Authenticator(settings, clock)
-        self._pace = Pace(settings.requests_per_minute, clock)
+        self._pace = pace_of(settings, clock)
         self._renewing = asyncio.Lock()
         # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
@@ -78,9 +79,8 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # To read certificates, and what it takes to find a proxy, takes a hundred milliseconds: not on the event loop.
-        tls = await asyncio.to_thread(_tls, self.settings)
-        self._proxy = await asyncio.to_thread(proxy_for, self.settings)
+        # It takes hundreds of milliseconds: not on the event loop.
+        tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(
@@ -219,6 +219,9 @@ def _never_sent(error: BaseException) -> bool:
     )
 
 
-def _tls(settings: ClientSettings) -> ssl.SSLContext | bool:
+def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
+    """Read certificates and find the proxy; import what the first token takes."""
+    importlib.import_module("jwt")
     verify = verification(settings)
-    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
+    tls = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
+    return tls, proxy_for(settings)
