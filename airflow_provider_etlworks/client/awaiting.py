@@ -57,6 +57,11 @@ class Awaited:
         since = f" since {self.since.isoformat()}" if self.since is not None else ""
         return f"The newest run of flow {self.flow_id}{since}"
 
+    @property
+    def is_one_run(self) -> bool:
+        """Whether it is one certain run, not the newest at the time."""
+        return self.audit_id is not None or self.message_uuid is not None
+
     def find(self) -> Conversation[Execution | None]:
         """
         Look for the run.
@@ -129,15 +134,16 @@ class Lookout:
     trouble: Trouble = field(default_factory=Trouble)
     _told: Any = None
 
-    def look(self) -> Conversation[Followed | Execution | None]:
+    def look(self, ended: Execution | None = None) -> Conversation[Followed | Execution | None]:
         """
         Look once. A look that fails is never taken for the run's failure.
 
+        :param ended: the record of a run that was found before and has ended since, where there is one.
         :return: how the wait ended, where it is over; the run, where it goes on; ``None`` where there is none yet.
         """
         now = self.clock.time()
         try:
-            execution = yield from self._last_attempt()
+            execution = yield from self._last_attempt(ended)
         except EtlworksError as error:
             return self._failed(error, now)
         self.trouble.missing_since = None
@@ -154,9 +160,10 @@ class Lookout:
         said = f"Etlworks gives run {execution.audit_id} a status that is not known here: {execution.status!r}."
         return self._unreadable(said, now, execution) or execution
 
-    def _last_attempt(self) -> Conversation[Execution | None]:
+    def _last_attempt(self, ended: Execution | None) -> Conversation[Execution | None]:
         """Find the run, or what Etlworks's own retries have made of it."""
-        execution = yield from self.awaited.find()
+        # Where the newest run is waited for, there may be a newer one by now.
+        execution = ended if ended is not None and self.awaited.is_one_run else (yield from self.awaited.find())
         while execution is not None and execution.known_status is ExecutionStatus.ERROR:
             repetition = yield from self._repetition_of(execution)
             if repetition is None:
@@ -213,7 +220,12 @@ class Lookout:
 
 
 def search(
-    lookout: Lookout, *, poll_interval: float, deadline: float | None = None, pause: float = 0.0
+    lookout: Lookout,
+    *,
+    poll_interval: float,
+    deadline: float | None = None,
+    pause: float = 0.0,
+    ended: Execution | None = None,
 ) -> Conversation[Followed | Execution]:
     """
     Look until the run is there, or the wait is over. A run that still goes is given back one interval later, so that
@@ -222,19 +234,23 @@ def search(
     :param poll_interval: seconds between two looks.
     :param deadline: Unix time at which to look a last time; ``None`` is never.
     :param pause: seconds until the first look.
+    :param ended: the record of a run that was found before and has ended since, where there is one.
     """
-    seen: Execution | None = None
+
+    def at_most(seconds: float) -> float:
+        return seconds if deadline is None else max(0.0, min(seconds, deadline - lookout.clock.time()))
+
+    yield Pause(at_most(pause))
     while True:
-        remaining = float("inf") if deadline is None else deadline - lookout.clock.time()
-        yield Pause(max(0.0, min(pause, remaining)))
+        seen = yield from lookout.look(ended)
+        if isinstance(seen, Followed):
+            return seen
+        if deadline is not None and lookout.clock.time() >= deadline:
+            return Followed(Ending.DEADLINE, seen)
+        yield Pause(at_most(poll_interval))
         if seen is not None and not seen.has_ended:
             return seen
-        found = yield from lookout.look()
-        if isinstance(found, Followed):
-            return found
-        if remaining <= pause:
-            return Followed(Ending.DEADLINE, found)
-        seen, pause = found, poll_interval
+        ended = None
 
 
 def run_of_message(

@@ -13,8 +13,12 @@ from airflow_provider_etlworks.hooks.shared import shared_watcher
 from airflow_provider_etlworks.triggers.events import WaitEvent
 
 if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.watcher import Watcher
     from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
+
+# A watcher looks a little early; a sensor looks as often in the triggerer as on a worker.
+_NOT_EARLY = 1.07
 
 
 async def event_of(trigger: EtlworksFlowSensorTrigger, *, pause: float = 0.0) -> WaitEvent:
@@ -52,9 +56,10 @@ async def _wait_with(trigger: EtlworksFlowSensorTrigger, watcher: Watcher, pause
         patience=trigger.patience,
         repetition_grace=trigger.repetition_grace,
     )
+    ended: Execution | None = None
     while True:
         found = await client.converse(
-            search(lookout, poll_interval=trigger.poll_interval, deadline=trigger.deadline, pause=pause)
+            search(lookout, poll_interval=trigger.poll_interval, deadline=trigger.deadline, pause=pause, ended=ended)
         )
         if isinstance(found, Followed):
             return found.redacted(client.settings.secrets)
@@ -62,11 +67,11 @@ async def _wait_with(trigger: EtlworksFlowSensorTrigger, watcher: Watcher, pause
             found.flow_id,
             found.audit_id,
             log=trigger.log,
-            poll_interval=trigger.poll_interval,
+            poll_interval=trigger.poll_interval * _NOT_EARLY,
             patience=trigger.patience,
             deadline=trigger.deadline,
         )
         if followed.ending is not Ending.FINISHED:
             return followed.redacted(client.settings.secrets)
-        # Whether it is still the one that counts: there may be a newer one, or Etlworks may have repeated it.
-        pause = 0.0
+        # There may be a newer one that counts, or Etlworks may have repeated it.
+        pause, ended = 0.0, followed.execution
