@@ -1,0 +1,336 @@
+"""The task group of a promotion: which tasks there are, what follows what, and what each is told."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow import __version__ as airflow_version
+from test_imports import printed_by
+
+from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, BaseOperator
+from airflow_provider_etlworks.promotion import promote_flows
+
+try:
+    from airflow.sdk import DAG
+except ImportError:  # Airflow 2
+    from airflow import DAG
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow_provider_etlworks.compat import TaskGroup
+
+ASKS = not airflow_version.startswith(("2.", "3.0."))
+asking = pytest.mark.skipif(not ASKS, reason="Airflow asks people since 3.1")
+
+EVERYTHING = {"smoke_flow_name": "Orders", "pause_schedules": True}
+
+
+def make(**arguments: Any) -> tuple[DAG, TaskGroup]:
+    chosen = {
+        "source_conn_id": "staging",
+        "target_conn_id": "production",
+        "path": "/bundles/{{ run_id }}.json",
+        "tags": ["release"],
+        "approval": False,
+        **arguments,
+    }
+    with DAG("promotion", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=timezone.utc)) as dag:
+        before, after = BaseOperator(task_id="before"), BaseOperator(task_id="after")
+        group = promote_flows(**chosen)
+        before >> group >> after
+    return dag, group
+
+
+def edges(dag: DAG) -> dict[str, set[str]]:
+    """Return what follows each task, without the group's name."""
+
+    def short(task_id: str) -> str:
+        return task_id.removeprefix("promote_flows.")
+
+    return {short(task.task_id): set(map(short, task.downstream_task_ids)) for task in dag.tasks}
+
+
+def task_of(dag: DAG, name: str) -> Any:
+    return dag.get_task(f"promote_flows.{name}")
+
+
+def test_the_least_is_an_import_that_is_reported() -> None:
+    dag, _ = make()
+    assert edges(dag) == {
+        "before": {"export_flows"},
+        "export_flows": {"preview_import"},
+        "preview_import": {"import_flows"},
+        "import_flows": {"roll_back", "report_result"},
+        "roll_back": {"report_result"},
+        "report_result": {"after"},
+        "after": set(),
+    }
+
+
+@asking
+def test_everything_together() -> None:
+    dag, _ = make(approval=True, **EVERYTHING)
+    assert edges(dag) == {
+        "before": {"export_flows"},
+        "export_flows": {"preview_import"},
+        "preview_import": {"approve_import"},
+        "approve_import": {"pause_schedules"},
+        "pause_schedules": {"import_flows", "resume_schedules"},
+        "import_flows": {"smoke_test", "roll_back"},
+        "smoke_test": {"report_result", "roll_back", "resume_schedules"},
+        "roll_back": {"report_result", "resume_schedules"},
+        "report_result": {"after"},
+        "resume_schedules": set(),
+        "after": set(),
+    }
+
+
+def test_schedules_are_paused_and_resumed_around_the_import() -> None:
+    dag, _ = make(pause_schedules=True)
+    pause, resume = task_of(dag, "pause_schedules"), task_of(dag, "resume_schedules")
+    assert (pause.action, resume.action) == ("pause", "resume")
+    assert pause.is_setup
+    assert resume.is_teardown
+    assert resume.on_failure_fail_dagrun
+    assert resume.schedule_ids.operator is pause
+    assert edges(dag)["import_flows"] == {"roll_back", "report_result", "resume_schedules"}
+
+
+def test_the_schedules_to_pause_may_be_named() -> None:
+    dag, _ = make(pause_schedules=[4, 5])
+    pause = task_of(dag, "pause_schedules")
+    assert pause.schedule_ids == [4, 5]
+    assert pause.flow_ids is None
+
+
+def test_what_is_approved_is_what_is_imported() -> None:
+    dag, _ = make()
+    export, preview, import_flows = (task_of(dag, name) for name in ("export_flows", "preview_import", "import_flows"))
+    assert export.path == "/bundles/{{ run_id }}.json"
+    assert preview.expected_sha256 == "{{ ti.xcom_pull(task_ids='promote_flows.export_flows')['sha256'] }}"
+    assert import_flows.expected_sha256 == "{{ ti.xcom_pull(task_ids='promote_flows.preview_import')['sha256'] }}"
+    assert import_flows.backup_path == "/bundles/{{ run_id }}.json.backup"
+    assert not import_flows.allow_same_instance
+
+
+def test_each_task_talks_to_the_right_environment() -> None:
+    dag, _ = make(**EVERYTHING)
+    connections = {task.task_id: task.etlworks_conn_id for task in dag.tasks if hasattr(task, "etlworks_conn_id")}
+    assert connections.pop("promote_flows.export_flows") == "staging"
+    assert set(connections.values()) == {"production"}
+    assert len(connections) == 6
+
+
+def test_connections_of_the_target_are_not_overwritten_unless_asked_for() -> None:
+    assert task_of(make()[0], "export_flows").include_connections is False
+    assert task_of(make(include_connections=True)[0], "export_flows").include_connections is True
+
+
+def test_arguments_reach_their_tasks() -> None:
+    dag, _ = make(
+        tags=None,
+        flow_ids=[1],
+        flow_names=["Orders"],
+        backup_path="/backups/{{ ds }}.json",
+        smoke_flow_name="Check",
+        smoke_parameters={"day": "{{ ds }}"},
+        smoke_timeout=60,
+        default_args={"retries": 2},
+    )
+    export, smoke = task_of(dag, "export_flows"), task_of(dag, "smoke_test")
+    assert (export.flow_ids, export.flow_names, export.tags) == ([1], ["Orders"], None)
+    assert task_of(dag, "import_flows").backup_path == "/backups/{{ ds }}.json"
+    assert (smoke.flow_name, smoke.parameters, smoke.timeout) == ("Check", {"day": "{{ ds }}"}, 60)
+    assert smoke.on_already_running == "wait"
+    assert export.retries == smoke.retries == 2
+
+
+def test_a_group_may_have_another_name() -> None:
+    dag, group = make(group_id="release", smoke_flow_name="Orders")
+    assert group.group_id == "release"
+    report = dag.get_task("release.report_result")
+    assert report.import_task_id == "release.import_flows"
+    assert report.smoke_task_id == "release.smoke_test"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"smoke_parameters": {}}, "smoke_parameters need a smoke_flow_name"),
+        ({"target_conn_id": "staging"}, "source_conn_id and target_conn_id are both 'staging'"),
+        ({"tags": None}, "at least one of flow_ids, flow_names and tags"),
+    ],
+)
+def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+# --- The approval ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(ASKS, reason="this Airflow asks people")
+def test_an_airflow_that_cannot_ask_says_so_when_the_dag_is_parsed() -> None:
+    with pytest.raises(ValueError, match=r"Airflow 3\.1 or later.*Set approval=False"):
+        make(approval=True)
+
+
+@asking
+def test_an_airflow_without_the_standard_provider_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "airflow.providers.standard.operators.hitl", None)
+    with pytest.raises(ValueError, match=r"apache-airflow-providers-standard.*Set approval=False"):
+        make(approval=True)
+
+
+@asking
+def test_the_person_sees_the_preview_and_is_asked_once() -> None:
+    users = [{"id": "1", "name": "Ada"}]
+    dag, _ = make(
+        approval=True,
+        approval_assigned_users=users,
+        approval_timeout=timedelta(hours=8),
+        approval_fail_on_reject=True,
+        default_args={"retries": 3, "execution_timeout": timedelta(minutes=5)},
+    )
+    approve = task_of(dag, "approve_import")
+    assert approve.subject == "Import flows from staging into production?"
+    assert approve.body == "{{ ti.xcom_pull(task_ids='promote_flows.preview_import')['markdown'] }}"
+    assert {"subject", "body"} <= set(approve.template_fields)
+    assert approve.assigned_users == users
+    assert approve.fail_on_reject
+    assert approve.retries == 0
+    # The provider of Airflow 3.1's days has no time-out but this.
+    assert getattr(approve, "response_timeout", approve.execution_timeout) == timedelta(hours=8)
+    assert task_of(dag, "export_flows").execution_timeout == timedelta(minutes=5)
+
+
+@asking
+def test_a_dags_own_time_out_does_not_end_the_wait() -> None:
+    dag, _ = make(approval=True, default_args={"execution_timeout": timedelta(minutes=5)})
+    approve = task_of(dag, "approve_import")
+    assert approve.execution_timeout is None
+    assert getattr(approve, "response_timeout", None) is None
+
+
+@asking
+def test_a_question_of_ones_own() -> None:
+    dag, _ = make(approval=True, approval_subject="Release {{ ds }}?")
+    assert task_of(dag, "approve_import").subject == "Release {{ ds }}?"
+
+
+# --- The end --------------------------------------------------------------------------------------------------------
+
+IMPORTED = {
+    "path": "/b.json",
+    "sha256": "ab",
+    "backup_path": "/b.json.backup",
+    "backup_sha256": "cd",
+    "flow_names": ["Orders", "New"],
+}
+
+
+def context(states: Mapping[str, str], **xcoms: Any) -> Any:
+    """Return what Airflow gives a task: the states of the others, and what they returned, now or long ago."""
+
+    def get_task_states(*, dag_id: str, task_ids: list[str], run_ids: list[str]) -> dict[str, dict[str, str]]:
+        assert (dag_id, run_ids) == ("promotion", ["run"])
+        asked = {task_id: states.get(task_id.removeprefix("promote_flows.")) for task_id in task_ids}
+        return {"run": {task_id: state for task_id, state in asked.items() if state is not None}}
+
+    ti = SimpleNamespace(
+        dag_id="promotion",
+        run_id="run",
+        get_task_states=get_task_states,
+        xcom_pull=lambda task_ids: xcoms.get(task_ids.removeprefix("promote_flows.")),
+    )
+    return {"ti": ti}
+
+
+@pytest.mark.parametrize("state", ["upstream_failed", "failed", "skipped", "removed", None])
+def test_nothing_is_rolled_back_that_was_not_imported_now(state: str | None) -> None:
+    roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
+    states = {} if state is None else {"import_flows": state}
+    with pytest.raises(AirflowSkipException, match="nothing to roll back"):
+        # The XCom is that of an earlier promotion, in a DAG run that was cleared.
+        roll_back.execute(context(states, import_flows=IMPORTED))
+
+
+def test_where_all_was_new_there_is_nothing_to_restore_and_what_stays_is_named() -> None:
+    roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
+    roll_back.path = ""  # as the template says where there is no backup
+    told = roll_back.execute(context({"import_flows": "success"}, import_flows={**IMPORTED, "backup_path": None}))
+    assert told == {"path": None, "restored": [], "left": ["Orders", "New"]}
+
+
+def test_a_promotion_tells_what_it_did() -> None:
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    # Without an answer yet from the roll-back: the report does not wait for it to be skipped.
+    told = report.execute(context({"smoke_test": "success"}, import_flows=IMPORTED, smoke_test={"audit_id": 7}))
+    assert told == {
+        "flow_names": ["Orders", "New"],
+        "sha256": "ab",
+        "path": "/b.json",
+        "backup_path": "/b.json.backup",
+        "approved_by": None,
+        "smoke_run": {"audit_id": 7},
+    }
+
+
+@asking
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ({"chosen_options": ["Approve"], "responded_by_user": {"id": "1", "name": "Ada"}}, "Ada"),
+        ({"chosen_options": ["Approve"], "responded_by_user": None}, None),
+        (None, None),
+    ],
+)
+def test_a_promotion_tells_who_approved_it(answer: Any, name: str | None) -> None:
+    report = task_of(make(approval=True)[0], "report_result")
+    told = report.execute(context({"import_flows": "success"}, import_flows=IMPORTED, approve_import=answer))
+    assert told["approved_by"] == name
+    assert told["smoke_run"] is None
+
+
+def test_a_roll_back_is_red_and_told() -> None:
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    rolled_back = {"path": "/b.json.backup", "restored": ["Orders"], "left": ["New"]}
+    # A run's XCom of an earlier promotion does not make it green.
+    stale = {"import_flows": IMPORTED, "smoke_test": {"audit_id": 7}}
+    with pytest.raises(AirflowFailException) as failed:
+        report.execute(context({"roll_back": "success"}, roll_back=rolled_back, **stale))
+    text = str(failed.value)
+    assert "promote_flows.smoke_test failed" in text
+    assert "Rolled back from /b.json.backup: Orders." in text
+    assert "still there, since Etlworks documents no call to delete them: New." in text
+
+
+def test_a_roll_back_of_an_earlier_promotion_does_not_make_this_one_red() -> None:
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    stale = {"roll_back": {"path": "/b.json.backup", "restored": ["Orders"], "left": []}}
+    told = report.execute(context({"smoke_test": "success", "roll_back": "skipped"}, import_flows=IMPORTED, **stale))
+    assert told["sha256"] == "ab"
+
+
+def test_the_group_loads_nothing_heavy() -> None:
+    loaded, own, tasks = printed_by("""
+import json, sys
+import airflow.models, airflow.utils.task_group
+already = set(sys.modules)
+from airflow_provider_etlworks.promotion import promote_flows
+loaded = set(sys.modules) - already
+with DAG("promotion", schedule=None) as dag:
+    promote_flows(source_conn_id="a", target_conn_id="b", path="/c", tags=["d"], approval=False, smoke_flow_name="e")
+own = [module for module in sys.modules if module.startswith("airflow_provider_etlworks.")]
+print(json.dumps([sorted(loaded), own, len(dag.tasks)]))
+""")
+    assert tasks == 6
+    assert "airflow_provider_etlworks.promotion" in loaded
+    heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
+    assert {module for module in loaded if module.split(".")[0] in heavy} == set()
+    assert not {each for each in own if ".hooks" in each or ".client.endpoints" in each or ".sandbox" in each}
