@@ -204,19 +204,23 @@ class Watch:
         self._next_line, self._line_gap = self._began + _FIRST_LINE_AFTER, _FIRST_LINE_AFTER
         self._alarmed = False
 
-    @property
-    def interval(self) -> float:
-        """Seconds between two looks at the run, at its present age."""
-        return pause_before_next_look(self._age, self.poll_interval)
+    def interval(self, now: float) -> float:
+        """
+        Return the seconds between two looks at the run, at its present age.
+
+        :param now: the present, as the clock's ``monotonic`` has it.
+        """
+        return pause_before_next_look(now - self._began, self.poll_interval)
 
     def saw(self, execution: Execution) -> Followed | float:
         """Take in a record. Return the end, or the seconds until the next look."""
-        self._note(execution)
+        now = self._clock.monotonic()
+        self._note(execution, now)
         if self._is_over(execution):
             return Followed(Ending.FINISHED, execution)
         # A little early, and not everybody at once.
         early: float = random.uniform(*_EARLY)  # noqa: S311  # no secret
-        return self._unless_given_up(self.interval * early, None)
+        return self._unless_given_up(self.interval(now) * early, None)
 
     def failed(self, error: EtlworksError) -> Followed | float:
         """Take in a look that failed. Return the end, or the seconds until the next look: more each time."""
@@ -252,9 +256,8 @@ class Watch:
             return Followed(Ending.LOST_TOUCH, self.execution, self._complaint, failure)
         return pause if remaining is None else min(pause, remaining)
 
-    def _note(self, execution: Execution) -> None:
+    def _note(self, execution: Execution, now: float) -> None:
         """Remember a record, and tell the log what is new."""
-        now = self._clock.monotonic()
         before, self.execution = self.execution, execution
         if self._complained:
             self._complained = False
@@ -266,7 +269,10 @@ class Watch:
             self._complaint = f"Etlworks gives the run a status that is not known here: {execution.status!r}."
             if self._unreadable_since is None:
                 self._unreadable_since = now
-        age = self._age
+        if execution.started_at is not None:
+            # The server's clock may differ from ours, so its view counts only where it says "older".
+            self._began = min(self._began, now - (self._clock.time() - execution.started_at.timestamp()))
+        age = now - self._began
         if before is None or before.status != execution.status:
             report = self._log.info if execution.known_status else self._log.warning
             verb = "ended:" if execution.has_ended else "is"
@@ -278,15 +284,6 @@ class Watch:
         if age > _ALARM_AFTER and not self._alarmed:
             self._alarmed = True
             self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
-
-    @property
-    def _age(self) -> float:
-        """Seconds for which the run has been going, as far as is known."""
-        followed = self._clock.monotonic() - self._began
-        if self.execution is None or self.execution.started_at is None:
-            return followed
-        # The server's clock may differ from ours, so its view counts only where it says "older".
-        return max(followed, self._clock.time() - self.execution.started_at.timestamp())
 
 
 def _spoken(seconds: float) -> str:

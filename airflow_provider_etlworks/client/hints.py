@@ -8,7 +8,7 @@ shape, or silent about a run; whoever uses it goes on without it.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -143,23 +143,6 @@ class Choice(Generic[WatchedT]):
     interval: float
 
 
-@dataclass
-class _Demand:
-    """What some runs of one flow take: requests a second if asked for one by one, and those a history would spare."""
-
-    rate: float = 0.0
-    spared: float = 0.0
-    listed: list[Any] = field(default_factory=list)
-    runs: list[Any] = field(default_factory=list)
-
-    def add(self, run: Watched) -> None:
-        self.rate += 1 / run.interval
-        self.runs.append(run)
-        if run.is_in_history():
-            self.spared += 1 / run.interval
-            self.listed.append(run)
-
-
 def worth_asking(runs: Iterable[WatchedT], is_usable: Callable[[RunList], bool]) -> dict[RunList, Choice[WatchedT]]:
     """
     Choose the lists with which the fewest requests follow the runs.
@@ -168,36 +151,54 @@ def worth_asking(runs: Iterable[WatchedT], is_usable: Callable[[RunList], bool])
     :param is_usable: whether a list can be used at present.
     :return: the lists. Runs in none are asked for one by one.
     """
-    days: dict[int | None, dict[int, _Demand]] = defaultdict(lambda: defaultdict(_Demand))
+    days: dict[int | None, list[WatchedT]] = defaultdict(list)
     for run in runs:
-        days[run.day][run.flow_id].add(run)
+        days[run.day].append(run)
     chosen: dict[RunList, Choice[WatchedT]] = {}
-    for day, flows in days.items():
-        histories: dict[RunList, Choice[WatchedT]] = {}
-        rate = 0.0
-        for flow_id, demand in flows.items():
-            rate += demand.rate
-            # Alone in its flow, a run is asked for by itself.
-            if len(demand.listed) > 1:
-                choice = _as_fresh_as_needed(demand.listed)
-                if _is_worth_it(choice.interval, demand.spared) and is_usable(HistoryOfFlow(flow_id)):
-                    histories[HistoryOfFlow(flow_id)] = choice
-                    rate += 1 / choice.interval - demand.spared
-        everything = _as_fresh_as_needed([run for demand in flows.values() for run in demand.runs])
-        if day is not None and _is_worth_it(everything.interval, rate) and is_usable(RunsOfDay(day)):
+    for day, of_day in days.items():
+        histories = _histories_worth_asking(of_day, is_usable)
+        rate = requests_a_second(of_day, histories.values())
+        needed = _as_fresh_as_needed(of_day)
+        if day is not None and _is_worth_it(needed.interval, rate) and is_usable(RunsOfDay(day)):
             # One list for all costs so little that old runs need not wait longer than young ones.
-            young = min(run.poll_interval for run in everything.runs)
-            chosen[RunsOfDay(day)] = Choice(everything.runs, young) if _is_worth_it(young, rate) else everything
+            young = min([run.poll_interval for run in of_day])
+            chosen[RunsOfDay(day)] = Choice(of_day, young) if _is_worth_it(young, rate) else needed
         else:
             chosen |= histories
     return chosen
 
 
+def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[Choice[WatchedT]]) -> float:
+    """Return how many requests a second it takes to follow runs, where lists tell about some of them."""
+    rate = sum([1 / run.interval for run in runs])
+    for each in lists:
+        rate += 1 / each.interval - sum([1 / run.interval for run in each.runs])
+    return rate
+
+
+def _histories_worth_asking(
+    runs: list[WatchedT], is_usable: Callable[[RunList], bool]
+) -> dict[RunList, Choice[WatchedT]]:
+    if len({run.flow_id for run in runs}) == len(runs):
+        return {}
+    flows: dict[int, list[WatchedT]] = defaultdict(list)
+    for run in runs:
+        if run.is_in_history():
+            flows[run.flow_id].append(run)
+    chosen: dict[RunList, Choice[WatchedT]] = {}
+    for flow_id, of_flow in flows.items():
+        choice = _as_fresh_as_needed(of_flow)
+        if _is_worth_it(choice.interval, requests_a_second(of_flow, ())) and is_usable(HistoryOfFlow(flow_id)):
+            chosen[HistoryOfFlow(flow_id)] = choice
+    return chosen
+
+
 def _as_fresh_as_needed(runs: list[WatchedT]) -> Choice[WatchedT]:
-    return Choice(runs, min(run.interval for run in runs))
+    return Choice(runs, min([run.interval for run in runs]))
 
 
 def _is_worth_it(interval: float, rate: float) -> bool:
+    """Whether a list, asked for at this interval, spares enough of a rate of requests."""
     return _WORTH_IT / interval < rate
 
 

@@ -9,10 +9,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from airflow_provider_etlworks.client.clock import Clock
+    from airflow_provider_etlworks.client.settings import ClientSettings
 
 _MINUTE = 60.0
 # Requests a minute, for a minute after a server without a known limit has said that there is one: the cloud's.
 _CAREFUL_RATE = 600
+
+
+def pace_of(settings: ClientSettings, clock: Clock) -> Pace:
+    """Return the pace of a connection: one for all clients that this process has, or had, of it."""
+    limit = settings.requests_per_minute
+    # A hash, so that no secret is kept here.
+    who = hash((settings.login, settings.password, settings.tenant_id))
+    return _OF_CONNECTION.setdefault((settings.root_url, who, limit, clock), Pace(limit, clock))
 
 
 class Pace:
@@ -65,3 +74,6 @@ class Pace:
             self._resume_at = max(self._resume_at, self._clock.monotonic() + seconds)
             self._careful_until = self._resume_at + _MINUTE
             self._next = max(self._next, self._resume_at)
+
+
+_OF_CONNECTION: dict[tuple[str, int, int, Clock], Pace] = {}

@@ -30,7 +30,7 @@ from airflow_provider_etlworks.client.exchange import (
     unreachable,
     verification,
 )
-from airflow_provider_etlworks.client.pace import Pace
+from airflow_provider_etlworks.client.pace import pace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class EtlworksClient:
         self.clock = clock
         self._sleep = sleep
         self._auth = Authenticator(settings, clock)
-        self._pace = Pace(settings.requests_per_minute, clock)
+        self._pace = pace_of(settings, clock)
         self._renewing = threading.Lock()
         self._session = requests.Session()
         self._session.headers.update(COMMON_HEADERS)

@@ -30,6 +30,7 @@ from airflow_provider_etlworks.client.hints import (
     RunsOfDay,
     Trust,
     mentions,
+    requests_a_second,
     worth_asking,
 )
 
@@ -60,7 +61,10 @@ _BUDGET_WITHOUT_LIMIT = 300
 _SLOW_ROUND_AT_LEAST = 6
 # Seconds past its deadline that a last look may take.
 _LAST_LOOK = 20.0
-_LATE = 5.0
+# Demand must fall so far below the budget before it is said anew that it is above it.
+_RELAXED = 0.8
+# So many entries of a list are taken in before others get their turn in the event loop.
+_AT_A_TIME = 5_000
 
 
 class _Ask:
@@ -128,8 +132,9 @@ class _Run(_Ask):
 
     def settle(self, now: float, today: datetime) -> None:
         """Take in that time has passed: how often it is to be looked at, and which day's list should have it."""
-        self.interval = min(each.watch.interval for each in self.subscribers)
-        self.poll_interval = min(each.watch.poll_interval for each in self.subscribers)
+        watches = [each.watch for each in self.subscribers]
+        self.interval = min([watch.interval(now) for watch in watches])
+        self.poll_interval = min([watch.poll_interval for watch in watches])
         if self.unlisted:
             self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
         if self.day is None or (self.unlisted and RunsOfDay(self.day) in self.unlisted):
@@ -228,7 +233,7 @@ class Watcher:
         now = self._clock.monotonic()
         run = self._runs.get((flow_id, audit_id))
         if run is None:
-            run = _Run(flow_id, audit_id, subscriber.watch.interval)
+            run = _Run(flow_id, audit_id, subscriber.watch.poll_interval)
             self._runs[run.key] = run
             self._runs.move_to_end(run.key, last=False)
         run.subscribers.append(subscriber)
@@ -440,9 +445,7 @@ class Watcher:
     def _note_demand(self, chosen: dict[RunList, Choice[_Run]]) -> None:
         """Say once that more is watched than the budget can ask for at the intervals wanted."""
         limit = self.client.settings.requests_per_minute
-        listed = {run.key for choice in chosen.values() for run in choice.runs}
-        asks: list[_Run | _Listing] = [run for run in self._runs.values() if run.key not in listed]
-        wanted = sum(60 / ask.interval for ask in [*asks, *self._listings.values()])
+        wanted = 60 * requests_a_second(self._runs.values(), chosen.values())
         if limit and wanted > limit and not self._said_stretched:
             log.warning(
                 "%d runs are watched, which takes %.0f requests a minute; the connection's requests_per_minute is %d. "
@@ -452,7 +455,7 @@ class Watcher:
                 limit,
                 wanted / limit,
             )
-        self._said_stretched = bool(limit) and wanted > limit
+        self._said_stretched = bool(limit) and wanted > limit * (_RELAXED if self._said_stretched else 1)
 
     async def _read(self, listing: _Listing) -> None:
         """Read a list, and move the next looks of the runs that it tells about."""
@@ -465,37 +468,38 @@ class Watcher:
                 self._trust.failed(source, error)
                 self._choose_by(asked_at)
         else:
-            # To read it took the event loop a moment, and so will what follows.
-            await asyncio.sleep(0)
             self._trust.served(source)
-            self._take_hints(listing, asked_at, mentions(flows))
+            await self._take_in(listing, asked_at, mentions(flows))
         now = self._clock.monotonic()
         # A list that takes long is asked for less often.
         self._schedule(listing, max(asked_at + listing.interval, 2 * now - asked_at))
 
-    def _take_hints(self, listing: _Listing, asked_at: float, mentioned: Iterator[tuple[RunKey, bool]]) -> None:
-        source = listing.source
-        for key, going in mentioned:
+    async def _take_in(self, listing: _Listing, asked_at: float, mentioned: Iterator[tuple[RunKey, bool]]) -> None:
+        for taken, (key, going) in enumerate(mentioned):
+            if taken % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
             run = self._runs.get(key)
-            if run is None:
-                if going and self._ended_unlisted.get(key, asked_at) < asked_at:
-                    self._trust.lied(source, key[1])
-                    self._choose_by(asked_at)
-                    return
-                continue
-            run.listed_at = asked_at
-            if isinstance(source, RunsOfDay):
-                run.day = source.days_ago
-            if going:
-                run.hinted = False
-                run.covered_until = asked_at + _COVERS * max(run.interval, listing.interval)
-            else:
-                run.covered_until = asked_at
-                if not run.hinted:
-                    run.hinted = True
-                    self._hurry(run)
+            if run is not None:
+                self._take_hint(run, listing, asked_at, going=going)
+            elif going and self._ended_unlisted.get(key, asked_at) < asked_at:
+                self._trust.lied(listing.source, key[1])
+                self._choose_by(asked_at)
+                return
         silent = [run for run in listing.runs if run.is_open and run.listed_at != asked_at]
         for run in silent:
-            run.unlisted = {**(run.unlisted or {}), source: asked_at + _SILENT_FOR}
+            run.unlisted = {**(run.unlisted or {}), listing.source: asked_at + _SILENT_FOR}
         if silent:
             self._choose_by(asked_at)
+
+    def _take_hint(self, run: _Run, listing: _Listing, asked_at: float, *, going: bool) -> None:
+        run.listed_at = asked_at
+        if isinstance(listing.source, RunsOfDay):
+            run.day = listing.source.days_ago
+        if going:
+            run.hinted = False
+            run.covered_until = asked_at + _COVERS * max(run.interval, listing.interval)
+            return
+        run.covered_until = asked_at
+        if not run.hinted:
+            run.hinted = True
+            self._hurry(run)
