@@ -352,7 +352,7 @@ class Etlworks:
         """Check what must hold at the end of every test: at most one run per try, and its colour is that run's."""
         for went in self.tries:
             assert len(went.accepted) <= 1, f"one try started the runs {went.accepted}"
-            if went.result is not None and went.result["status"] is not None and went.accepted:
+            if went.result is not None and went.result.get("status") is not None and went.accepted:
                 assert went.result["audit_id"] == went.accepted[0]
 
 

@@ -1,0 +1,399 @@
+"""The listener operator: a payload is sent once, and the run that it starts is followed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_support import ScriptedServer, reply
+from support import BEGINNING, FLOW, RECORD_PATH, Task
+
+from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
+from airflow_provider_etlworks.compat import ObjectStoragePath
+from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator
+from airflow_provider_etlworks.operators.listener import LONGEST_ANSWER
+from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support import Etlworks
+
+LISTENER = "orders/new"
+LISTENER_PATH = f"/rest/v1/httplistener/{LISTENER}"
+
+
+class ListenerTask(Task):
+    """A task instance of the listener operator."""
+
+    def operator(self) -> Any:
+        return EtlworksHttpListenerOperator(task_id="send", **{"path": LISTENER, **self.arguments})
+
+
+@pytest.fixture(autouse=True)
+def _listening(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EtlworksHttpListenerOperator, "log", logging.getLogger("seen.EtlworksHttpListenerOperator"))
+    etlworks.flow(running=30, listener=LISTENER)
+
+
+def task(etlworks: Etlworks, *, store: bool = True, **arguments: Any) -> ListenerTask:
+    return ListenerTask(etlworks, arguments, **({} if store else {"store": None}))
+
+
+def sent(etlworks: Etlworks) -> list[Any]:
+    return [each for each in etlworks.sandbox.requests if each.path.startswith("/rest/v1/httplistener")]
+
+
+# --- What is sent ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body", "content_type"),
+    [
+        ({}, b"", None),
+        ({"payload": '{"order": "ü"}'}, '{"order": "ü"}'.encode(), "application/json"),
+        ({"payload": {"order": "ü", "lines": [1, 2]}}, '{"order": "ü", "lines": [1, 2]}'.encode(), "application/json"),
+        ({"payload": []}, b"[]", "application/json"),
+        ({"payload": ""}, b"", "application/json"),
+        ({"payload": "<order/>", "content_type": "application/xml"}, b"<order/>", "application/xml"),
+        ({"payload": {"a": 1}, "content_type": "application/vnd.api+json"}, b'{"a": 1}', "application/vnd.api+json"),
+    ],
+)
+def test_the_payload_arrives_as_it_was_given(
+    etlworks: Etlworks, arguments: dict[str, Any], body: bytes, content_type: str | None
+) -> None:
+    with ScriptedServer(lambda _: reply(body=b'{"messageUuid": "abc", "status": "accepted"}')) as server:
+        etlworks.connect(host=server.url)
+        went = task(etlworks, **arguments).run()
+
+    (request,) = server.received
+    assert (request.method, request.target) == ("POST", LISTENER_PATH)
+    assert request.body == body
+    assert request.headers.get("Content-Type") == content_type
+    assert went.result == {"message_uuid": "abc", "answer": {"messageUuid": "abc", "status": "accepted"}}
+
+
+@pytest.mark.parametrize("as_url", [False, True])
+def test_a_file_is_sent_byte_for_byte(etlworks: Etlworks, tmp_path: Path, as_url: bool) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "orders.bin").write_bytes(content)
+    path: Any = str(tmp_path / "orders.bin")
+    with ScriptedServer(lambda _: reply(body=b"thanks", content_type="text/plain")) as server:
+        etlworks.connect(host=server.url)
+        payload_path = ObjectStoragePath(f"file://{path}") if as_url else path
+        went = task(etlworks, payload_path=payload_path, content_type="application/octet-stream").run()
+
+    (request,) = server.received
+    assert request.body == content
+    assert request.headers["Content-Length"] == str(len(content))
+    assert went.result == {"message_uuid": None, "answer": "thanks"}
+
+
+def test_a_long_answer_is_cut(etlworks: Etlworks) -> None:
+    with ScriptedServer(lambda _: reply(body=json.dumps({"rows": ["x" * 100] * 1000}).encode())) as server:
+        etlworks.connect(host=server.url)
+        went = task(etlworks).run()
+
+    assert went.result is not None
+    assert isinstance(went.result["answer"], str)
+    assert len(went.result["answer"]) == LONGEST_ANSWER
+
+
+def test_an_answer_that_repeats_our_key_tells_it_to_nobody(etlworks: Etlworks) -> None:
+    with ScriptedServer(lambda request: reply(body=json.dumps(dict(request.headers)).encode())) as server:
+        etlworks.connect(host=server.url)
+        went = task(etlworks).run()
+
+    assert "sandbox-key" not in str(went.result)
+    assert "sandbox-key" not in etlworks.log_text
+    assert "Bearer ***" in str(went.result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"payload": "x", "payload_path": "y"}, "both are given"),
+        ({"wait_for_completion": True}, "takes flow_id"),
+        ({"poll_interval": 0}, "poll_interval is 0"),
+    ],
+)
+def test_what_cannot_work_is_said_when_the_dag_is_parsed(
+    etlworks: Etlworks, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        task(etlworks, **arguments).operator()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"path": "orders//new"}, "orders//new"),
+        ({"path": "../flows"}, "looks like"),
+        ({"payload": 7}, "payload is a int"),
+        ({"payload": {"a": 1}, "content_type": "text/xml"}, "content_type is 'text/xml'"),
+        ({"payload": {"a": float("nan")}}, "cannot be sent as JSON"),
+        ({"payload": {"a": object()}}, "cannot be sent as JSON"),
+        ({"payload_path": " "}, "payload_path is ' '"),
+        ({"flow_id": "orders"}, "flow_id is 'orders'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_sent(
+    etlworks: Etlworks, arguments: dict[str, Any], said: str
+) -> None:
+    went = task(etlworks, **arguments).run()
+
+    assert went.colour == "failed for good"
+    assert said in str(went.error)
+    assert etlworks.sandbox.requests == []
+
+
+def test_a_file_that_is_not_there_sends_nothing(etlworks: Etlworks, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        task(etlworks, payload_path=str(tmp_path / "none")).run()
+    assert etlworks.sandbox.requests == []
+
+
+# --- The run that it starts -----------------------------------------------------------------------------------------
+
+waits = pytest.mark.parametrize("deferrable", [False, True])
+
+
+def waiting_task(etlworks: Etlworks, **arguments: Any) -> ListenerTask:
+    return task(etlworks, **{"payload": {"id": 1}, "flow_id": FLOW, "wait_for_completion": True, **arguments})
+
+
+@waits
+@pytest.mark.parametrize(
+    ("ends", "fail_on_warning", "colour"),
+    [
+        ("success", False, "success"),
+        ("warning", False, "success"),
+        ("warning", True, "failed"),
+        ("error", False, "failed"),
+        ("canceled", False, "failed for good"),
+    ],
+)
+def test_the_task_ends_as_its_run(
+    etlworks: Etlworks, ends: str, fail_on_warning: bool, colour: str, deferrable: bool
+) -> None:
+    etlworks.flow(running=30, listener=LISTENER, ends=ends, records=1)
+    other = etlworks.run_of_somebody_else()
+
+    listener = waiting_task(etlworks, deferrable=deferrable, fail_on_warning=fail_on_warning)
+    went = listener.run()
+
+    _, run = etlworks.sandbox.runs()
+    assert run.audit_id != other
+    assert went.colour == colour
+    assert (went.event is not None) == deferrable
+    assert listener.xcoms["audit_id"] == run.audit_id
+    if colour == "success":
+        assert went.result is not None
+        assert (went.result["audit_id"], went.result["status"], went.result["records"]) == (run.audit_id, ends, 1)
+    assert len(sent(etlworks)) == 1
+
+
+def test_a_run_that_appears_late_is_found(etlworks: Etlworks) -> None:
+    etlworks.flow(running=60, listener=LISTENER, visible_after=40)
+
+    went = waiting_task(etlworks).run()
+
+    assert (went.colour, len(went.accepted)) == ("success", 1)
+
+
+def test_a_run_that_never_appears_is_said_and_the_payload_not_sent_again(etlworks: Etlworks) -> None:
+    etlworks.flow(running=60, listener=LISTENER, visible_after=4000)
+
+    went = waiting_task(etlworks).run()
+
+    assert went.colour == "failed for good"
+    assert "shows no run of flow 7" in str(went.error)
+    assert len(sent(etlworks)) == 1
+    assert 60 <= etlworks.clock.time() - BEGINNING < 90
+
+
+def test_faults_while_the_run_is_looked_for_pass(etlworks: Etlworks) -> None:
+    etlworks.sandbox.fault("GET", RECORD_PATH, status(503), times=5)
+
+    assert waiting_task(etlworks).run().colour == "success"
+
+
+def test_a_server_that_does_not_know_the_filter_does_not_give_us_another_run(etlworks: Etlworks) -> None:
+    other = {"auditId": 5, "flowId": FLOW, "status": "success", "messageId": "another"}
+    etlworks.sandbox.fault("GET", RECORD_PATH, broken_body(json.dumps(other), content_type="application/json"), times=3)
+
+    went = waiting_task(etlworks).run()
+
+    assert went.result is not None
+    assert went.result["audit_id"] == etlworks.sandbox.runs()[0].audit_id
+
+
+@pytest.mark.parametrize("answer", [b"thanks", b"[]", b"{}", b'{"messageUuid": null}', b"", b'"text"'])
+def test_an_answer_without_a_message_cannot_be_followed(etlworks: Etlworks, answer: bytes) -> None:
+    etlworks.sandbox.fault("POST", LISTENER_PATH, broken_body(answer, content_type="application/json"))
+
+    went = waiting_task(etlworks).run()
+
+    assert went.colour == "failed for good"
+    assert "no messageUuid" in str(went.error)
+    assert len(sent(etlworks)) == 1
+
+
+@waits
+def test_a_run_that_outlasts_the_timeout_is_stopped(etlworks: Etlworks, deferrable: bool) -> None:
+    etlworks.flow(running=86_400, listener=LISTENER)
+
+    went = waiting_task(etlworks, timeout=600, deferrable=deferrable).run()
+
+    assert went.colour == "failed"
+    assert "timeout (600 s)" in str(went.error)
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+# --- Sent once ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waits_for_it", [False, True])
+@pytest.mark.parametrize(
+    "fault",
+    [hang_up(), hang_up(carried_out=False), status(500), status(502), broken_body(code=500)],
+    ids=["lost answer", "lost payload", "500", "502", "proxy"],
+)
+def test_a_payload_that_may_have_been_received_is_not_sent_again(
+    etlworks: Etlworks, fault: Any, waits_for_it: bool
+) -> None:
+    etlworks.sandbox.fault("POST", LISTENER_PATH, fault)
+
+    went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
+
+    assert went.colour == "failed for good"
+    assert "may have been received, so it is not sent again" in str(went.error)
+    assert len(sent(etlworks)) == 1
+
+
+@pytest.mark.parametrize("waits_for_it", [False, True])
+def test_a_payload_that_certainly_was_not_received_is_sent_again(etlworks: Etlworks, waits_for_it: bool) -> None:
+    etlworks.sandbox.fault("POST", LISTENER_PATH, status(429, headers={"Retry-After": "7"}))
+
+    went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
+
+    assert went.colour == "success"
+    assert len(sent(etlworks)) == 2
+    assert len(went.accepted) == 1
+    assert etlworks.clock.time() >= BEGINNING + 7
+
+
+@pytest.mark.parametrize("code", [400, 403, 404])
+def test_a_refusal_is_told_and_the_next_try_may_send(etlworks: Etlworks, code: int) -> None:
+    etlworks.sandbox.fault("POST", LISTENER_PATH, status(code))
+    listener = waiting_task(etlworks)
+
+    refused, second = listener.run(), listener.run()
+
+    assert refused.colour == "failed"
+    assert str(code) in str(refused.error)
+    assert second.colour == "success"
+
+
+def test_no_connection_sends_nothing_and_the_next_try_may(etlworks: Etlworks, closed_port: int) -> None:
+    listener = waiting_task(etlworks)
+    etlworks.connect(host=f"http://127.0.0.1:{closed_port}")
+    refused = listener.run()
+    etlworks.connect()
+
+    assert refused.colour == "failed"
+    assert listener.run().colour == "success"
+
+
+# --- Retries and kills ----------------------------------------------------------------------------------------------
+
+
+class WorkerLost(BaseException):
+    """The machine is gone."""
+
+
+def lose_worker(monkeypatch: pytest.MonkeyPatch, listener: ListenerTask, at: str) -> None:
+    """Make one try, and lose its worker when it comes to a method."""
+    with monkeypatch.context() as patch:
+
+        def gone(*_: Any, **__: Any) -> Any:
+            raise WorkerLost
+
+        patch.setattr(EtlworksHttpListenerOperator, at, gone)
+        with pytest.raises(WorkerLost):
+            listener.run()
+
+
+@pytest.mark.parametrize("at", ["_run_of_message", "_follow"])
+def test_after_a_lost_worker_the_run_is_followed(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    listener = waiting_task(etlworks)
+    lose_worker(monkeypatch, listener, at)
+
+    went = listener.run()
+
+    (run,) = etlworks.sandbox.runs()
+    assert went.result is not None
+    assert went.result["audit_id"] == run.audit_id
+    assert len(sent(etlworks)) == 1
+
+
+def test_after_a_worker_lost_while_it_sent_nothing_is_sent_again(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = waiting_task(etlworks)
+    lose_worker(monkeypatch, listener, "_send")
+
+    went = listener.run()
+
+    assert went.colour == "failed for good"
+    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert sent(etlworks) == []
+    listener.clear()
+    assert listener.run().colour == "success"
+
+
+def test_after_a_bad_end_the_payload_is_sent_again(etlworks: Etlworks) -> None:
+    etlworks.flow(running=30, listener=LISTENER, ends="error")
+    listener = waiting_task(etlworks)
+    first = listener.run()
+    etlworks.flow(running=30, listener=LISTENER)
+    second = listener.run()
+
+    assert (first.colour, second.colour) == ("failed", "success")
+    assert len(sent(etlworks)) == 2
+
+
+def test_a_kill_stops_the_run(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600, listener=LISTENER)
+    listener = waiting_task(etlworks)
+    operator = listener.operator()
+    etlworks.clock.at(100, operator.on_kill)
+
+    with pytest.raises(EtlworksExecutionFailed):
+        operator.execute(listener.next_try())
+
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_a_kill_while_the_run_is_looked_for_stops_it(etlworks: Etlworks) -> None:
+    etlworks.flow(running=3600, listener=LISTENER, visible_after=10)
+    listener = waiting_task(etlworks)
+    operator = listener.operator()
+    etlworks.clock.at(5, operator.on_kill)
+
+    with pytest.raises(Exception, match="killed"):
+        operator.execute(listener.next_try())
+
+    assert etlworks.sandbox.runs()[0].stop_requested
+
+
+def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(etlworks: Etlworks) -> None:
+    listener = waiting_task(etlworks)
+    operator = listener.operator()
+    operator._message = (FLOW, "")
+
+    operator.on_kill()
+
+    assert etlworks.warnings("The task was killed while it sent its payload")
