@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "serve":
         return serve(options.host, options.port, options.flows)
     # The demo starts an Airflow; the server needs nothing of what the demo imports.
-    demo = importlib.import_module("airflow_provider_etlworks.sandbox.demo")
+    name = "promotion_demo" if options.promotion else "demo"
+    demo = importlib.import_module(f"airflow_provider_etlworks.sandbox.{name}")
     code: int = demo.main(keep=options.keep)
     return code
 
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--flows", type=Path, metavar="FILE.yaml", help="flows to serve (default: a small company's)")
     demo = commands.add_parser("demo", help="run the example DAGs in a real Airflow against a sandbox")
     demo.add_argument("--keep", action="store_true", help="keep Airflow and the sandbox running afterwards")
+    demo.add_argument(
+        "--promotion", action="store_true", help="instead, promote flows from one sandbox to another, and roll back"
+    )
     return parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from airflow_provider_etlworks.sandbox.pages import RUN_PATH
 from airflow_provider_etlworks.sandbox.server import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from airflow_provider_etlworks.sandbox.runs import SandboxRun
 
@@ -29,7 +30,7 @@ LOG_TAIL_LINES = 20
 # Each example DAG, and how many of its tasks fail because their flow ends in error on purpose.
 EXAMPLES = {"etlworks_run_flow": 0, "etlworks_fan_out": 1}
 
-_COLORS = {"success": "green", "failed": "red", "running": "cyan", "deferred": "magenta"}
+COLORS = {"success": "green", "failed": "red", "running": "cyan", "deferred": "magenta"}
 _BAD_ENDINGS = ("error", "canceled")
 
 
@@ -79,22 +80,18 @@ class Outcome:
         return self.state == ("failed" if self.flow_ended_badly else "success")
 
 
-class Demo:
+class Narrator:
     """
-    The example DAGs in a running Airflow.
+    Tells what happens, with the time since the beginning.
 
-    :param console: Where to tell what happens.
-    :param sandbox: The running sandbox.
-    :param airflow: The running Airflow, connected to it.
-    :param began: When the demo began, by ``time.monotonic()``.
+    :ivar console: Where.
     """
 
-    def __init__(self, console: Console, sandbox: Sandbox, airflow: LocalAirflow, began: float) -> None:
-        self.console = console
-        self.sandbox = sandbox
-        self.airflow = airflow
-        self.began = began
-        self.runs: Mapping[str, str] = {}
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=WIDTH_WITHOUT_TERMINAL)
 
     def say(self, text: str) -> None:
         """
@@ -102,7 +99,32 @@ class Demo:
 
         :param text: The line.
         """
-        self.console.print(f"{time.monotonic() - self.began:5.1f} s  {text}", highlight=False, markup=False)
+        self.console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False, markup=False)
+
+    def complain(self, text: str) -> None:
+        """
+        Print what is wrong.
+
+        :param text: What to print.
+        """
+        self.console.print(text, style="red", highlight=False, markup=False)
+
+
+class Demo:
+    """
+    The example DAGs in a running Airflow.
+
+    :param narrator: Tells what happens.
+    :param sandbox: The running sandbox.
+    :param airflow: The running Airflow, connected to it.
+    """
+
+    def __init__(self, narrator: Narrator, sandbox: Sandbox, airflow: LocalAirflow) -> None:
+        self.narrator = narrator
+        self.console = narrator.console
+        self.sandbox = sandbox
+        self.airflow = airflow
+        self.runs: Mapping[str, str] = {}
 
     def run(self) -> bool:
         """
@@ -112,7 +134,7 @@ class Demo:
         :raises LocalAirflowError: if Airflow cannot run them.
         """
         self.runs = {dag_id: self.airflow.trigger_dag(dag_id) for dag_id in EXAMPLES}
-        self.say(f"Running {' and '.join(self.runs)}")
+        self.narrator.say(f"Running {' and '.join(self.runs)}")
         self._follow()
         outcomes = self._outcomes()
         self.console.print(self._table(outcomes))
@@ -120,7 +142,7 @@ class Demo:
         self._tell_what_is_intended(outcomes)
         problems = list(self._problems(outcomes))
         for problem in problems:
-            self.console.print(problem, style="red", highlight=False, markup=False)
+            self.narrator.complain(problem)
         return not problems
 
     def _outcomes(self) -> list[Outcome]:
@@ -157,7 +179,7 @@ class Demo:
         for outcome in self._outcomes():
             if shown.get(outcome.label) != outcome.state:
                 shown[outcome.label] = outcome.state
-                self.say(f"{outcome.label}: {outcome.state}")
+                self.narrator.say(f"{outcome.label}: {outcome.state}")
         return ended
 
     def _table(self, outcomes: list[Outcome]) -> Table:
@@ -172,7 +194,7 @@ class Demo:
             run = outcome.flow_run
             table.add_row(
                 outcome.label,
-                f"[{_COLORS.get(outcome.state, 'default')}]{outcome.state}",
+                f"[{COLORS.get(outcome.state, 'default')}]{outcome.state}",
                 outcome.took,
                 f"{run.audit_id} of flow {run.flow_id}: {run.status}" if run else "",
                 self._page(run) if run else "",
@@ -227,30 +249,63 @@ def main(keep: bool = False) -> int:
     :param keep: Leave both running afterwards, until Ctrl-C. Default ``False``.
     :return: The exit code: 0 if everything ended as the examples document, 1 if not, 130 after Ctrl-C.
     """
-    began = time.monotonic()
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
+    return carry_out(lambda narrator: _run_examples(narrator, keep))
+
+
+def _run_examples(narrator: Narrator, keep: bool) -> bool:
+    with Sandbox() as sandbox:
+        airflow = LocalAirflow(example_dags_folder(), {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection})
+        narrator.say(f"Etlworks sandbox at {sandbox.url}")
+        with running(airflow, narrator):
+            good = Demo(narrator, sandbox, airflow).run()
+            if keep:
+                keep_running(narrator)
+    return good
+
+
+@contextmanager
+def running(airflow: LocalAirflow, narrator: Narrator) -> Iterator[None]:
+    """
+    Run an Airflow for the length of a block, and say so.
+
+    :param airflow: The Airflow.
+    :param narrator: Tells what happens.
+    """
+    narrator.say(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
+    with airflow:
+        yield
+
+
+def keep_running(narrator: Narrator) -> None:
+    """
+    Wait until Ctrl-C.
+
+    :param narrator: Tells what happens.
+    :raises KeyboardInterrupt: always.
+    """
+    narrator.console.print("Airflow and the sandbox keep running. Ctrl-C ends and removes everything.")
+    threading.Event().wait()
+
+
+def carry_out(demo: Callable[[Narrator], bool]) -> int:
+    """
+    Carry out a demo, and tell how it went.
+
+    :param demo: What to do; returns whether everything ended as it should.
+    :return: The exit code: 0 if it did, 1 if not, 130 after Ctrl-C.
+    """
+    narrator = Narrator()
     try:
-        with Sandbox() as sandbox:
-            airflow = LocalAirflow(example_dags_folder(), {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection})
-            demo = Demo(console, sandbox, airflow, began)
-            demo.say(f"Etlworks sandbox at {sandbox.url}")
-            demo.say(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
-            with airflow:
-                good = demo.run()
-                if keep:
-                    console.print("Airflow and the sandbox keep running. Ctrl-C ends and removes everything.")
-                    threading.Event().wait()
-        if good:
-            demo.say("Everything ended as it should. Run the demo with --keep to look around in the UI.")
-        return 0 if good else 1
+        good = demo(narrator)
     except KeyboardInterrupt:
-        console.print("Interrupted. Everything is ended and removed.")
+        narrator.console.print("Interrupted. Everything is ended and removed.")
         return 130
     except (LocalAirflowError, FileNotFoundError) as error:
-        console.print(f"The demo could not be carried out: {error}", style="red", highlight=False, markup=False)
+        narrator.complain(f"The demo could not be carried out: {error}")
         return 1
+    if good:
+        narrator.say("Everything ended as it should. Run the demo with --keep to look around in the UI.")
+    return 0 if good else 1
 
 
 def example_dags_folder() -> Path:

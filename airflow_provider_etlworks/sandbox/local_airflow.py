@@ -400,10 +400,39 @@ class LocalAirflow:
         }
         self._call("POST", f"/dags/{_quoted(dag_id)}/clearTaskInstances", body)
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> None:
+    def wait_for_question(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120.0) -> dict[str, Any]:
+        """
+        Wait until a task asks a person something. Airflow before 3.1 has no such tasks.
+
+        :param dag_id: The DAG.
+        :param run_id: The DAG run.
+        :param task_id: The task.
+        :param timeout: Seconds. Default 120.
+        :return: What it asks, as Airflow's API tells it: ``subject``, ``body`` in Markdown, ``options``, ….
+        :raises LocalAirflowError: if it does not ask in time, or a component died meanwhile.
+        """
+        self.wait_for_task_state(dag_id, run_id, task_id, "awaiting_input", "deferred", timeout=timeout)
+        question: dict[str, Any] = self._call("GET", _question_path(dag_id, run_id, task_id))
+        return question
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """
+        Answer a task that asks a person, as the buttons in the UI do.
+
+        :param dag_id: The DAG.
+        :param run_id: The DAG run.
+        :param task_id: The task, which must be waiting already.
+        :param option: One of its options, such as ``Approve``.
+        :raises LocalAirflowError: if Airflow refuses.
+        """
+        body = {"chosen_options": [option], "params_input": {}}
+        self._call("PATCH", _question_path(dag_id, run_id, task_id), body)
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         answer = self._api(method, path, json=body)
         if not answer.ok:
             raise LocalAirflowError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text}")
+        return answer.json() if answer.content else None
 
     def _api(self, method: str, path: str, **arguments: Any) -> requests.Response:
         """Send a request to Airflow's own API."""
@@ -653,6 +682,11 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def _question_path(dag_id: str, run_id: str, task_id: str) -> str:
+    run_path = f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
+    return f"{run_path}/taskInstances/{_quoted(task_id)}/-1/hitlDetails"
 
 
 def _quoted(part: str) -> str:
