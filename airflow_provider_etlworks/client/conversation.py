@@ -13,8 +13,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from airflow_provider_etlworks.client.endpoints import Call
+from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
 
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
@@ -52,3 +53,17 @@ class SignIn:
 
 Step = Call[Any] | Once | Pause | SignIn
 Conversation = Generator[Step, Any, ResultT]
+
+
+def everything(paged: PagedCall[ItemT]) -> Conversation[list[ItemT]]:
+    """Read a list to its end, page by page."""
+    items: list[ItemT] = []
+    previous: Page[ItemT] | None = None
+    call: Call[Page[ItemT]] | None = paged.first()
+    while call is not None:
+        page: Page[ItemT] = yield call
+        if page.repeats(previous):
+            break
+        items += page.items
+        call, previous = paged.following(len(items), page), page
+    return items

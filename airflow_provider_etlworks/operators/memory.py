@@ -1,11 +1,14 @@
-"""What a task remembers of its start from one try to the next, where Airflow keeps it (3.3 and later)."""
+"""What a task remembers of what it sent, from one try to the next, where Airflow keeps it (3.3 and later)."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-_KEY = "etlworks_start"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+NoteT = TypeVar("NoteT", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,34 @@ class RememberedStart:
     message_uuid: str | None = None
 
 
-class Memory:
+@dataclass(frozen=True)
+class RememberedImport:
     """
-    Keeps the start in the task's state store.
+    An import that this task sent, or was about to send.
+
+    :ivar sha256: the bundle's hash.
+    :ivar before: what the target had before it, as ``client.importing.marks_of`` tells.
+    :ivar max_tries: as above.
+    :ivar backup_path: where the backup is that was made before it.
+    :ivar backup_sha256: the backup's hash.
+    """
+
+    sha256: str
+    before: dict[str, list[list[int]]]
+    max_tries: int
+    backup_path: str | None = None
+    backup_sha256: str | None = None
+
+
+class _Notes(Generic[NoteT]):
+    """
+    Keeps a note in the task's state store.
 
     :param store: Airflow's store; ``None`` keeps nothing, as before Airflow 3.3 or with ``durable=False``.
     """
+
+    _key: ClassVar[str]
+    _kind: type[NoteT]
 
     def __init__(self, store: Any | None) -> None:
         self._store = store
@@ -48,30 +73,42 @@ class Memory:
         """Whether anything is kept."""
         return self._store is not None
 
-    def recall(self) -> RememberedStart | None:
-        """Return the start that is kept; ``None`` where there is none that this release can read."""
-        kept = self._store.get(_KEY) if self._store is not None else None
+    def recall(self) -> NoteT | None:
+        """Return the note that is kept; ``None`` where there is none that this release can read."""
+        kept = self._store.get(self._key) if self._store is not None else None
         if not isinstance(kept, dict):
             return None
         try:
-            return RememberedStart(
-                **{each.name: kept[each.name] for each in fields(RememberedStart) if each.name in kept}
-            )
+            return self._kind(**{each.name: kept[each.name] for each in fields(self._kind) if each.name in kept})
         except TypeError:
             return None
 
-    def keep(self, start: RememberedStart) -> None:
-        """Keep a start, instead of the one before."""
+    def keep(self, note: NoteT) -> None:
+        """Keep a note, instead of the one before."""
         if self._store is not None:
-            self._store.set(_KEY, asdict(start))
+            self._store.set(self._key, asdict(note))
 
     def add(self, **changes: Any) -> None:
-        """Add to the start that is kept."""
-        start = self.recall()
-        if start is not None:
-            self.keep(replace(start, **changes))
+        """Add to the note that is kept."""
+        note = self.recall()
+        if note is not None:
+            self.keep(replace(note, **changes))
 
     def forget(self) -> None:
-        """Forget the start: it is certain that nothing came of it."""
+        """Forget the note: it is certain that nothing came of it."""
         if self._store is not None:
-            self._store.delete(_KEY)
+            self._store.delete(self._key)
+
+
+class Memory(_Notes[RememberedStart]):
+    """Keeps the start of a run."""
+
+    _key = "etlworks_start"
+    _kind = RememberedStart
+
+
+class ImportMemory(_Notes[RememberedImport]):
+    """Keeps the sending of an import."""
+
+    _key = "etlworks_import"
+    _kind = RememberedImport
