@@ -455,15 +455,17 @@ def latest_execution(
     )
 
 
-def execution_history(flow_id: int, *, limit: int = PAGE_SIZE) -> PagedCall[Execution]:
+def execution_history(flow_id: int, *, since: str | None = None, limit: int = PAGE_SIZE) -> PagedCall[Execution]:
     """
     List a flow's runs, newest first.
 
+    :param since: ISO 8601; only runs after it, where the server knows the filter.
     :param limit: how many to ask for at a time, 200 at most.
     """
     return PagedCall(
         f"/v1/executions/{flow_id}/history",
         lambda value: Execution.from_json(value, flow_id=flow_id),
+        query=_query(since=since),
         limit=limit,
     )
 
@@ -544,7 +546,7 @@ def preview_import(bundle: bytes | Body) -> Call[Any]:
     return Call(
         "POST",
         "/v1/io/import/preview",
-        _json(lambda value: value),
+        _import_answer,
         body=bundle,
         content_type=JSON_TYPE,
         repeatable=True,
@@ -557,7 +559,7 @@ def import_bundle(bundle: bytes | Body) -> Call[Any]:
 
 
 def _import_answer(answer: Answer) -> Any:
-    """Read the answer to an import. One without content says nothing, unless its status is 204."""
+    """Read the answer to an import or its preview. An empty one says nothing, unless its status is 204."""
     if answer.status != 204 and not answer.body.strip():
         raise EtlworksReplyError("The answer is empty.")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.awaiting import Awaited
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
     EtlworksConflict,
     EtlworksError,
     EtlworksExecutionTimeout,
@@ -24,6 +26,7 @@ from airflow_provider_etlworks.client.models import (
     Execution,
     Flow,
     FlowStart,
+    FlowTask,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -42,9 +45,10 @@ from airflow_provider_etlworks.provider_info import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from airflow_provider_etlworks.client.bodies import Body
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
 _TEST_TIMEOUTS = {"connect": 3.0, "read": 4.0}
 # A task that is killed has about five seconds left.
 _STOP_TIMEOUTS = {"connect": 1.0, "read": 2.0}
+# Seconds in which an export, a preview or an import says nothing, at most.
+_BUNDLE_READ_TIMEOUT = 600.0
 
 
 class EtlworksHook(BaseHook):
@@ -105,6 +111,13 @@ class EtlworksHook(BaseHook):
         """The client of this connection, with one pool of TCP connections."""
         return _client(self.settings)
 
+    @cached_property
+    def bundle_client(self) -> EtlworksClient:
+        """A client like :attr:`client` that waits longer for an answer: Etlworks may work on a bundle for minutes."""
+        settings = self.settings
+        read_timeout = max(settings.read_timeout, _BUNDLE_READ_TIMEOUT)
+        return _client(settings.with_timeouts(connect=settings.connect_timeout, read=read_timeout))
+
     def get_conn(self) -> EtlworksClient:
         """Return :attr:`client`."""
         return self.client
@@ -148,61 +161,109 @@ class EtlworksHook(BaseHook):
     # --- Flows and their runs -------------------------------------------------------------------------------------
 
     def list_flows(
-        self, *, q: str | None = None, tags: Sequence[str] = (), sort: str | None = None, since: str | None = None
+        self,
+        *,
+        q: str | None = None,
+        tags: Sequence[str] = (),
+        sort: str | None = None,
+        since: datetime | str | None = None,
     ) -> Iterator[Flow]:
         """
-        List flows.
+        List flows, without the parts that only :meth:`get_flow` tells.
 
         :param q: only flows with this text in their name.
-        :param tags: only flows with these tags.
-        :param sort: field to sort by, ``-`` before it for descending.
-        :param since: ISO 8601; only flows changed after it.
+        :param tags: only flows with all these tags.
+        :param sort: Etlworks's name of the field to sort by, ``-`` before it for descending.
+        :param since: a datetime or ISO 8601; only flows changed after it.
+        :return: an iterator of ``Flow``: id, name, tags, how many schedules are on and off, and more.
+        :raises EtlworksForbidden: the role does not allow it.
+        :source: REST quickstart, ``GET /v1/flows`` and "Filtering".
         """
-        return self.client.iterate(endpoints.list_flows(q=q, tags=tags, sort=sort, since=since))
+        return self.client.iterate(endpoints.list_flows(q=q, tags=tags, sort=sort, since=_iso(since)))
 
     def get_flow(self, flow_id: int) -> Flow:
-        """Read one whole flow."""
+        """
+        Read one whole flow.
+
+        :param flow_id: the flow.
+        :return: a ``Flow``; ``raw`` has all of it, such as transformations and connections.
+        :raises EtlworksNotFound: there is none, or this user cannot see it.
+        :source: code examples, ``GET /v1/flows/{id}``.
+        """
         return self.client.send(endpoints.get_flow(flow_id))
 
     def find_flow(self, name: str) -> Flow:
         """
-        Find the one flow with exactly this name.
+        Find the one flow with exactly this name, case included. All flows are listed for that.
 
+        :param name: the name.
+        :return: a ``Flow``, as :meth:`list_flows` gives it.
         :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
         """
         return flow_named(name, list(self.list_flows()))
+
+    def replace_flow(self, flow_id: int, flow: Mapping[str, Any]) -> Flow:
+        """
+        Replace a whole flow. What ``flow`` lacks is wiped: :meth:`update_flow` changes single fields.
+
+        :param flow_id: the flow.
+        :param flow: all of it, by Etlworks's names: what :meth:`get_flow` has in ``raw``, changed.
+        :return: the ``Flow`` as it is now.
+        :raises EtlworksConflict: somebody else changed it since it was read, or the name is taken.
+        :raises EtlworksForbidden: it takes the role Editor.
+        :source: code examples, ``PUT /v1/flows/{id}``.
+        """
+        return self.client.send(endpoints.replace_flow(flow_id, flow))
 
     def update_flow(self, flow_id: int, changes: Mapping[str, Any]) -> Flow:
         """
         Change some fields of a flow, and keep all others.
 
-        Etlworks replaces flows whole, so the flow is read first. A concurrent change (409) is met by reading it once
-        more.
+        Etlworks replaces flows whole, so the flow is read first. Where somebody else changes it in between (409), it is
+        read once more.
 
-        :param changes: the fields to change, by Etlworks's names.
+        :param flow_id: the flow.
+        :param changes: the fields to change, by Etlworks's names, such as ``{"description": "…"}``.
+        :return: the ``Flow`` as it is now.
+        :raises EtlworksConflict: it was changed again, or the new name is taken.
+        :raises EtlworksForbidden: it takes the role Editor.
+        :source: code examples, ``PUT /v1/flows/{id}``; quickstart, "409".
         """
+        return self._changed(flow_id, lambda _: changes)
+
+    def tag_flows(self, flow_ids: Sequence[int], add: Sequence[str] = (), remove: Sequence[str] = ()) -> list[Flow]:
+        """
+        Add and remove tags of flows, and keep their other tags, also those that somebody else adds meanwhile.
+
+        :param flow_ids: the flows. Those that need no change are not written.
+        :param add: tags to add.
+        :param remove: tags to remove.
+        :return: each ``Flow`` as it is now.
+        :raises EtlworksConflict: a flow was changed twice while its tags were.
+        :raises EtlworksForbidden: it takes the role Editor.
+        :source: code examples, "Bulk tag flows".
+        """
+
+        def retag(flow: Flow) -> Mapping[str, Any]:
+            kept = [tag for tag in flow.tags if tag not in remove]
+            tags = [*kept, *(tag for tag in dict.fromkeys(add) if tag not in kept)]
+            return {} if tags == list(flow.tags) else {"tags": tags}
+
+        return [self._changed(flow_id, retag) for flow_id in flow_ids]
+
+    def _changed(self, flow_id: int, change: Callable[[Flow], Mapping[str, Any]]) -> Flow:
+        """Change what ``change`` says of the flow as it is, and ask it again where the flow has changed since."""
         for last in (False, True):
             flow = self.get_flow(flow_id)
+            changes = change(flow)
+            if not changes:
+                return flow
             try:
-                return self.client.send(endpoints.replace_flow(flow_id, {**flow.raw, **changes}))
+                return self.replace_flow(flow_id, {**flow.raw, **changes})
             except EtlworksConflict:
                 if last:
                     raise
         raise AssertionError("the loop returns or raises")
-
-    def tag_flows(self, flow_ids: Sequence[int], add: Sequence[str] = (), remove: Sequence[str] = ()) -> list[Flow]:
-        """
-        Add and remove tags of flows, and keep their other tags. Flows that need no change are not written.
-
-        :return: the flows as they are now.
-        """
-        flows = []
-        for flow_id in flow_ids:
-            flow = self.get_flow(flow_id)
-            tags = [tag for tag in flow.tags if tag not in remove]
-            tags += [tag for tag in add if tag not in tags]
-            flows.append(flow if tags == list(flow.tags) else self.update_flow(flow_id, {"tags": tags}))
-        return flows
 
     def run_flow(
         self,
@@ -231,15 +292,30 @@ class EtlworksHook(BaseHook):
         audit_id = started.audit_id if started else None
         return FlowStart(flow_id=flow_id, audit_id=audit_id, status=StartStatus.STARTED, status_code=0)
 
-    def get_execution(self, flow_id: int, audit_id: int | None = None) -> Execution | None:
+    def get_execution(
+        self,
+        flow_id: int,
+        audit_id: int | None = None,
+        *,
+        status: str | None = None,
+        message_uuid: str | None = None,
+    ) -> Execution | None:
         """
-        Read the record of a run.
+        Read the record of a run: the one with this audit id, or the flow's newest.
 
-        :param audit_id: which run; ``None`` is the flow's newest.
-        :return: the record; ``None`` where the flow never ran.
+        :param flow_id: the flow.
+        :param audit_id: which run; ``None`` is the newest.
+        :param status: the newest with this status, such as ``success``.
+        :param message_uuid: the one that this message to a listener started.
+        :return: an ``Execution``; ``None`` where there is no such run yet.
+        :raises EtlworksNotFound: there is no run with this audit id.
+        :raises EtlworksConfigError: more than one of the three is given.
+        :source: quickstart, ``GET /v1/executions/{flowId}``.
         """
+        if sum(each is not None for each in (audit_id, status, message_uuid)) > 1:
+            raise EtlworksConfigError("Give one of audit_id, status and message_uuid, or none for the newest run.")
         if audit_id is None:
-            return self.client.send(endpoints.latest_execution(flow_id))
+            return self.client.send(endpoints.latest_execution(flow_id, status=status, message_uuid=message_uuid))
         return self.client.send(endpoints.get_execution(flow_id, audit_id))
 
     def wait_for_execution(
@@ -321,15 +397,28 @@ class EtlworksHook(BaseHook):
             found = client.converse(Awaited(flow_id, message_uuid=message_uuid).find())
         return None if found is None else found.audit_id
 
-    def execution_history(self, flow_id: int) -> Iterator[Execution]:
-        """List a flow's runs, newest first, asking for pages as they are needed."""
-        return self.client.iterate(endpoints.execution_history(flow_id))
+    def execution_history(self, flow_id: int, *, since: datetime | str | None = None) -> Iterator[Execution]:
+        """
+        List a flow's runs, newest first (an assumption), asking for pages as they are needed.
+
+        :param flow_id: the flow.
+        :param since: a datetime or ISO 8601; only runs after it, where the server knows the filter.
+        :return: an iterator of ``Execution``.
+        :raises EtlworksNotFound: there is no such flow.
+        :source: quickstart, ``GET /v1/executions/{flowId}/history``.
+        """
+        return self.client.iterate(endpoints.execution_history(flow_id, since=_iso(since)))
 
     def execution_log(self, flow_id: int, audit_id: int, *, last_lines: int | None = None) -> str:
         """
         Read the log of a run.
 
+        :param flow_id: the flow.
+        :param audit_id: the run.
         :param last_lines: only so many lines from its end; a long log is then never held in memory.
+        :return: the text.
+        :raises EtlworksNotFound: there is no such run.
+        :source: support pages, ``GET /v1/executions/console/download``.
         """
         from airflow_provider_etlworks.client.tail import last_lines_of
 
@@ -339,20 +428,56 @@ class EtlworksHook(BaseHook):
         with self.client.stream(call) as pieces:
             return "\n".join(last_lines_of(pieces, last_lines))
 
+    def execution_tasks(self, audit_id: int, *, type: str | None = None) -> list[FlowTask]:  # noqa: A002  # Etlworks's name
+        """
+        List the tasks inside a run.
+
+        :param audit_id: the run.
+        :param type: only ``stream``, ``extract``, ``load``, ``task`` or ``hwm``.
+        :return: a list of ``FlowTask``: name, type, start, duration in milliseconds, records.
+        :raises EtlworksForbidden: it takes the role Administrator.
+        :raises EtlworksNotFound: there is no such run.
+        :source: support pages, ``GET /etl/rest/v1/tasks/{auditId}/``, below the bare host.
+        """
+        return self.client.send(endpoints.execution_tasks(audit_id, type=type))
+
+    def executions_of_day(self, days_ago: int = 0) -> list[Execution]:
+        """
+        List all runs of all flows of one day.
+
+        :param days_ago: 0 is today, 1 is yesterday.
+        :return: a list of ``Execution``, with what the report has of each.
+        :raises EtlworksForbidden: it takes the role Administrator.
+        :source: support pages, ``GET /v1/metrics/executions``.
+        """
+        return self.client.send(endpoints.executions_of_day(days_ago))
+
     # --- Everything around them -----------------------------------------------------------------------------------
 
     def metrics_summary(self, window_hours: int = 24) -> MetricsSummary:
-        """Read how many runs the last hours had, and how they ended."""
+        """
+        Read how many runs the last hours had, and how they ended.
+
+        :param window_hours: how many hours back.
+        :return: a ``MetricsSummary``: total, succeeded and failed, and durations in milliseconds.
+        :raises EtlworksForbidden: the role does not allow it.
+        :source: code examples, ``GET /v1/metrics/executions/summary``.
+        """
         return self.client.send(endpoints.metrics_summary(window_hours))
 
-    def audit_events(self, *, resource_type: str | None = None, since: str | None = None) -> Iterator[AuditEvent]:
+    def audit_events(
+        self, *, resource_type: str | None = None, since: datetime | str | None = None
+    ) -> Iterator[AuditEvent]:
         """
-        List the audit log. Takes the role Administrator.
+        List the audit log: who changed what, and when.
 
         :param resource_type: only events of this kind of thing, such as ``flow``.
-        :param since: ISO 8601; only events after it.
+        :param since: a datetime or ISO 8601; only events after it.
+        :return: an iterator of ``AuditEvent``, asking for pages as they are needed.
+        :raises EtlworksForbidden: it takes the role Administrator.
+        :source: code examples, ``GET /v1/audit``.
         """
-        return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=since))
+        return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=_iso(since)))
 
     def export_flows(self, flow_ids: Sequence[int], *, include_connections: bool = True) -> bytes:
         """Export flows as one bundle. It is sensitive: keep it out of logs and XComs."""
@@ -367,49 +492,123 @@ class EtlworksHook(BaseHook):
         return self.client.send(endpoints.import_bundle(bundle))
 
     def create_connection(self, connection: Mapping[str, Any]) -> Connection:
-        """Create a connection inside Etlworks: ``name description connectionType properties tags``."""
+        """
+        Create a connection inside Etlworks (not one of Airflow's). Sent once.
+
+        :param connection: ``name description connectionType properties tags``. Write secrets as ``{{secret:name}}``.
+        :return: the ``Connection``, with its id.
+        :raises EtlworksBadRequest: a field is missing or wrong.
+        :raises EtlworksConflict: the name is taken.
+        :source: code examples, ``POST /v1/connections``.
+        """
         return self.client.send(endpoints.create_connection(connection))
 
+    def get_etlworks_connection(self, connection_id: int) -> Connection:
+        """
+        Read a connection inside Etlworks.
+
+        :param connection_id: its id.
+        :return: the ``Connection``. Its properties, in ``raw``, may hold secrets: keep them out of logs and XComs.
+        :raises EtlworksNotFound: there is none.
+        :source: code examples, ``GET /v1/connections/{id}``.
+        """
+        return self.client.send(endpoints.get_connection(connection_id))
+
     def test_etlworks_connection(self, connection: Mapping[str, Any]) -> Any:
-        """Test a connection inside Etlworks without saving it. The answer's shape is not documented."""
+        """
+        Test a connection inside Etlworks. Nothing is saved.
+
+        :param connection: as for :meth:`create_connection`.
+        :return: Etlworks's answer, whose shape is not documented.
+        :raises EtlworksRefused: the answer says ``"success": false``; the message has the reason.
+        :source: code examples, ``POST /v1/connections/test``.
+        """
         return self.client.send(endpoints.test_connection(connection))
 
     def create_schedule(self, schedule: Mapping[str, Any]) -> Schedule:
-        """Create a schedule: ``name description flowId schedule enabled tags``."""
+        """
+        Create a schedule. Sent once.
+
+        :param schedule: ``name description flowId schedule enabled tags``; ``schedule`` is like ``0 0 4 * * ?``.
+        :return: the ``Schedule``, with its id.
+        :raises EtlworksBadRequest: a field is missing or wrong.
+        :source: code examples, ``POST /v1/schedules``.
+        """
         return self.client.send(endpoints.create_schedule(schedule))
 
+    def list_schedules(self, flow_id: int) -> Iterator[Schedule]:
+        """
+        List a flow's schedules.
+
+        :param flow_id: the flow.
+        :return: an iterator of ``Schedule``.
+        :source: ``GET /v1/schedules?flowId=``, an assumption.
+        """
+        return self.client.iterate(endpoints.list_schedules(flow_id))
+
     def pause_schedule(self, schedule_id: int) -> None:
-        """Turn a schedule off. Pausing what is paused is no error."""
+        """
+        Turn a schedule off. Pausing what is paused is no error.
+
+        :param schedule_id: the schedule.
+        :raises EtlworksNotFound: there is none.
+        :source: code examples, ``PUT /v1/schedules/{id}/disable``.
+        """
         self.client.send(endpoints.pause_schedule(schedule_id))
 
     def resume_schedule(self, schedule_id: int) -> None:
-        """Turn a schedule on."""
+        """
+        Turn a schedule on. Resuming what is on is no error.
+
+        :param schedule_id: the schedule.
+        :raises EtlworksNotFound: there is none.
+        :source: code examples, ``PUT /v1/schedules/{id}/enable``.
+        """
         self.client.send(endpoints.resume_schedule(schedule_id))
 
     def create_webhook(self, webhook: Mapping[str, Any]) -> Webhook:
-        """Create a webhook: ``name description events url method secret flowIncludes flowExcludes enabled``."""
+        """
+        Create a webhook: Etlworks calls its URL when something happens. Sent once.
+
+        :param webhook: ``name description events url method secret flowIncludes flowExcludes enabled``; events are
+            ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release.
+        :return: the ``Webhook``, with its id.
+        :raises EtlworksForbidden: it takes the role Administrator.
+        :raises EtlworksBadRequest: a field is missing or wrong.
+        :source: code examples, ``POST /v1/webhooks``.
+        """
         return self.client.send(endpoints.create_webhook(webhook))
 
     def send_to_listener(
-        self, path: str, payload: bytes | None = None, *, content_type: str = endpoints.JSON_TYPE
+        self, path: str, payload: bytes | Body | None = None, *, content_type: str = endpoints.JSON_TYPE
     ) -> Any:
         """
-        Send a payload to a user-defined endpoint.
+        Send a payload to a user-defined endpoint, once: again only where it certainly did not reach Etlworks.
 
         :param path: the path that the flow's author chose, such as ``orders/new``.
-        :return: the author's own answer: JSON where it is JSON, else text.
+        :param payload: what is sent; ``None`` is a request without a body.
+        :param content_type: its type.
+        :return: the author's own answer: JSON where it is JSON, else text. A ``messageUuid`` in it finds the run that
+            it started: ``get_execution(flow_id, message_uuid=…)``.
+        :raises EtlworksNotFound: nobody listens there.
+        :raises EtlworksUnreachable: no answer came; unless ``unprocessed`` is set, it may have been received.
+        :source: support pages, ``POST /v1/httplistener/{path}``.
         """
         return self.client.send(endpoints.send_to_listener(path, payload, content_type))
 
     def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, json: Any = None) -> Any:
         """
-        Make any other call, with the same log-in, retries and errors.
+        Make any other call, with the same log-in, retries and errors. ``POST`` and ``PATCH`` are sent once.
 
-        :param path: a path below ``/rest``, such as ``/v1/flows``, or an absolute URL of the same host.
+        :param method: the HTTP method.
+        :param path: a percent-encoded path below ``/rest``, such as ``/v1/flows``, or an absolute URL of the same host,
+            for ``/plugins/…`` and ``/etl/…``.
         :param query: parameters of the URL; a list repeats its name.
-        :param json: the body.
+        :param json: the body; ``None`` sends none.
         :return: the answer as JSON where it is JSON, else text; ``None`` where it is empty.
-        :raises EtlworksConfigError: the URL belongs to another host.
+        :raises EtlworksConfigError: the path is none, or the URL belongs to another host; nothing was sent.
+        :raises EtlworksApiError: the server refused; the kind of error tells why.
+        :source: quickstart, "The REST API".
         """
         return self.client.send(
             endpoints.request(method, path, query=query, json=json, root_url=self.settings.root_url)
@@ -421,3 +620,7 @@ def _client(settings: ClientSettings) -> EtlworksClient:
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
     return EtlworksClient(settings)
+
+
+def _iso(moment: datetime | str | None) -> str | None:
+    return moment.isoformat() if isinstance(moment, datetime) else moment
