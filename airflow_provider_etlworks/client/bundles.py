@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from airflow_provider_etlworks.client.bodies import PIECE, pieces_of
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
-    EtlworksReplyError,
     error_message,
     excerpt,
 )
@@ -118,6 +117,11 @@ class Inspection:
         return self._format or (Format.IO if self._start in (b"{", b"[") else Format.OLDER)
 
     @property
+    def refusal(self) -> str | None:
+        """The reason that an error gives which came in the place of a bundle; ``None`` where it is none."""
+        return _refusal(self._text) if self.size <= PIECE else None
+
+    @property
     def fault(self) -> str | None:
         """What is wrong with the bundle that has passed; ``None`` where it is one. Nothing of it is repeated."""
         head = self._text
@@ -127,7 +131,7 @@ class Inspection:
             # Markup is no bundle, so its text may be read.
             said = excerpt(head)
             return f"it is a page of markup: {said!r}" if said else "it is a page of markup"
-        if self.size <= PIECE and (reason := _refusal(head)) is not None:
+        if (reason := self.refusal) is not None:
             return f"it says: {excerpt(reason)}"
         if self.format is Format.OLDER:
             return None
@@ -302,8 +306,3 @@ class Manifest:
 def instance_of(settings: ClientSettings) -> str:
     """Return the name of an instance: its address without the scheme."""
     return settings.root_url.partition("://")[2].lower()
-
-
-def refused(what: str, fault: str) -> EtlworksReplyError:
-    """Return the error for an answer that is no bundle."""
-    return EtlworksReplyError(f"The answer to {what} is no bundle: {fault}.")

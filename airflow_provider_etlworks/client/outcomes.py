@@ -184,7 +184,7 @@ def _item(value: Mapping[str, Any], kind: str, fate: Fate, key: str) -> Item:
         fate=own if own is not Fate.UNCLEAR else fate,
         status=status,
         message=message,
-        uses=tuple(_names(value.get("connections"))) if kind != "connection" else (),
+        uses=tuple(names_in(value.get("connections"))) if kind != "connection" else (),
     )
 
 
@@ -216,10 +216,11 @@ def _graph(answer: Any) -> dict[str, list[str]]:
     graph = answer.get("graph") if isinstance(answer, Mapping) else None
     if not isinstance(graph, Mapping):
         return {}
-    return {str(name): [each for each in _names(uses) if _number(each) is None] for name, uses in graph.items()}
+    return {str(name): [each for each in names_in(uses) if _number(each) is None] for name, uses in graph.items()}
 
 
-def _names(value: Any) -> list[str]:
+def names_in(value: Any) -> list[str]:
+    """Return the names in a list or a map of names, or of things that have one."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.compat import BaseOperator
+from airflow_provider_etlworks.compat import AirflowFailException, BaseOperator, task_state_store
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -13,7 +13,21 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from airflow_provider_etlworks.client.bundles import Manifest
+    from airflow_provider_etlworks.client.importing import Import, Imported
+    from airflow_provider_etlworks.client.models import Flow
+    from airflow_provider_etlworks.client.previews import Preview
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+    from airflow_provider_etlworks.operators.bundles import OpenBundle
+    from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
+    from airflow_provider_etlworks.operators.storage import StoredFile
+
+# Flows of the target that are read to learn which connections it has.
+_MOST_READ = 25
+# Things that an import's result names.
+_MOST_ITEMS = 100
+# Seconds by which the clocks of Airflow and Etlworks may differ.
+_CLOCK_SKEW = 300.0
 
 
 class _BundleOperator(BaseOperator):
@@ -58,7 +72,7 @@ class EtlworksExportOperator(_BundleOperator):
         where the server only has the older export API.
     :raises AirflowFailException: an argument or the connection cannot work, or the selection names a flow that is not
         there, names two, or is empty: another try would not help.
-    :raises EtlworksBundleError: the answer is no bundle, or not a whole one.
+    :raises EtlworksReplyError: the answer is no bundle, or not a whole one.
     """
 
     template_fields: Sequence[str] = ("path", "flow_ids", "flow_names", "tags", "etlworks_conn_id")
@@ -84,7 +98,45 @@ class EtlworksExportOperator(_BundleOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Export the flows."""
-        raise NotImplementedError
+        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.operators.bundles import export_bundle
+        from airflow_provider_etlworks.operators.storage import stored_file
+
+        with hopeless_tries_fail_for_good():
+            file = stored_file("path", self.path)
+            manifest = export_bundle(
+                self.hook.bundle_client,
+                self._selected_flows(),
+                file,
+                include_connections=self.include_connections,
+                log=self.log,
+            )
+        self.log.info(
+            "Exported %s flows to %s: %s bytes, SHA-256 %s.",
+            len(manifest.flow_ids),
+            file.path,
+            manifest.size,
+            manifest.sha256,
+        )
+        return {
+            "path": file.path,
+            "sha256": manifest.sha256,
+            "bytes": manifest.size,
+            "flow_ids": manifest.flow_ids,
+            "flow_names": manifest.flow_names,
+            "format": manifest.format,
+        }
+
+    def _selected_flows(self) -> list[Flow]:
+        from airflow_provider_etlworks.client.selecting import selected
+        from airflow_provider_etlworks.operators.arguments import texts, whole_numbers
+
+        return selected(
+            list(self.hook.list_flows()),
+            ids=[] if self.flow_ids is None else whole_numbers("flow_ids", self.flow_ids),
+            names=[] if self.flow_names is None else texts("flow_names", self.flow_names),
+            tags=[] if self.tags is None else texts("tags", self.tags),
+        )
 
 
 class EtlworksImportPreviewOperator(_BundleOperator):
@@ -98,10 +150,10 @@ class EtlworksImportPreviewOperator(_BundleOperator):
     :param expected_sha256: refuse a bundle with another SHA-256, before anything is sent. (templated)
     :param etlworks_conn_id: the Airflow connection of the target. (templated)
     :return: a dict of bounded size: ``path``, ``sha256``, ``preview_path``, ``format``; ``new``, ``replaced``,
-        ``kept`` and ``unclear``: lists of ``{"kind", "name"}``, 50 of each at most; ``missing_connections``: names,
-        50 at most; ``counts``: the whole length of each of these lists, by its name; ``shape_known``: whether the
-        answer could be read; and ``markdown``: all of it for people, 8,000 characters at most, with every name
-        escaped.
+        ``kept``, ``failed``, ``unclear`` and ``missing_others``: lists of ``{"kind", "name"}``, 50 of each at most;
+        ``missing_connections``: names, 50 at most; ``counts``: the whole length of each of these lists, by its name;
+        ``shape_known``: whether the answer could be read; and ``markdown``: all of it for people, 8,000 characters at
+        most, with every name escaped.
     :raises AirflowFailException: an argument or the connection cannot work, there is no bundle, or it is another one
         than expected: another try would not help.
     """
@@ -118,10 +170,82 @@ class EtlworksImportPreviewOperator(_BundleOperator):
     ) -> None:
         super().__init__(path=path, etlworks_conn_id=etlworks_conn_id, **kwargs)
         self.expected_sha256 = expected_sha256
+        self._needs = _given(expected_sha256=expected_sha256)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask for the preview."""
-        raise NotImplementedError
+        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
+        from airflow_provider_etlworks.operators.bundles import PREVIEW_ENDING, open_bundle
+        from airflow_provider_etlworks.operators.storage import stored_file
+
+        with hopeless_tries_fail_for_good():
+            _check_rendered(self, self._needs)
+            file = stored_file("path", self.path)
+            with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
+                raw = file.beside(PREVIEW_ENDING)
+                preview = self._preview(bundle, raw)
+                markdown = preview.markdown(self._introduction(bundle), raw.path)
+        if missing := preview.missing_connections:
+            self.log.warning("%s connections are missing in the target.", len(missing))
+        self.log.info("What the import would change:\n%s", markdown)
+        return {
+            "path": file.path,
+            "sha256": bundle.inspected.sha256,
+            "preview_path": raw.path,
+            "format": bundle.inspected.format.value,
+            **preview.summary(),
+            "markdown": markdown,
+        }
+
+    def _preview(self, bundle: OpenBundle, raw: StoredFile) -> Preview:
+        from airflow_provider_etlworks.client.outcomes import Fate
+        from airflow_provider_etlworks.client.previews import preview_of
+        from airflow_provider_etlworks.operators.bundles import ask_for_preview
+
+        answer = ask_for_preview(self.hook.bundle_client, bundle, raw)
+        flows = list(self.hook.list_flows())
+        target_flows = [flow.name for flow in flows]
+        preview = preview_of(answer, flow_names=bundle.flow_names, target_flows=target_flows, target_connections=[])
+        doubtful = (*preview.missing_connections, *preview.of(Fate.UNCLEAR))
+        if not any(item.kind == "connection" for item in doubtful):
+            return preview
+        touched = {item.name for item in preview.items if item.kind == "flow"}
+        return preview_of(
+            answer,
+            flow_names=bundle.flow_names,
+            target_flows=target_flows,
+            target_connections=self._connections_of([flow for flow in flows if flow.name in touched]),
+        )
+
+    def _connections_of(self, flows: list[Flow]) -> set[str]:
+        """Return the names of the connections that some of these flows use."""
+        from airflow_provider_etlworks.client.errors import EtlworksError
+        from airflow_provider_etlworks.client.outcomes import names_in
+
+        names: set[str] = set()
+        for flow in flows[:_MOST_READ]:
+            try:
+                names.update(names_in(self.hook.get_flow(flow.id).raw.get("connections")))
+            except EtlworksError as error:
+                self.log.warning("Which connections flow %s uses cannot be read: %s", flow.id, error)
+        return names
+
+    def _introduction(self, bundle: OpenBundle) -> str:
+        from airflow_provider_etlworks.client.bundles import instance_of
+        from airflow_provider_etlworks.client.previews import escaped
+
+        settings, manifest = self.hook.settings, bundle.manifest
+        said = [f"Import into **{escaped(instance_of(settings))}**: {bundle.inspected.size} bytes."]
+        said += [f"SHA-256: {bundle.inspected.sha256}."]
+        if manifest is None:
+            said += ["Where the bundle comes from is not known: nothing is written beside it."]
+        else:
+            said += [f"Exported from {escaped(manifest.host)} at {escaped(manifest.exported_at)}."]
+            if manifest.is_from(settings):
+                said += ["**That is the very instance that it is to be imported into.**"]
+            if not manifest.include_connections:
+                said += ["The bundle brings no connections: all that its flows use must be in the target."]
+        return " ".join(said)
 
 
 class EtlworksImportOperator(_BundleOperator):
@@ -167,7 +291,205 @@ class EtlworksImportOperator(_BundleOperator):
         self.expected_sha256 = expected_sha256
         self.backup_path = backup_path
         self.allow_same_instance = allow_same_instance
+        self._needs = _given(expected_sha256=expected_sha256, backup_path=backup_path)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the bundle."""
-        raise NotImplementedError
+        from airflow_provider_etlworks.client.errors import EtlworksImportFailed, EtlworksImportUnknown
+        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
+        from airflow_provider_etlworks.operators.bundles import open_bundle
+        from airflow_provider_etlworks.operators.storage import stored_file
+
+        with hopeless_tries_fail_for_good():
+            _check_rendered(self, self._needs)
+            file = stored_file("path", self.path)
+            backup_file = None if self.backup_path is None else stored_file("backup_path", self.backup_path)
+            with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
+                self._check_origin(bundle)
+                try:
+                    imported, note = self._import(context, bundle, backup_file)
+                except (EtlworksImportFailed, EtlworksImportUnknown) as error:
+                    # Another try would import once more, or find the same.
+                    raise AirflowFailException(str(error)) from error
+        return self._result(bundle, imported, note)
+
+    # --- Before it ------------------------------------------------------------------------------------------------
+
+    def _check_origin(self, bundle: OpenBundle) -> None:
+        from airflow_provider_etlworks.client.errors import EtlworksConfigError
+
+        if self.allow_same_instance:
+            return
+        settings, manifest = self.hook.settings, bundle.manifest
+        if manifest is None:
+            raise EtlworksConfigError(
+                f"Nothing beside {bundle.path!r} says which instance it comes from, so it cannot be told from the "
+                "target. Keep its .meta.json beside it, or set allow_same_instance=True."
+            )
+        if manifest.is_from(settings):
+            raise EtlworksConfigError(
+                f"The bundle comes from {manifest.host}, the very instance that it is to be imported into. Nothing was "
+                "sent. If that is meant, or these are two tenants whose connections do not both name their tenant_id, "
+                "set allow_same_instance=True."
+            )
+
+    def _backed_up(self, bundle: OpenBundle, flows: list[Flow], file: StoredFile) -> Manifest | None:
+        """Export what the import will overwrite; ``None`` where there is nothing."""
+        from airflow_provider_etlworks.client.errors import EtlworksConfigError
+        from airflow_provider_etlworks.operators.bundles import export_bundle
+
+        if bundle.manifest is None:
+            raise EtlworksConfigError(
+                f"Nothing beside {bundle.path!r} says which flows are in it, so what it overwrites cannot be backed "
+                "up. Nothing was sent. Keep its .meta.json beside it, or leave backup_path out."
+            )
+        if file.path in (bundle.path, self.path):
+            raise EtlworksConfigError(f"backup_path is {file.path!r}, the bundle's own path; it must be another one.")
+        overwritten = [flow for flow in flows if flow.name in set(bundle.flow_names)]
+        if not overwritten:
+            self.log.info("Nothing to back up: the target has none of the bundle's flows.")
+            return None
+        backup = export_bundle(self.hook.bundle_client, overwritten, file, include_connections=True, log=self.log)
+        self.log.info("Backed up %s flows to %s, SHA-256 %s.", len(overwritten), file.path, backup.sha256)
+        return backup
+
+    # --- The import -----------------------------------------------------------------------------------------------
+
+    def _import(
+        self, context: Context, bundle: OpenBundle, backup_file: StoredFile | None
+    ) -> tuple[Imported, RememberedImport]:
+        """Carry the import out, unless an earlier try of this task did."""
+        from airflow_provider_etlworks.client.importing import Import, marks_of
+        from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
+
+        client, memory = self.hook.bundle_client, ImportMemory(task_state_store(context))
+
+        def remember(sent: bool) -> None:
+            if sent:
+                memory.keep(note)
+            else:
+                memory.forget()
+
+        importing = Import(
+            call=bundle.import_call(),
+            flow_names=bundle.flow_names,
+            clock=client.clock,
+            log=self.log,
+            user=self.hook.settings.login,
+            remember=remember,
+        )
+        if (earlier := self._earlier_import(context, memory, bundle, importing)) is not None:
+            return earlier
+        flows = list(self.hook.list_flows())
+        if not memory.is_durable:
+            self._check_target_untouched(context, importing, flows)
+        backup = None if backup_file is None else self._backed_up(bundle, flows, backup_file)
+        note = RememberedImport(
+            sha256=bundle.inspected.sha256,
+            before=marks_of(flows, bundle.flow_names),
+            max_tries=context["ti"].max_tries,
+            backup_path=backup_file.path if backup_file is not None and backup is not None else None,
+            backup_sha256=backup.sha256 if backup is not None else None,
+        )
+        self.log.info(
+            "Importing %s bytes, SHA-256 %s, into %s.",
+            bundle.inspected.size,
+            bundle.inspected.sha256,
+            self.hook.settings.root_url,
+        )
+        with bundle.explained(importing.call):
+            return client.converse(importing.carry_out(note.before)), note
+
+    def _earlier_import(
+        self, context: Context, memory: ImportMemory, bundle: OpenBundle, importing: Import
+    ) -> tuple[Imported, RememberedImport] | None:
+        """Return what an earlier try of this task imported, if it sent the same bundle and its end is not known."""
+        note = memory.recall()
+        if note is None or note.sha256 != bundle.inspected.sha256:
+            return None
+        if note.max_tries != context["ti"].max_tries:
+            self.log.warning("This task was cleared after it had sent its import. Importing once more.")
+            return None
+        self.log.warning("An earlier try sent this import. Looking in the target; nothing is repeated.")
+        why = "the task ended before the answer came"
+        return self.hook.bundle_client.converse(importing.look_for(note.before, why)), note
+
+    def _check_target_untouched(self, context: Context, importing: Import, flows: list[Flow]) -> None:
+        """
+        Make sure that no earlier try of this task has imported: all that can be done before Airflow 3.3.
+
+        :raises EtlworksImportUnknown: one may have.
+        """
+        from airflow_provider_etlworks.client.errors import EtlworksImportUnknown
+        from airflow_provider_etlworks.client.importing import WHAT_TO_DO, named
+
+        began = context["dag_run"].start_date
+        if context["ti"].try_number <= 1 or began is None:
+            return
+        since = began.timestamp() - _CLOCK_SKEW
+        # Where it is not known which flows the bundle has, it may be any.
+        names = set(importing.flow_names) or {flow.name for flow in flows}
+        changed = [
+            flow.name
+            for flow in flows
+            if flow.name in names and (flow.modified_at is None or flow.modified_at.timestamp() >= since)
+        ]
+        if changed:
+            raise EtlworksImportUnknown(
+                "An earlier try of this task may have imported the bundle, or not: since this DAG run began, these "
+                f"flows changed in the target: {named(changed)}. Nothing was sent again. {WHAT_TO_DO}"
+            )
+
+    # --- After it -------------------------------------------------------------------------------------------------
+
+    def _result(self, bundle: OpenBundle, imported: Imported, note: RememberedImport) -> dict[str, Any]:
+        from airflow_provider_etlworks.client.errors import EtlworksError
+        from airflow_provider_etlworks.client.importing import named
+        from airflow_provider_etlworks.client.outcomes import Fate
+
+        flow_ids: list[int] = []
+        try:
+            flows = list(self.hook.list_flows())
+        except EtlworksError as error:
+            self.log.warning("It was imported; which ids the flows have in the target cannot be read: %s", error)
+        else:
+            ids = {flow.name: flow.id for flow in flows}
+            flow_ids = [ids[name] for name in bundle.flow_names if name in ids]
+            if absent := [name for name in bundle.flow_names if name not in ids]:
+                self.log.warning("Etlworks took the import, but does not list these flows: %s", named(absent))
+        if missing := [item.label for item in imported.items if item.fate is Fate.MISSING]:
+            self.log.warning("Etlworks took the import, and says that these are missing: %s", named(missing))
+        self.log.info("Imported %s.", named(bundle.flow_names) if bundle.flow_names else bundle.path)
+        return {
+            "path": bundle.path,
+            "sha256": bundle.inspected.sha256,
+            "bytes": bundle.inspected.size,
+            "format": bundle.inspected.format.value,
+            "flow_ids": flow_ids,
+            "flow_names": bundle.flow_names,
+            "items": [
+                {
+                    "kind": item.kind,
+                    "id": item.id,
+                    "name": item.name[:120],
+                    "status": item.status[:40] or item.fate.value,
+                }
+                for item in imported.items[:_MOST_ITEMS]
+            ],
+            "told_by": "answer" if imported.by_answer else "target",
+            "backup_path": note.backup_path,
+            "backup_sha256": note.backup_sha256,
+        }
+
+
+def _given(**arguments: Any) -> list[str]:
+    return [name for name, value in arguments.items() if value is not None]
+
+
+def _check_rendered(operator: Any, names: list[str]) -> None:
+    """Refuse to go on without a check or a backup that was asked for, but that a template rendered to nothing."""
+    from airflow_provider_etlworks.client.errors import EtlworksConfigError
+
+    for name in names:
+        if getattr(operator, name) is None:
+            raise EtlworksConfigError(f"{name} was given, and is None once it is rendered. Did the task before run?")

@@ -1,0 +1,221 @@
+"""Bundles between Etlworks and files: written while they arrive, checked before they are sent."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.bodies import pieces_of
+from airflow_provider_etlworks.client.bundles import BundleBody, Format, Inspection, Manifest, instance_of
+from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.errors import (
+    EtlworksBadRequest,
+    EtlworksConfigError,
+    EtlworksNotFound,
+    EtlworksRefused,
+    EtlworksReplyError,
+    redact,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from airflow_provider_etlworks.client.conversation import Log
+    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.models import Flow
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+    from airflow_provider_etlworks.operators.storage import StoredFile
+
+MANIFEST_ENDING = ".meta.json"
+PREVIEW_ENDING = ".preview.json"
+
+# Bytes of an answer to a preview that are read; a longer one is only kept.
+_LONGEST_PREVIEW = 4 * 1024 * 1024
+
+
+# --- Export ---------------------------------------------------------------------------------------------------------
+
+
+def export_bundle(
+    client: EtlworksClient, flows: Sequence[Flow], file: StoredFile, *, include_connections: bool, log: Log
+) -> Manifest:
+    """
+    Export flows into a file, and write beside it what they are.
+
+    :param client: the client of the instance.
+    :param flows: the flows.
+    :param file: where the bundle goes; an older one stays as it is until the new one is whole.
+    :param include_connections: whether the connections that the flows use are in the bundle too.
+    :param log: is told what happens.
+    :return: what was written beside the bundle.
+    :raises EtlworksReplyError: the answer is no bundle, or not a whole one.
+    :raises EtlworksError: it failed.
+    """
+    flow_ids = [flow.id for flow in flows]
+    try:
+        inspected = _received(
+            client, endpoints.export_flows(flow_ids, include_connections=include_connections), file, Format.IO
+        )
+    except (EtlworksNotFound, EtlworksBadRequest) as error:
+        if error.status not in (404, 405):
+            raise
+        log.warning("%s Using the older export API, which always includes connections.", error)
+        inspected = _received(client, endpoints.export_flows_older(flow_ids), file, Format.OLDER)
+    now = datetime.fromtimestamp(client.clock.time(), tz=timezone.utc)
+    manifest = Manifest(
+        format=inspected.format.value,
+        host=instance_of(client.settings),
+        tenant=client.settings.tenant_id,
+        exported_at=now.isoformat(timespec="seconds"),
+        sha256=inspected.sha256,
+        size=inspected.size,
+        flow_ids=flow_ids,
+        flow_names=[flow.name for flow in flows],
+        include_connections=include_connections or inspected.format is Format.OLDER,
+    )
+    file.beside(MANIFEST_ENDING).write(manifest.to_json())
+    return manifest
+
+
+def _received(client: EtlworksClient, call: Call[Any], file: StoredFile, format: Format) -> Inspection:  # noqa: A002  # as in Inspection
+    """Write the answer to an export into a file, and check it on its way."""
+
+    def take(pieces: Iterator[bytes]) -> Inspection:
+        inspected = Inspection(format)
+        with file.replaced() as target:
+            for piece in inspected.watch(pieces):
+                target.write(piece)
+            if (fault := inspected.fault) is not None:
+                said = redact(f"The answer to {call} is no bundle: {fault}.", client.settings.secrets)
+                refused = inspected.refusal is not None
+                raise EtlworksRefused(said, status=200) if refused else EtlworksReplyError(said)
+        return inspected
+
+    return client.receive(call, take)
+
+
+# --- A bundle that is to be sent ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenBundle:
+    """
+    A bundle that was checked, and is open to be sent.
+
+    :ivar path: where it is.
+    :ivar inspected: its format, length and hash.
+    :ivar manifest: what is known of it; ``None`` where nothing was written beside it.
+    :ivar body: it, as a request's body.
+    """
+
+    path: str
+    inspected: Inspection
+    manifest: Manifest | None
+    body: BundleBody
+
+    @property
+    def flow_names(self) -> list[str]:
+        """The names of its flows, as far as known."""
+        return self.manifest.flow_names if self.manifest else []
+
+    def preview_call(self) -> Call[Any]:
+        """Return the call that asks what its import would change."""
+        if self.inspected.format is Format.OLDER:
+            return endpoints.preview_import_older(self.body)
+        return endpoints.preview_import(self.body)
+
+    def import_call(self) -> Call[Any]:
+        """Return the call that imports it."""
+        if self.inspected.format is Format.OLDER:
+            return endpoints.import_bundle_older(self.body)
+        return endpoints.import_bundle(self.body)
+
+    @contextmanager
+    def explained(self, call: Call[Any]) -> Iterator[None]:
+        """Explain what it means where the target does not know the call for this bundle's format."""
+        try:
+            yield
+        except (EtlworksNotFound, EtlworksBadRequest) as error:
+            if error.status not in (404, 405):
+                raise
+            raise EtlworksConfigError(
+                f"{error} The bundle is of the format {self.inspected.format.value!r}, and an Etlworks without {call} "
+                "cannot import it. Source and target may be of different releases."
+            ) from error
+
+
+@contextmanager
+def open_bundle(file: StoredFile, expected_sha256: str | None) -> Iterator[OpenBundle]:
+    """
+    Check a bundle, and open it to be sent.
+
+    :param file: where it is.
+    :param expected_sha256: the hash that it must have.
+    :raises EtlworksConfigError: there is none, it is none, or it is another one than expected.
+    """
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(file.opened())
+        except FileNotFoundError as error:
+            raise EtlworksConfigError(f"There is no bundle at {file.path!r}. Export one there first.") from error
+        manifest = _manifest_beside(file)
+        inspected = Inspection(Format(manifest.format) if manifest else None)
+        for piece in pieces_of(source):
+            inspected.take(piece)
+        if expected_sha256 is not None and inspected.sha256 != expected_sha256:
+            raise EtlworksConfigError(
+                f"The bundle at {file.path!r} is not the expected one: its SHA-256 is {inspected.sha256}, expected is "
+                f"{expected_sha256}. Nothing was sent. It was changed or exported anew; preview and approve it again."
+            )
+        if manifest is not None and manifest.sha256 != inspected.sha256:
+            raise EtlworksConfigError(
+                f"The bundle at {file.path!r} is not the one that its {MANIFEST_ENDING} describes: its SHA-256 is "
+                f"{inspected.sha256}, and not {manifest.sha256}. Nothing was sent. It was changed after its export, or "
+                "its export was broken off; export again."
+            )
+        if (fault := inspected.fault) is not None:
+            raise EtlworksConfigError(f"{file.path!r} is no bundle: {fault}.")
+        yield OpenBundle(file.path, inspected, manifest, BundleBody(source, inspected))
+
+
+def _manifest_beside(file: StoredFile) -> Manifest | None:
+    beside = file.beside(MANIFEST_ENDING)
+    text = beside.read()
+    if text is None:
+        return None
+    try:
+        return Manifest.from_json(text)
+    except EtlworksConfigError as error:
+        raise EtlworksConfigError(f"{beside.path!r} cannot be used: {error}") from error
+
+
+# --- Preview --------------------------------------------------------------------------------------------------------
+
+
+def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: StoredFile) -> Any:
+    """
+    Ask what importing a bundle would change, and keep the raw answer.
+
+    :param client: the client of the target.
+    :param bundle: the bundle.
+    :param file: where the raw answer goes.
+    :return: the answer, read as JSON; ``None`` where it is too long to be read.
+    :raises EtlworksError: it failed.
+    """
+    call = bundle.preview_call()
+
+    def take(pieces: Iterator[bytes]) -> Any:
+        kept = bytearray()
+        with file.replaced() as target:
+            for piece in pieces:
+                target.write(piece)
+                kept += piece[: max(0, _LONGEST_PREVIEW + 1 - len(kept))]
+            if len(kept) > _LONGEST_PREVIEW:
+                return None
+            return call.result(Answer(200, {}, bytes(kept)), client.settings.secrets)
+
+    with bundle.explained(call):
+        return client.receive(call, take)
