@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 # What is due within this many seconds is asked in one go: thousands of runs must not set thousands of timers.
 _TICK = 0.05
+_NEVER = float("-inf")
 # Lists are chosen anew at least this often, and so soon after somebody came.
 _CHOOSE_EVERY = 10.0
 _CHOOSE_SOON = 1.0
@@ -54,9 +55,7 @@ _COVERS = 1.5
 _FRESH_ENOUGH = 0.95
 # Seconds after which a list that was silent about a run is believed to know it now.
 _SILENT_FOR = 900.0
-# The slow round takes a tenth of the budget; half of it while there are runs that nobody has looked at yet.
 _SHARE_OF_SLOW_ROUND = 0.1
-_SHARE_OF_FIRST_ROUND = 0.5
 _BUDGET_WITHOUT_LIMIT = 300
 _SLOW_ROUND_AT_LEAST = 6
 # Seconds past its deadline that a last look may take.
@@ -116,9 +115,7 @@ class _Run(_Ask):
         self.call = endpoints.get_execution(flow_id, audit_id)
         self.subscribers: list[_Subscriber] = []
         self.interval = self.poll_interval = interval
-        self.looked_at = float("-inf")
-        self.covered_until = float("-inf")
-        self.listed_at = float("-inf")
+        self.looked_at = self.covered_until = self.listed_at = _NEVER
         self.hinted = False
         self.day: int | None = None
         self.unlisted: dict[RunList, float] | None = None
@@ -176,7 +173,9 @@ class Watcher:
         # The run whose own record was read longest ago comes first.
         self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
         self._listings: dict[RunList, _Listing] = {}
-        self._urgent: deque[_Run | _Listing] = deque()
+        # Apart from all that is due: they tell what is urgent.
+        self._day_lists: list[_Listing] = []
+        self._urgent: deque[_Run] = deque()
         self._scheduled: list[tuple[float, int, _Run | _Listing]] = []
         self._deadlines: list[tuple[float, int, _Run, _Subscriber]] = []
         self._order = count()
@@ -264,7 +263,8 @@ class Watcher:
 
     def _schedule(self, ask: _Run | _Listing, due: float) -> None:
         ask.due = due
-        heapq.heappush(self._scheduled, (due, next(self._order), ask))
+        if not (isinstance(ask, _Listing) and isinstance(ask.source, RunsOfDay)):
+            heapq.heappush(self._scheduled, (due, next(self._order), ask))
         self._wake_by(due)
 
     def _hurry(self, ask: _Run) -> None:
@@ -316,17 +316,20 @@ class Watcher:
             ask = self._pick(now)
             if ask is not None:
                 return ask
-            await self._nap(now, max(self._next_moment(), now + _TICK))
+            await self._nap(now, max(self._next_moment(now), now + _TICK))
 
     def _pick(self, now: float) -> _Run | _Listing | None:
+        for listing in self._day_lists:
+            if listing.due <= now and not listing.asking:
+                return listing
         while self._urgent:
-            ask = self._urgent.popleft()
-            if ask.is_open and not ask.asking:
-                return ask
-        run = self._next_of_slow_round()
-        if run is not None and now >= self._slow_moment(run):
+            run = self._urgent.popleft()
+            if run.is_open and not run.asking:
+                return run
+        spared = self._longest_spared(now)
+        if spared is not None and now >= self._slow_moment(spared):
             self._slow_round_at = now
-            return run
+            return spared
         while self._scheduled and self._scheduled[0][0] <= now:
             due, _, ask = heapq.heappop(self._scheduled)
             if not ask.is_open or ask.asking or ask.due != due:
@@ -335,33 +338,29 @@ class Watcher:
                 self._schedule(ask, ask.covered_until)
                 continue
             return ask
-        return None
+        # Nothing is due: time for the first looks at runs that only a list has told about.
+        return spared if spared is not None and spared.looked_at == _NEVER else None
 
-    def _next_of_slow_round(self) -> _Run | None:
-        """Return the run whose own record was read longest ago, where only a list tells about it."""
+    def _longest_spared(self, now: float) -> _Run | None:
+        """Return the run whose own record was read longest ago, if that is because a list tells about it."""
         run = next(iter(self._runs.values()), None)
-        return run if run is not None and not run.asking and run.covered_until > self._clock.monotonic() else None
+        return run if run is not None and not run.asking and run.covered_until > now else None
 
     def _slow_moment(self, run: _Run) -> float:
         """Return when the slow round comes to a run."""
-        first = run.looked_at == float("-inf")
-        share = _SHARE_OF_FIRST_ROUND if first else _SHARE_OF_SLOW_ROUND
-        spacing = 60 / (share * self._budget)
+        budget = self.client.settings.requests_per_minute or _BUDGET_WITHOUT_LIMIT
+        spacing = 60 / (_SHARE_OF_SLOW_ROUND * budget)
         return max(self._slow_round_at + spacing, run.looked_at + _SLOW_ROUND_AT_LEAST * run.interval)
 
-    @property
-    def _budget(self) -> int:
-        return self.client.settings.requests_per_minute or _BUDGET_WITHOUT_LIMIT
-
-    def _next_moment(self) -> float:
-        moments = [self._choose_at]
+    def _next_moment(self, now: float) -> float:
+        moments = [self._choose_at, *(each.due for each in self._day_lists if not each.asking)]
         if self._scheduled:
             moments.append(self._scheduled[0][0])
         if self._deadlines:
             moments.append(self._deadlines[0][0])
-        run = self._next_of_slow_round()
-        if run is not None:
-            moments.append(self._slow_moment(run))
+        spared = self._longest_spared(now)
+        if spared is not None:
+            moments.append(self._slow_moment(spared))
         return min(moments)
 
     async def _nap(self, now: float, until: float) -> None:
@@ -433,9 +432,10 @@ class Watcher:
             listing = self._listings.get(source)
             if listing is None:
                 listing = self._listings[source] = _Listing(source)
-                self._urgent.appendleft(listing)
+                self._schedule(listing, now)
             listing.runs = choice.runs
             listing.interval = choice.interval * _FRESH_ENOUGH
+        self._day_lists = [each for each in self._listings.values() if isinstance(each.source, RunsOfDay)]
         self._note_demand(chosen)
         if self._ended_unlisted:
             self._ended_unlisted = {

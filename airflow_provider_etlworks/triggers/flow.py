@@ -105,4 +105,10 @@ async def _load_watching() -> ModuleType:
     Airflow imports this module on its event loop, and Airflow 2 even takes a SIGTERM that arrives meanwhile for a
     failure of the trigger: so this module itself imports next to nothing.
     """
-    return await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.watching")
+    if not _loaded:
+        _loaded.append(await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.watching"))
+    return _loaded[0]
+
+
+# Thousands of triggers need one thread for it, not one each.
+_loaded: list[ModuleType] = []
