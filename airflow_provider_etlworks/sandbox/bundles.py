@@ -93,6 +93,26 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Say the same as ``preview``, and what happens to each: the newer preview's shape, which nobody documents."""
+    told = preview(organization, bundle)
+    flows, connections = _arrivals(organization, bundle)
+    known = organization.plans()
+    for entry, plan in flows:
+        told["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
+    for entry, existing in connections:
+        told["connections"][str(entry["id"])]["action"] = _action(existing is not None)
+    brought = {entry["name"] for entry, _ in connections}
+    for name in sorted({name for _, plan in flows for name in plan.connections} - brought):
+        exists = organization.connection_with(name) is not None
+        told["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
+    return told
+
+
+def _action(exists: bool) -> str:
+    return "replace" if exists else "create"
+
+
 def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:
     """
     Import a bundle. A flow or connection with the same name and type is replaced and keeps its id, any other is new.
