@@ -287,6 +287,8 @@ class Etlworks:
             monkeypatch.setattr(each, "log", logging.getLogger(f"seen.{each.__name__}"))
         self.clock.stand_still_during(monkeypatch, aiohttp.ClientSession, "_request")
         self.clock.stand_still_during(monkeypatch, aiohttp.ClientResponse, "read")
+        self.clock.stand_still_during(monkeypatch, EtlworksHook, "read_settings")
+        self.clock.stand_still_during(monkeypatch, AsyncEtlworksClient, "open")
         for client, sleep in ((EtlworksClient, self.clock.sleep), (AsyncEtlworksClient, self.clock.sleep_async)):
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)

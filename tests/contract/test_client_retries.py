@@ -238,12 +238,29 @@ def test_retry_after_quiets_the_whole_client(connect: Connect, sandbox: Sandbox,
     assert clock.now - begun >= 30 + 10 * 60 / 300
 
 
-def test_other_clients_are_not_quieted(connect: Connect, sandbox: Sandbox, clock: VirtualClock) -> None:
+def test_retry_after_quiets_other_clients_of_the_connection(
+    connect: Connect, sandbox: Sandbox, clock: VirtualClock
+) -> None:
     sandbox.fault("GET", READ_PATH, status(429, headers={"Retry-After": "30"}))
     with pytest.raises(EtlworksRateLimited):
         connect(sandbox.url, clock=clock).send(READ, attempts=1)
-    connect(sandbox.url, clock=clock).send(READ)
+    connect(sandbox.url, clock=clock, read_timeout=5.0).send(READ)
+    assert sum(clock.slept) >= 30
+
+
+def test_other_connections_are_not_quieted(connect: Connect, sandbox: Sandbox, clock: VirtualClock) -> None:
+    sandbox.fault("GET", READ_PATH, status(429, headers={"Retry-After": "30"}))
+    with pytest.raises(EtlworksRateLimited):
+        connect(sandbox.url, clock=clock).send(READ, attempts=1)
+    connect(sandbox.url, clock=clock, login="sandbox", password="sandbox").send(READ)
     assert clock.slept == []
+
+
+def test_clients_of_one_connection_share_its_limit(connect: Connect, clock: VirtualClock) -> None:
+    with ScriptedServer() as server:
+        for _ in range(20):
+            connect(server.url, clock=clock, requests_per_minute=10).send(endpoints.metrics_summary())
+    assert sum(clock.slept) >= 60
 
 
 @pytest.mark.parametrize("limit", [1, 10, 60])
