@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from os import SEEK_END
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
@@ -286,14 +287,10 @@ class EtlworksHttpListenerOperator(FollowingOperator):
 def _file_body(path: Any) -> Iterator[Body]:
     """Open a file as the body of a request, which reads it in pieces."""
     from airflow_provider_etlworks.client.bodies import FileBody
-    from airflow_provider_etlworks.client.errors import EtlworksConfigError
-    from airflow_provider_etlworks.compat import ObjectStoragePath
+    from airflow_provider_etlworks.operators.storage import stored_file
 
-    if not str(path).strip():
-        raise EtlworksConfigError(f"payload_path is {path!r}; it must be the path or the URL of a file.")
-    file = path if isinstance(path, ObjectStoragePath) else ObjectStoragePath(str(path))
-    with file.open("rb") as source:
-        yield FileBody(source, file.stat().st_size)
+    with stored_file("payload_path", path).opened() as source:
+        yield FileBody(source, source.seek(0, SEEK_END))
 
 
 def bounded_answer(answer: Any, secrets: Iterable[str] = ()) -> Any:

@@ -46,7 +46,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
     followed to its last attempt. A look that fails is never taken for the run's failure.
 
     The modes ``poke`` and ``reschedule``, and ``deferrable``, have the same result. ``soft_fail`` skips the task where
-    the run ended badly or the time is over, ``never_fail`` wherever it would fail, in each mode and each Airflow.
+    the run ended badly or the time is over, ``never_fail`` wherever it would fail, in each mode and in each Airflow.
     ``silent_fail`` lets looks go on that would end the wait, such as a refused one (403); not while deferred.
 
     :param flow_id: the flow. (templated)

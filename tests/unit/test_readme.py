@@ -20,9 +20,12 @@ from airflow import __version__ as airflow_version
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator, EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperator
+from airflow_provider_etlworks.promotion import promote_flows
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
 from airflow_provider_etlworks.sandbox.__main__ import main as sandbox_command
+from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
@@ -34,8 +37,8 @@ CI = (ROOT / ".ci" / "run").read_text()
 GUIDES = {
     path.name: path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
 }
-# Its code belongs into test functions, not into DAG files, and is tested with the sandbox.
-PYTHON_GUIDES = [name for name in GUIDES if name != "sandbox.md"]
+# Their code belongs into functions, not into DAG files, and is tested with the sandbox.
+PYTHON_GUIDES = [name for name in GUIDES if name not in ("sandbox.md", "hook.md")]
 AIRFLOW_3 = not airflow_version.startswith("2.")
 # As the guides say.
 ON_AIRFLOW_2 = {
@@ -91,7 +94,13 @@ def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.Monk
     dag_class = importlib.import_module("airflow.sdk" if AIRFLOW_3 else "airflow").DAG
     made, enter = [], dag_class.__enter__
     monkeypatch.setattr(dag_class, "__enter__", lambda dag: made.append(dag) or enter(dag))
-    exec(compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec"), {})  # noqa: S102  # ours
+    code = compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec")
+    if "promote_flows(" in block and airflow_version.startswith(("2.", "3.0.")):
+        # As its guide says.
+        with pytest.raises(ValueError, match="approval=False"):
+            exec(code, {})  # noqa: S102  # ours
+        return
+    exec(code, {})  # noqa: S102  # ours
     (dag,) = made
     assert dag.tasks
 
@@ -168,7 +177,16 @@ def test_the_compatibility_table_is_the_grid_of_ci() -> None:
     assert {row[1] for row in proven} == set(promised)
 
 
-@pytest.mark.parametrize("documented", [EtlworksRunFlowOperator, EtlworksFlowExecutionTrigger])
+@pytest.mark.parametrize(
+    "documented",
+    [
+        EtlworksRunFlowOperator,
+        EtlworksHttpListenerOperator,
+        EtlworksFlowExecutionSensor,
+        EtlworksScheduleOperator,
+        EtlworksFlowExecutionTrigger,
+    ],
+)
 def test_the_reference_has_every_parameter_with_its_default(documented: type) -> None:
     told = parameters_of(GUIDES["operators.md"], documented.__name__)
     real = defaults_of(vars(documented)["__init__"])
@@ -178,12 +196,27 @@ def test_the_reference_has_every_parameter_with_its_default(documented: type) ->
     assert told == real
 
 
+def test_the_guide_to_promotion_has_every_parameter_with_its_default() -> None:
+    real = inspect.signature(promote_flows).parameters.values()
+    named = {each.name: each.default for each in real if each.kind is not each.VAR_KEYWORD}
+    written = {name: "" if default is inspect.Parameter.empty else f"`{default!r}`" for name, default in named.items()}
+    assert parameters_of(GUIDES["promotion.md"], "Parameters") == written
+
+
+def test_the_guide_to_promotion_has_every_task() -> None:
+    told = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
+    documented = set(re.findall(r"^    ``(\w+)`` ", promote_flows.__doc__ or "", re.MULTILINE))
+    assert told == documented
+    assert len(told) == 9
+
+
 def test_every_method_of_the_hook_in_the_reference_exists() -> None:
-    rows = table(GUIDES["operators.md"], "to", "methods")
+    rows = table(GUIDES["hook.md"], "to", "methods")
     named = {name for _, methods in rows for name in re.findall(r"`(\w+)", methods)}
     public = {name for name, value in vars(EtlworksHook).items() if inspect.isfunction(value) and name[0] != "_"}
-    not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings", "find_run"}
-    assert named == public - not_for_dag_authors
+    not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings"}
+    for_operators = {"find_run", "find_run_of_message"}
+    assert named == public - not_for_dag_authors - for_operators
 
 
 @pytest.mark.parametrize("name", GUIDES)
