@@ -1,0 +1,175 @@
+"""Which lists are asked for: arithmetic, without a network; and what is read of a list."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from client_support import VirtualClock
+
+from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error
+from airflow_provider_etlworks.client.hints import (
+    HistoryOfFlow,
+    RunList,
+    RunsOfDay,
+    Trust,
+    mentions,
+    requests_a_second,
+    worth_asking,
+)
+
+TODAY, YESTERDAY = RunsOfDay(0), RunsOfDay(1)
+
+
+@dataclass
+class Run:
+    flow_id: int
+    day: int | None = 0
+    interval: float = 10.0
+    poll_interval: float = 10.0
+    in_history: bool = True
+
+    def is_in_history(self) -> bool:
+        return self.in_history
+
+
+def everything(_: RunList) -> bool:
+    return True
+
+
+def no_administrator(source: RunList) -> bool:
+    return not isinstance(source, RunsOfDay)
+
+
+def chosen(runs: list[Run], usable: Any = everything) -> dict[RunList, float]:
+    """Return the lists chosen, with their intervals."""
+    return {source: choice.interval for source, choice in worth_asking(runs, usable).items()}
+
+
+def old(flow_id: int, **fields: Any) -> Run:
+    return Run(flow_id, interval=60.0, **fields)
+
+
+@pytest.mark.parametrize(
+    ("runs", "lists"),
+    [
+        ([], {}),
+        ([Run(1)], {}),
+        ([Run(1), Run(2)], {TODAY: 10}),
+        ([Run(1), old(2), old(3)], {TODAY: 10}),
+        ([old(1), old(2)], {TODAY: 60}),
+        ([old(flow_id) for flow_id in range(1, 9)], {TODAY: 10}),
+        ([Run(1), old(2)], {}),
+        ([Run(1), Run(2, day=1)], {}),
+        ([Run(1), Run(2), Run(3, day=1)], {TODAY: 10}),
+        ([Run(1), Run(2), Run(3, day=1), Run(4, day=1)], {TODAY: 10, YESTERDAY: 10}),
+        ([Run(1, day=None), Run(2, day=None)], {}),
+        ([Run(1, day=None), Run(1, day=None), Run(2)], {HistoryOfFlow(1): 10}),
+        ([Run(1), Run(1)], {HistoryOfFlow(1): 10}),
+    ],
+)
+def test_the_lists_with_the_fewest_requests_are_chosen(runs: list[Run], lists: dict[RunList, float]) -> None:
+    assert chosen(runs) == lists
+
+
+def test_without_the_list_of_a_day_runs_of_one_flow_share_its_history() -> None:
+    runs = [Run(1), Run(1), Run(2), old(3), old(3), old(3)]
+
+    assert chosen(runs, no_administrator) == {HistoryOfFlow(1): 10, HistoryOfFlow(3): 60}
+    assert chosen(runs, lambda _: False) == {}
+
+
+def test_a_history_that_is_silent_about_a_run_is_not_asked_for_its_sake() -> None:
+    assert chosen([Run(1), Run(1, in_history=False)], no_administrator) == {}
+
+
+def test_no_choice_takes_more_requests_than_none() -> None:
+    """Every small set of runs of two flows, two days and two ages."""
+    kinds = [Run(f, day, i) for f in (1, 2) for day in (0, 1) for i in (10.0, 60.0)]
+    for first in kinds:
+        for second in kinds:
+            for count in range(4):
+                runs = [first, *([second] * count)]
+                for usable in (everything, no_administrator):
+                    choice = worth_asking(runs, usable)
+                    assert requests_a_second(runs, choice.values()) <= requests_a_second(runs, ()) + 1e-9
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def read(source: RunsOfDay | HistoryOfFlow, value: Any) -> list[Any]:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return list(mentions(source.call(1).read(Answer(200, {}, body))))
+
+
+def test_the_list_of_a_day_is_read() -> None:
+    runs = [
+        {"flowId": 1, "auditId": 10, "status": "running", "started": 1, "ended": None, "records": 0, "extra": {}},
+        {"auditId": 11, "status": "success", "ended": 2},
+        {"auditId": "12", "status": " Queued "},
+        {"auditId": 13, "status": "running", "ended": 2},
+        {"auditId": 14, "status": "archiving"},
+        {"auditId": 15},
+        {"auditId": 16, "status": 7},
+    ]
+    value = [{"flowId": 1, "name": "A", "executions": runs}, {"flowId": 2, "executions": None}, {}]
+
+    assert read(TODAY, value) == [
+        ((1, 10), True),
+        ((1, 11), False),
+        ((1, 12), True),
+        ((1, 13), False),
+        ((1, 14), False),
+        ((1, 15), False),
+        ((1, 16), False),
+    ]
+
+
+def test_a_history_is_read() -> None:
+    assert read(HistoryOfFlow(7), [{"auditId": 1, "status": "running"}]) == [((7, 1), True)]
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b"<html>", b'[{"executions": [{"auditId": 1', b"\xff", b"[1]"])
+def test_what_is_no_list_is_refused(body: bytes) -> None:
+    with pytest.raises(EtlworksReplyError, match="Expected a list of runs"):
+        read(TODAY, body)
+
+
+# --- Trust ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_that_fails_is_left_alone_longer_each_time_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock = VirtualClock()
+    trust = Trust(clock, logging.getLogger("trust"))
+    away = []
+    for _ in range(6):
+        trust.failed(TODAY, EtlworksUnreachable("Connection refused."))
+        left_at = clock.now
+        while not trust.allows(YESTERDAY):
+            clock.sleep(10)
+        away.append(clock.now - left_at)
+        assert trust.allows(HistoryOfFlow(1))
+
+    assert away == [60, 120, 240, 480, 900, 900]
+    assert len(caplog.records) == 1
+    trust.served(TODAY)
+    trust.served(TODAY)
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "Etlworks answers the list of a day's runs again; it is used to follow runs."
+    ]
+
+
+def test_a_refused_list_is_not_asked_for_within_the_hour() -> None:
+    clock = VirtualClock()
+    trust = Trust(clock, logging.getLogger("trust"))
+    trust.failed(TODAY, api_error("GET /x", 403, "Administrators only"))
+    clock.sleep(3599)
+    assert not trust.allows(TODAY)
+    clock.sleep(1)
+    assert trust.allows(TODAY)
