@@ -15,6 +15,7 @@ from airflow_provider_etlworks.compat import (
 )
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.promotion import (
+    IMPORT_FAILED_KEY,
     EtlworksExportOperator,
     EtlworksImportOperator,
     EtlworksImportPreviewOperator,
@@ -113,6 +114,7 @@ def promote_flows(
         raise ValueError(f"{group_id}: smoke_parameters need a smoke_flow_name.")
     if source_conn_id == target_conn_id:
         raise ValueError(f"{group_id}: source_conn_id and target_conn_id are both {source_conn_id!r}.")
+    backup_path = backup_path or f"{path}.backup"
     with TaskGroup(group_id, **task_group) as group:
         export = EtlworksExportOperator(
             task_id="export_flows",
@@ -145,7 +147,7 @@ def promote_flows(
             task_id="import_flows",
             path=_told_by(preview, "path"),
             expected_sha256=_told_by(preview, "sha256"),
-            backup_path=backup_path or f"{path}.backup",
+            backup_path=backup_path,
             etlworks_conn_id=target_conn_id,
         )
         if smoke_flow_name is not None:
@@ -159,7 +161,10 @@ def promote_flows(
                 etlworks_conn_id=target_conn_id,
             )
         roll_back = _RollBackOperator(
-            task_id="roll_back", import_task_id=import_flows.task_id, etlworks_conn_id=target_conn_id
+            task_id="roll_back",
+            path=backup_path,
+            import_task_id=import_flows.task_id,
+            etlworks_conn_id=target_conn_id,
         )
         report = _ReportOperator(
             task_id="report_result",
@@ -247,28 +252,36 @@ class _RollBackOperator(EtlworksImportOperator):
     """
 
     def __init__(self, *, import_task_id: str, **kwargs: Any) -> None:
-        told = f"(ti.xcom_pull(task_ids='{import_task_id}') or {{}})"
-        super().__init__(
-            path=f"{{{{ {told}.get('backup_path') or '' }}}}",
-            expected_sha256=f"{{{{ {told}.get('backup_sha256') or '' }}}}",
-            allow_same_instance=True,
-            # True also where nothing was imported at all: then the task skips itself.
-            trigger_rule="one_failed",
-            **kwargs,
-        )
+        # Its trigger rule holds also where nothing was imported at all: then the task skips itself.
+        super().__init__(allow_same_instance=True, trigger_rule="one_failed", **kwargs)
         self.import_task_id = import_task_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the backup, or skip."""
-        # Not by its XCom, which may be that of an earlier promotion in a DAG run that was cleared since.
-        if task_states(context, [self.import_task_id])[self.import_task_id] != "success":
-            raise AirflowSkipException("No import is known to have taken place, so there is nothing to roll back.")
-        imported = context["ti"].xcom_pull(task_ids=self.import_task_id)
-        restored = super().execute(context)["flow_names"] if self.path else []
-        left = [name for name in imported["flow_names"] if name not in restored]
+        told = self._import_to_undo(context)
+        restored: list[str] = []
+        if told["backup_path"] is not None:
+            self.path, self.expected_sha256 = told["backup_path"], told["backup_sha256"]
+            restored = super().execute(context)["flow_names"]
+        left = [name for name in told["flow_names"] if name not in restored]
         if left:
             self.log.warning("New flows, which stay: %s. Etlworks documents no call that deletes a flow.", left)
-        return {"path": self.path or None, "restored": restored, "left": left}
+        return {"path": told["backup_path"], "restored": restored, "left": left}
+
+    def _import_to_undo(self, context: Context) -> dict[str, Any]:
+        # What an XCom says counts only with the state of now: it may be that of an earlier promotion in a DAG run that
+        # was cleared since.
+        state = task_states(context, [self.import_task_id])[self.import_task_id]
+        key = {"success": "return_value", "failed": IMPORT_FAILED_KEY}.get(state or "")
+        told = context["ti"].xcom_pull(task_ids=self.import_task_id, key=key) if key else None
+        if isinstance(told, dict):
+            return told
+        if state == "success":
+            raise AirflowFailException(
+                f"{self.import_task_id} was marked as success, so it is not known here what it imported. If there is a "
+                f"backup at {self.path}, import it with an EtlworksImportOperator."
+            )
+        raise AirflowSkipException("No import is known to have taken place, so there is nothing to roll back.")
 
 
 class _ReportOperator(BaseOperator):
@@ -299,23 +312,27 @@ class _ReportOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Tell how it ended."""
-        if task_states(context, [self.roll_back_task_id])[self.roll_back_task_id] == "success":
-            raise AirflowFailException(self._failure(context["ti"].xcom_pull(task_ids=self.roll_back_task_id)))
-        imported = context["ti"].xcom_pull(task_ids=self.import_task_id)
-        result = {name: imported[name] for name in ("flow_names", "sha256", "path", "backup_path")}
+        states = task_states(context, [self.import_task_id, self.roll_back_task_id])
+        if states[self.roll_back_task_id] == "success":
+            culprit = self.import_task_id if states[self.import_task_id] == "failed" else self.smoke_task_id
+            raise AirflowFailException(self._failure(culprit, self._told_by(context, self.roll_back_task_id)))
+        imported = self._told_by(context, self.import_task_id) or {}
         return {
-            **result,
+            **{name: imported.get(name) for name in ("flow_names", "sha256", "path", "backup_path")},
             "approved_by": self._approver(context),
             "smoke_run": self._told_by(context, self.smoke_task_id),
         }
 
-    def _failure(self, rolled_back: Mapping[str, Any]) -> str:
+    @staticmethod
+    def _failure(culprit: str | None, rolled_back: Mapping[str, Any]) -> str:
         restored, left = rolled_back["restored"], rolled_back["left"]
-        parts = [f"The flows are not promoted: the import took place, but {self.smoke_task_id} failed; see its log."]
+        parts = [f"The flows are not promoted: {culprit} failed; its log says why."]
         if restored:
             parts.append(f"Rolled back from {rolled_back['path']}: {', '.join(restored)}.")
         if left:
-            parts.append(f"New, and still there, since Etlworks documents no call to delete them: {', '.join(left)}.")
+            parts.append(
+                f"New, and perhaps still there, as Etlworks documents no call that deletes a flow: {', '.join(left)}."
+            )
         return " ".join(parts)
 
     def _approver(self, context: Context) -> str | None:

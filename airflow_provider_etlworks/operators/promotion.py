@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
     from airflow_provider_etlworks.operators.storage import StoredFile
 
+IMPORT_FAILED_KEY = "import_failed"
+"""XCom key under which an import that Etlworks refused, or carried out in part, tells what undoes it: the backup."""
+
 # Flows of the target that are read to learn which connections it has.
 _MOST_READ = 25
 # Things that an import's result names.
@@ -260,7 +263,8 @@ class EtlworksImportOperator(_BundleOperator):
     :param expected_sha256: the SHA-256 that was approved; any other bundle is refused. It is checked before sending,
         and again over the very bytes that are sent. (templated)
     :param backup_path: first export, to here, what the import will overwrite: the target's flows with the names that
-        are in the bundle. Without this backup nothing is imported. Nothing to overwrite is no error. (templated)
+        are in the bundle, with the connections that they use if the bundle has connections. Without this backup nothing
+        is imported. Nothing to overwrite is no error. (templated)
     :param allow_same_instance: import also into the very instance and tenant that the bundle comes from (a roll-back
         from a backup does), or where a bundle without its ``.meta.json`` does not say where it comes from.
     :param etlworks_conn_id: the Airflow connection of the target. (templated)
@@ -268,7 +272,9 @@ class EtlworksImportOperator(_BundleOperator):
         "backup_sha256"}``. ``flow_names`` are the bundle's, ``flow_ids`` the target's ids of the flows with these
         names, as far as known; ``items``: what the server said of each thing, 100 at most, as ``{"kind", "id", "name",
         "status"}``; ``told_by``: ``"answer"``, or ``"target"`` where the answer was lost and the target shows that it
-        was applied; the backup's are ``None`` where none was asked for or nothing was there to overwrite.
+        was applied; the backup's are ``None`` where none was asked for or nothing was there to overwrite. Where
+        Etlworks answered that the import failed, in part or as a whole, ``{"backup_path", "backup_sha256",
+        "flow_names"}`` is the XCom ``import_failed``.
     :raises AirflowFailException: another try would not help: an argument or the connection cannot work; the bundle is
         not the approved one, or comes from the target itself; Etlworks refused it, or imported only a part; or it
         cannot be told whether it was applied.
@@ -349,7 +355,11 @@ class EtlworksImportOperator(_BundleOperator):
         if not overwritten:
             self.log.info("Nothing to back up: the target has none of the bundle's flows.")
             return None
-        backup = export_bundle(self.hook.bundle_client, overwritten, file, include_connections=True, log=self.log)
+        # Without connections where the import brings none: rolling them back could only spoil their credentials.
+        connections = bundle.manifest.include_connections
+        backup = export_bundle(
+            self.hook.bundle_client, overwritten, file, include_connections=connections, log=self.log
+        )
         self.log.info("Backed up %s flows to %s, SHA-256 %s.", len(overwritten), file.path, backup.sha256)
         return backup
 
@@ -359,6 +369,7 @@ class EtlworksImportOperator(_BundleOperator):
         self, context: Context, bundle: OpenBundle, backup_file: StoredFile | None
     ) -> tuple[Imported, RememberedImport]:
         """Carry the import out, unless an earlier try of this task did."""
+        from airflow_provider_etlworks.client.errors import EtlworksImportFailed
         from airflow_provider_etlworks.client.importing import Import, marks_of
         from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
 
@@ -398,7 +409,12 @@ class EtlworksImportOperator(_BundleOperator):
             self.hook.settings.root_url,
         )
         with bundle.explained(importing.call):
-            return client.converse(importing.carry_out(note.before)), note
+            try:
+                return client.converse(importing.carry_out(note.before)), note
+            except EtlworksImportFailed:
+                undo = {name: getattr(note, name) for name in ("backup_path", "backup_sha256")}
+                context["ti"].xcom_push(key=IMPORT_FAILED_KEY, value={**undo, "flow_names": bundle.flow_names})
+                raise
 
     def _earlier_import(
         self, context: Context, memory: ImportMemory, bundle: OpenBundle, importing: Import

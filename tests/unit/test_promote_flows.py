@@ -116,6 +116,8 @@ def test_what_is_approved_is_what_is_imported() -> None:
     assert import_flows.expected_sha256 == "{{ ti.xcom_pull(task_ids='promote_flows.preview_import')['sha256'] }}"
     assert import_flows.backup_path == "/bundles/{{ run_id }}.json.backup"
     assert not import_flows.allow_same_instance
+    assert task_of(dag, "roll_back").path == import_flows.backup_path
+    assert task_of(dag, "roll_back").allow_same_instance
 
 
 def test_each_task_talks_to_the_right_environment() -> None:
@@ -246,23 +248,47 @@ def context(states: Mapping[str, str], **xcoms: Any) -> Any:
         dag_id="promotion",
         run_id="run",
         get_task_states=get_task_states,
-        xcom_pull=lambda task_ids: xcoms.get(task_ids.removeprefix("promote_flows.")),
+        xcom_pull=lambda task_ids, key="return_value": xcoms.get(
+            f"{task_ids.removeprefix('promote_flows.')}{'' if key == 'return_value' else f'_{key}'}"
+        ),
     )
     return {"ti": ti}
 
 
-@pytest.mark.parametrize("state", ["upstream_failed", "failed", "skipped", "removed", None])
+@pytest.mark.parametrize("state", ["upstream_failed", "skipped", "removed", None])
 def test_nothing_is_rolled_back_that_was_not_imported_now(state: str | None) -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
     states = {} if state is None else {"import_flows": state}
     with pytest.raises(AirflowSkipException, match="nothing to roll back"):
-        # The XCom is that of an earlier promotion, in a DAG run that was cleared.
-        roll_back.execute(context(states, import_flows=IMPORTED))
+        # The XComs are those of an earlier promotion, in a DAG run that was cleared.
+        roll_back.execute(context(states, import_flows=IMPORTED, import_flows_import_failed=IMPORTED))
+
+
+def test_an_import_that_may_still_be_going_on_is_not_rolled_back() -> None:
+    roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
+    with pytest.raises(AirflowSkipException, match="nothing to roll back"):
+        roll_back.execute(context({"import_flows": "failed"}, import_flows=IMPORTED))
+
+
+def test_what_was_imported_in_part_is_rolled_back() -> None:
+    roll_back = task_of(make()[0], "roll_back")
+    failed = {"backup_path": None, "backup_sha256": None, "flow_names": ["New"]}
+    told = roll_back.execute(context({"import_flows": "failed"}, import_flows_import_failed=failed))
+    assert told == {"path": None, "restored": [], "left": ["New"]}
+
+
+def test_an_import_that_a_person_marked_as_success_cannot_be_rolled_back_and_says_so() -> None:
+    roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
+    with pytest.raises(
+        AirflowFailException, match=r"marked as success.*backup at /bundles/\{\{ run_id \}\}.json.backup"
+    ):
+        roll_back.execute(context({"import_flows": "success"}))
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    assert report.execute(context({"smoke_test": "success"}, smoke_test={"audit_id": 7}))["flow_names"] is None
 
 
 def test_where_all_was_new_there_is_nothing_to_restore_and_what_stays_is_named() -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
-    roll_back.path = ""  # as the template says where there is no backup
     told = roll_back.execute(context({"import_flows": "success"}, import_flows={**IMPORTED, "backup_path": None}))
     assert told == {"path": None, "restored": [], "left": ["Orders", "New"]}
 
@@ -307,7 +333,15 @@ def test_a_roll_back_is_red_and_told() -> None:
     text = str(failed.value)
     assert "promote_flows.smoke_test failed" in text
     assert "Rolled back from /b.json.backup: Orders." in text
-    assert "still there, since Etlworks documents no call to delete them: New." in text
+    assert "perhaps still there, as Etlworks documents no call that deletes a flow: New." in text
+
+
+def test_a_roll_back_of_a_part_names_the_import() -> None:
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    rolled_back = {"path": "/b.json.backup", "restored": ["Orders"], "left": []}
+    states = {"roll_back": "success", "import_flows": "failed", "smoke_test": "upstream_failed"}
+    with pytest.raises(AirflowFailException, match=r"promote_flows\.import_flows failed"):
+        report.execute(context(states, roll_back=rolled_back))
 
 
 def test_a_roll_back_of_an_earlier_promotion_does_not_make_this_one_red() -> None:
