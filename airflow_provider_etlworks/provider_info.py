@@ -92,7 +92,14 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": name, "external-doc-url": "https://etlworks.com/", "tags": ["service"]},
         ],
         "hooks": [{"integration-name": name, "python-modules": [f"{package}.hooks.etlworks"]}],
-        "operators": [{"integration-name": name, "python-modules": [f"{package}.operators.flow"]}],
+        "operators": [
+            {
+                "integration-name": name,
+                "python-modules": [
+                    f"{package}.operators.{module}" for module in ("flow", "listener", "promotion", "schedule")
+                ],
+            }
+        ],
         "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.flow"]}],
         "triggers": [
             {
