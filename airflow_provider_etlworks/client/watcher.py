@@ -427,7 +427,7 @@ class Watcher:
             run.settle(now, today)
         chosen = worth_asking(self._runs.values(), self._trust.allows)
         for source in self._listings.keys() - chosen.keys():
-            self._listings.pop(source).is_open = False
+            self._drop(self._listings.pop(source), now)
         for source, choice in chosen.items():
             listing = self._listings.get(source)
             if listing is None:
@@ -441,6 +441,14 @@ class Watcher:
             self._ended_unlisted = {
                 key: at for key, at in self._ended_unlisted.items() if self._listings and at > now - _SILENT_FOR
             }
+
+    def _drop(self, listing: _Listing, now: float) -> None:
+        """Do without a list: its runs are due again as if it had never spared them a look."""
+        listing.is_open = False
+        for run in listing.runs:
+            if run.is_open and run.covered_until > now:
+                run.covered_until = _NEVER
+                self._schedule(run, max(now, run.listed_at + run.interval * _FRESH_ENOUGH))
 
     def _note_demand(self, chosen: dict[RunList, Choice[_Run]]) -> None:
         """Say once that more is watched than the budget can ask for at the intervals wanted."""

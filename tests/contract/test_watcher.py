@@ -319,7 +319,7 @@ LIST_FAULTS: dict[str, Callable[[BusyEtlworks, int], Any]] = {
     "without executions": lambda etlworks, _: [{"flowId": 100_000 + each} for each in etlworks.runs],
     "everything still going": lambda etlworks, offset: etlworks.honest_day(offset, at=0.0),
     "everything ended": lambda etlworks, offset: etlworks.honest_day(offset, at=1e9),
-    "half of it": lambda etlworks, offset: etlworks.honest_day(offset, without=range(1, 26)),
+    "half of it": lambda etlworks, offset: etlworks.honest_day(offset, without=range(1, 11)),
     "ids as text": lambda etlworks, offset: [
         {"executions": [{**run, "auditId": str(run["auditId"]), "flowId": str(run["flowId"])}]}
         for flow in etlworks.honest_day(offset)
@@ -336,8 +336,8 @@ async def test_whatever_a_list_says_no_end_is_lost_invented_or_late(
     caplog.set_level(logging.INFO, WATCHER_LOG)
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.day = lambda offset: LIST_FAULTS[fault](etlworks, offset)
-        for audit_id in range(1, 41):
-            following.follow(etlworks.run(audit_id, ends=300 + 10 * audit_id), poll_interval=10)
+        for audit_id in range(1, 21):
+            following.follow(etlworks.run(audit_id, ends=100 + 5 * audit_id), poll_interval=10)
         await following.all_told()
 
         assert {each.followed.ending for each in following.told} == {Ending.FINISHED}
