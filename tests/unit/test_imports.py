@@ -11,6 +11,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 # What every DAG file imports anyway.
 DAG_FILE_IMPORT = """
 import warnings
@@ -50,19 +52,46 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
 
-def test_the_trigger_loads_nothing_before_it_runs() -> None:
-    (loaded,) = printed_by("""
+@pytest.mark.parametrize("trigger", ["triggers.flow", "triggers.sensor"])
+def test_a_trigger_loads_nothing_before_it_runs(trigger: str) -> None:
+    (loaded,) = printed_by(f"""
 import json, sys
 import airflow.triggers.base
 already = set(sys.modules)
-import airflow_provider_etlworks.triggers.flow
+import airflow_provider_etlworks.{trigger}
 print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
-    assert "airflow_provider_etlworks.triggers.flow" in loaded
+    assert f"airflow_provider_etlworks.{trigger}" in loaded
     own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
-        "client", "client.defaults", "provider_info", "triggers", "triggers.flow",
+        "client", "client.defaults", "provider_info", "triggers", trigger,
     ))}  # fmt: skip
     assert set(loaded) <= own
+
+
+def test_the_sensor_and_the_assets_load_nothing_heavy() -> None:
+    loaded, by_hook = printed_by("""
+import json, sys
+try:
+    from airflow.sdk import Asset, BaseSensorOperator
+except ImportError:  # Airflow 2
+    from airflow.datasets import Dataset
+    from airflow.sensors.base import BaseSensorOperator
+already = set(sys.modules)
+from airflow_provider_etlworks.assets import flow_asset
+from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
+loaded = set(sys.modules) - already
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+by_hook = set(sys.modules) - already - loaded
+print(json.dumps([sorted(loaded), sorted(by_hook)]))
+""")
+    own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
+    assert {"assets", "sensors.flow"} <= own <= {
+        "assets", "client", "client.defaults", "compat", "links", "operators", "operators.following", "provider_info",
+        "sensors", "sensors.flow",
+    }  # fmt: skip
+    heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
+    assert {module for module in loaded if module.split(".")[0] in heavy} == set()
+    assert "airflow_provider_etlworks.client.awaiting" in by_hook
 
 
 def test_parsing_300_operators_asks_nobody() -> None:
