@@ -71,15 +71,13 @@ def texts(name: str, value: Any) -> list[str]:
     :param value: a list of texts, one text by itself, or the text of a list, as a template gives it: ``"['a', 'b']"``.
     :raises EtlworksConfigError: it is nothing of that.
     """
+    read = value
     if isinstance(value, str):
-        read: Any = [value]
+        read = [value]
         if value.strip().startswith("[") and value.strip().endswith("]"):
             with suppress(ValueError, SyntaxError):
                 read = literal_eval(value.strip())
-        value = read
-    given: list[Any] = (
-        list(value) if isinstance(value, Iterable) and not isinstance(value, (bytes, Mapping)) else [None]
-    )
+    given: list[Any] = list(read) if isinstance(read, Iterable) and not isinstance(read, (bytes, Mapping)) else [None]
     if not all(isinstance(each, str) and each.strip() and each != "None" for each in given):
         raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of texts, such as ['Orders', 'Customers'].")
     return list(dict.fromkeys(given))

@@ -40,6 +40,8 @@ def stored_file(name: str, path: Any) -> StoredFile:
         return LocalFile(text)
     if parts.scheme == "file" and not parts.netloc:
         return LocalFile(unquote(parts.path))
+    # So that a store that is not there is found out before anything is sent.
+    _located(text)
     return RemoteFile(text)
 
 
@@ -153,16 +155,23 @@ class RemoteFile(StoredFile):
 
 
 def _located(url: str) -> tuple[Any, str]:
-    """Return an object store, and what it calls the file that a URL names."""
+    """
+    Return an object store, and what it calls the file that a URL names.
+
+    :raises EtlworksConfigError: there is no such store, or what it takes is not installed.
+    """
     from airflow_provider_etlworks.compat import ObjectStoragePath
 
-    path = ObjectStoragePath(url)
     try:
-        return path.fs, path.path
-    except ValueError as error:
-        # Airflow knows no store of this scheme. fsspec may, without a connection.
-        import fsspec
+        path = ObjectStoragePath(url)
+        try:
+            return path.fs, path.path
+        except ValueError:
+            # Airflow has no store of this scheme. fsspec may, without a connection.
+            if "@" in urlsplit(url).netloc:
+                raise
+            import fsspec
 
-        if "@" in urlsplit(url).netloc or path.protocol not in fsspec.available_protocols():
-            raise EtlworksConfigError(f"{url!r} is in no store that Airflow can reach: {error}.") from error
-        return fsspec.filesystem(path.protocol), path.path
+            return fsspec.filesystem(path.protocol), path.path
+    except (ValueError, ImportError) as error:
+        raise EtlworksConfigError(f"{url!r} is in no store that Airflow can reach: {error}") from error
