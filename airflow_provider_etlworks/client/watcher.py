@@ -282,29 +282,35 @@ class Watcher:
 
     async def _work(self) -> None:
         while True:
-            async with self._turn:
-                ask = await self._next()
+            try:
+                async with self._turn:
+                    ask = await self._next()
+            except Exception as error:  # noqa: BLE001  # a fault of ours: nobody may wait for ever
+                self._break_down(list(self._runs.values()), error)
+                await self.client.sleep(_CHOOSE_SOON)
+                continue
             ask.asking = True
             try:
                 if isinstance(ask, _Run):
                     await self._look(ask)
                 else:
                     await self._read(ask)
-            except Exception as error:  # noqa: BLE001  # a fault of ours: who waits hears of it, others are followed on
-                self._break_down(ask, error)
+            except Exception as error:  # a fault of ours: who waits hears of it, and others are followed on
+                if isinstance(ask, _Run):
+                    self._break_down([ask], error)
+                else:
+                    log.exception("%s cannot be made use of.", ask.source.title.capitalize())
+                    self._trust.failed(ask.source, error)
+                    self._choose_by(self._clock.monotonic())
             finally:
                 ask.asking = False
 
-    def _break_down(self, ask: _Run | _Listing, error: Exception) -> None:
-        if isinstance(ask, _Listing):
-            log.error("%s cannot be made use of.", ask.source.title.capitalize(), exc_info=error)
-            self._trust.failed(ask.source, error)
-            self._choose_by(self._clock.monotonic())
-            return
-        for subscriber in list(ask.subscribers):
-            if not subscriber.told.done():
-                subscriber.told.set_exception(error)
-            self._leave(ask, subscriber)
+    def _break_down(self, runs: list[_Run], error: Exception) -> None:
+        for run in runs:
+            for subscriber in list(run.subscribers):
+                if not subscriber.told.done():
+                    subscriber.told.set_exception(error)
+                self._leave(run, subscriber)
 
     async def _next(self) -> _Run | _Listing:
         """Wait until something is to be asked, and return it."""
@@ -437,10 +443,16 @@ class Watcher:
             listing.interval = choice.interval * _FRESH_ENOUGH
         self._day_lists = [each for each in self._listings.values() if isinstance(each.source, RunsOfDay)]
         self._note_demand(chosen)
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Let go of what is remembered of runs that have ended."""
         if self._ended_unlisted:
-            self._ended_unlisted = {
-                key: at for key, at in self._ended_unlisted.items() if self._listings and at > now - _SILENT_FOR
-            }
+            since = now - _SILENT_FOR if self._listings else now
+            self._ended_unlisted = {key: at for key, at in self._ended_unlisted.items() if at > since}
+        if len(self._deadlines) > 2 * len(self._runs) + _AT_A_TIME:
+            self._deadlines = [each for each in self._deadlines if not each[3].told.done()]
+            heapq.heapify(self._deadlines)
 
     def _drop(self, listing: _Listing, now: float) -> None:
         """Do without a list: its runs are due again as if it had never spared them a look."""
@@ -504,10 +516,10 @@ class Watcher:
         if isinstance(listing.source, RunsOfDay):
             run.day = listing.source.days_ago
         if going:
-            run.hinted = False
             run.covered_until = asked_at + _COVERS * max(run.interval, listing.interval)
             return
         run.covered_until = asked_at
+        # Once: a list that is wrong about a run must not have it read again and again.
         if not run.hinted:
             run.hinted = True
             self._hurry(run)

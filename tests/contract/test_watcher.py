@@ -440,3 +440,37 @@ async def test_a_run_that_starts_after_midnight_is_in_the_new_days_list() -> Non
 
         assert following.longest_delay() <= 2
         assert etlworks.most_in_a_minute(since=to_midnight + 150) <= 300
+
+
+@virtual
+async def test_a_list_that_changes_its_mind_does_not_have_runs_read_again_and_again() -> None:
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        etlworks.day = lambda offset: etlworks.honest_day(offset, at=1e9 if len(etlworks.lists()) % 2 else 0.0)
+        for audit_id in range(1, 21):
+            following.follow(etlworks.run(audit_id, ends=300), poll_interval=10)
+        await following.all_told()
+
+        assert {each.followed.ending for each in following.told} == {Ending.FINISHED}
+        assert following.lags()[0] >= 0
+        assert max(len(etlworks.looks(audit_id)) for audit_id in etlworks.runs) <= 40
+
+
+@virtual
+async def test_a_fault_of_our_own_between_two_looks_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        waiting = [following.follow(etlworks.run(audit_id)) for audit_id in (1, 2)]
+        await asyncio.sleep(5)
+        choose = following.watcher._choose_lists
+
+        def broken_once(now: float) -> None:
+            monkeypatch.setattr(following.watcher, "_choose_lists", choose)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(following.watcher, "_choose_lists", broken_once)
+        for each in waiting:
+            with pytest.raises(ZeroDivisionError):
+                await each
+        following._tasks.clear()
+        await following.follow(etlworks.run(3, ends=60))
+
+        assert [each.followed.ending for each in following.told] == [Ending.FINISHED]
