@@ -1,0 +1,34 @@
+"""Wait for last night's run of a flow that Etlworks itself schedules, and use its result."""
+
+from __future__ import annotations
+
+try:
+    from airflow.sdk import dag, task
+except ImportError:  # Airflow 2
+    from airflow.decorators import dag, task
+
+from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
+
+
+# In earnest with schedule="0 6 * * *", say: two hours after the flow's own schedule.
+@dag(schedule=None, tags=["etlworks"])
+def etlworks_wait_for_nightly() -> None:
+    """Wait for the newest run of the last twelve hours, without holding a worker."""
+    refresh = EtlworksFlowExecutionSensor(
+        task_id="warehouse_refresh",
+        flow_id=12346,
+        since="{{ (dag_run.start_date - macros.timedelta(hours=12)).isoformat() }}",
+        deferrable=True,
+        poke_interval=2,
+        timeout=4 * 3600,
+    )
+
+    @task
+    def report(result: dict[str, object]) -> str:
+        """Say what the run did."""
+        return f"{result['records']} records since {result['started_at']}, see {result['url']}"
+
+    report(refresh.output)
+
+
+etlworks_wait_for_nightly()
