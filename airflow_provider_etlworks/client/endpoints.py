@@ -565,10 +565,9 @@ def _import_answer(answer: Answer) -> Any:
     try:
         return answer.json
     except EtlworksReplyError:
-        kind = answer.headers.get("Content-Type", "no content type")
         # Only a page may be quoted: what else comes back may be a part of the bundle.
         said = f": {excerpt(answer.body)!r}" if answer.body.lstrip().startswith(b"<") else ""
-        raise EtlworksReplyError(f"Expected JSON, got {kind}, {len(answer.body)} bytes{said}.") from None
+        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are none{said}.") from None
 
 
 def export_flows_older(flow_ids: Sequence[int] | None = None) -> Call[str]:
@@ -694,12 +693,18 @@ def send_to_listener_legacy(path: str, payload: bytes | Body | None = None, cont
     return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, below_root=True)
 
 
+# As much as a header may hold.
+_CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
+
+
 def _listener(
     prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, below_root: bool
 ) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        raise EtlworksConfigError(f"A content type looks like 'application/json'; this is {content_type!r}.")
     return Call(
         "POST",
         "/".join([prefix, *map(_segment, segments)]),

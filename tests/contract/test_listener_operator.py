@@ -132,6 +132,8 @@ def test_what_cannot_work_is_said_when_the_dag_is_parsed(
         ({"path": "orders//new"}, "orders//new"),
         ({"path": "../flows"}, "looks like"),
         ({"payload": 7}, "payload is a int"),
+        ({"payload": "x", "content_type": "json"}, "this is 'json'"),
+        ({"payload": "x", "content_type": "text/plain\r\nX-Other: 1"}, "this is 'text/plain"),
         ({"payload": {"a": 1}, "content_type": "text/xml"}, "content_type is 'text/xml'"),
         ({"payload": {"a": float("nan")}}, "cannot be sent as JSON"),
         ({"payload": {"a": object()}}, "cannot be sent as JSON"),
