@@ -7,7 +7,7 @@ shape, or silent about a run; whoever uses it goes on without it.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -204,7 +204,7 @@ def _is_worth_it(interval: float, rate: float) -> bool:
 
 class Trust:
     """
-    Which kinds of list can be used at present. What changes is said once.
+    Which kinds of list can be used at present. Where one cannot, that is said once.
 
     :param clock: tells the time.
     :param log: is told.
@@ -214,7 +214,8 @@ class Trust:
         self._clock = clock
         self._log = log
         self._unusable_until: dict[type[RunList], float] = {}
-        self._failures: dict[type[RunList], int] = {}
+        self._failures: Counter[type[RunList]] = Counter()
+        self._said: set[type[RunList]] = set()
 
     def allows(self, source: RunList) -> bool:
         """Whether a list can be used now."""
@@ -222,15 +223,16 @@ class Trust:
 
     def served(self, source: RunList) -> None:
         """Note that a list was answered as it should be."""
-        if self._failures.pop(type(source), 0):
-            self._log.info("Etlworks answers %s again; it is used to follow runs.", source.title)
+        del self._failures[type(source)]
 
     def failed(self, source: RunList, error: Exception) -> None:
-        """Note that a list could not be read."""
-        refused = isinstance(error, (EtlworksForbidden, EtlworksNotFound, EtlworksBadRequest))
-        failures = self._failures.get(type(source), 0)
-        pause = _REFUSED_FOR if refused else min(_FAILED_FOR * 2**failures, _FAILED_FOR_AT_MOST)
-        self._do_without(source, str(error), pause)
+        """Note that a list could not be read. One passing fault is let pass."""
+        failures = self._failures[type(source)]
+        self._failures[type(source)] += 1
+        if isinstance(error, (EtlworksForbidden, EtlworksNotFound, EtlworksBadRequest)):
+            self._do_without(source, str(error), _REFUSED_FOR)
+        elif failures or isinstance(error, EtlworksReplyError):
+            self._do_without(source, str(error), min(_FAILED_FOR * 2 ** max(0, failures - 1), _FAILED_FOR_AT_MOST))
 
     def lied(self, source: RunList, audit_id: int) -> None:
         """Note that a list calls a run going whose own record says that it ended before."""
@@ -239,9 +241,9 @@ class Trust:
     def _do_without(self, source: RunList, why: str, seconds: float) -> None:
         kind = type(source)
         self._unusable_until[kind] = self._clock.monotonic() + seconds
-        self._failures[kind] = self._failures.get(kind, 0) + 1
-        if self._failures[kind] == 1:
-            self._log.info("Etlworks's runs are asked for without %s. %s", source.title, why)
+        if kind not in self._said:
+            self._said.add(kind)
+            self._log.info("Runs are followed without %s. %s", source.title, why)
 
 
 def _read_by(read: Callable[[Answer], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:

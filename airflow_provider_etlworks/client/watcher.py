@@ -479,7 +479,7 @@ class Watcher:
 
     async def _read(self, listing: _Listing) -> None:
         """Read a list, and move the next looks of the runs that it tells about."""
-        source, asked_at = listing.source, self._clock.monotonic()
+        source, asked_at, interval = listing.source, self._clock.monotonic(), listing.interval
         try:
             flows = await self.client.send(source.call(len(listing.runs)), attempts=1)
         except EtlworksError as error:
@@ -487,12 +487,14 @@ class Watcher:
             if not isinstance(error, EtlworksRateLimited):
                 self._trust.failed(source, error)
                 self._choose_by(asked_at)
+                # If it is asked for again at all, then while it still spares its runs a look.
+                interval *= _COVERS - 1
         else:
             self._trust.served(source)
             await self._take_in(listing, asked_at, mentions(flows))
         now = self._clock.monotonic()
         # A list that takes long is asked for less often.
-        self._schedule(listing, max(asked_at + listing.interval, 2 * now - asked_at))
+        self._schedule(listing, max(asked_at + interval, 2 * now - asked_at))
 
     async def _take_in(self, listing: _Listing, asked_at: float, mentioned: Iterator[tuple[RunKey, bool]]) -> None:
         for taken, (key, going) in enumerate(mentioned):

@@ -229,7 +229,7 @@ async def test_a_thousand_runs_without_lists_keep_the_budget_and_are_asked_for_e
         assert len(etlworks.connections) <= 10
     stretched = [record for record in caplog.records if "1000 runs are watched" in record.getMessage()]
     assert len(stretched) == 1
-    without_list = [record for record in caplog.records if "are asked for without" in record.getMessage()]
+    without_list = [record for record in caplog.records if "are followed without" in record.getMessage()]
     assert len(without_list) == 1
 
 
@@ -440,6 +440,20 @@ async def test_a_run_that_starts_after_midnight_is_in_the_new_days_list() -> Non
 
         assert following.longest_delay() <= 2
         assert etlworks.most_in_a_minute(since=to_midnight + 150) <= 300
+
+
+@virtual
+async def test_one_passing_fault_of_a_list_costs_nothing() -> None:
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        etlworks.day = lambda offset: (
+            web.Response(status=503) if len(etlworks.lists()) == 20 else etlworks.honest_day(offset)
+        )
+        for audit_id in range(1, 101):
+            following.follow(etlworks.run(audit_id, ends=600), poll_interval=10)
+        await asyncio.sleep(500)
+
+        faulty = etlworks.lists()[19].at
+        assert len([each for each in etlworks.asked if faulty <= each.at < faulty + 60]) <= 60
 
 
 @virtual
