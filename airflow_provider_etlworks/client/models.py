@@ -100,7 +100,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Model:
     """
     One thing that Etlworks told us.
@@ -115,7 +115,7 @@ class Model:
         return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "raw"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Execution(Model):
     """
     One run of a flow: Etlworks's FlowAuditRecord.
