@@ -39,11 +39,6 @@ _MOST_NAMED = 20
 Marks = dict[str, list[list[int]]]
 """Flows by name, each as its id and the Unix milliseconds of its last change (0: not told). JSON."""
 
-WHAT_TO_DO = (
-    "Look at these flows in Etlworks. Where they are the bundle's, mark this task as success. Where they are not, and "
-    "nothing is still being imported, clear it to import once more."
-)
-
 
 @dataclass(frozen=True)
 class Imported:
@@ -119,7 +114,7 @@ class Import:
         if not self.flow_names:
             raise EtlworksImportUnknown(
                 f"{sent}It may have been applied, or not: which flows are in the bundle is not known, so the target "
-                f"cannot tell. Nothing was sent again. {WHAT_TO_DO}"
+                "cannot tell. Nothing was sent again. Look at its flows in Etlworks."
             )
         while True:
             waited = self.clock.monotonic() - began
@@ -129,7 +124,8 @@ class Import:
                 if not error.retryable or waited >= grace:
                     raise EtlworksImportUnknown(
                         f"{sent}It may have been applied, or not: the target's flows cannot be read ({error}). "
-                        f"Nothing was sent again. The bundle's flows: {named(self.flow_names)}. {WHAT_TO_DO}"
+                        "Nothing was sent again. Look at the bundle's flows in Etlworks: "
+                        f"{named(self.flow_names)}."
                     ) from error
                 self.log.warning("Cannot look into the target yet: %s", error)
             else:
@@ -138,7 +134,8 @@ class Import:
                     return Imported(by_answer=False)
                 if waited >= grace:
                     raise EtlworksImportUnknown(
-                        f"{sent}{_both_possibilities(changed, unchanged)} Nothing was sent again. {WHAT_TO_DO}"
+                        f"{sent}{_both_possibilities(changed, unchanged)} Nothing was sent again. "
+                        "Look at these flows in Etlworks."
                     )
             yield Pause(pause)
             pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)

@@ -14,11 +14,14 @@ from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksConfigError,
+    EtlworksError,
     EtlworksNotFound,
     EtlworksRefused,
     EtlworksReplyError,
     redact,
 )
+from airflow_provider_etlworks.client.outcomes import Fate, names_in
+from airflow_provider_etlworks.client.previews import escaped, preview_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.conversation import Log
     from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Flow
+    from airflow_provider_etlworks.client.previews import Preview
+    from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
+    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.operators.storage import StoredFile
 
 MANIFEST_ENDING = ".meta.json"
@@ -34,6 +40,8 @@ PREVIEW_ENDING = ".preview.json"
 
 # Bytes of an answer to a preview that are read; a longer one is only kept.
 _LONGEST_PREVIEW = 4 * 1024 * 1024
+# Flows of the target that are read to learn which connections it has.
+_MOST_READ = 25
 
 
 # --- Export ---------------------------------------------------------------------------------------------------------
@@ -95,6 +103,38 @@ def _received(client: EtlworksClient, call: Call[Any], file: StoredFile, format:
         return inspected
 
     return client.receive(call, take)
+
+
+def back_up(
+    client: EtlworksClient, bundle: OpenBundle, flows: Sequence[Flow], file: StoredFile, *, log: Log
+) -> Manifest | None:
+    """
+    Export what the import of a bundle will overwrite.
+
+    :param client: the client of the target.
+    :param bundle: the bundle.
+    :param flows: all flows of the target.
+    :param file: where the backup goes.
+    :param log: is told what happens.
+    :return: what was written beside the backup; ``None`` where there is nothing to overwrite.
+    :raises EtlworksConfigError: it is not known what the bundle overwrites, or the backup would overwrite the bundle.
+    :raises EtlworksError: it failed.
+    """
+    if bundle.manifest is None:
+        raise EtlworksConfigError(
+            f"Nothing beside {bundle.path!r} says which flows are in it, so what it overwrites cannot be backed "
+            "up. Nothing was sent. Keep its .meta.json beside it, or leave backup_path out."
+        )
+    if file.path == bundle.path:
+        raise EtlworksConfigError(f"backup_path is {file.path!r}, the bundle's own path; it must be another one.")
+    overwritten = [flow for flow in flows if flow.name in set(bundle.flow_names)]
+    if not overwritten:
+        log.info("Nothing to back up: the target has none of the bundle's flows.")
+        return None
+    # Without connections where the import brings none: rolling them back could only spoil their credentials.
+    backup = export_bundle(client, overwritten, file, include_connections=bundle.manifest.include_connections, log=log)
+    log.info("Backed up %s flows to %s, SHA-256 %s.", len(overwritten), file.path, backup.sha256)
+    return backup
 
 
 # --- A bundle that is to be sent ------------------------------------------------------------------------------------
@@ -219,3 +259,61 @@ def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: StoredFile
 
     with bundle.explained(call):
         return client.receive(call, take)
+
+
+def preview_import(hook: EtlworksHook, bundle: OpenBundle, file: StoredFile, *, log: Log) -> Preview:
+    """
+    Work out what importing a bundle would change. Changes nothing.
+
+    :param hook: the hook of the target.
+    :param bundle: the bundle.
+    :param file: where the raw answer goes.
+    :param log: is told what could not be read.
+    :raises EtlworksError: it failed.
+    """
+    answer = ask_for_preview(hook.bundle_client, bundle, file)
+    flows = list(hook.list_flows())
+    target_flows = [flow.name for flow in flows]
+    preview = preview_of(answer, flow_names=bundle.flow_names, target_flows=target_flows, target_connections=[])
+    doubtful = (*preview.missing_connections, *preview.of(Fate.UNCLEAR))
+    if not any(item.kind == "connection" for item in doubtful):
+        return preview
+    touched = {item.name for item in preview.items if item.kind == "flow"}
+    return preview_of(
+        answer,
+        flow_names=bundle.flow_names,
+        target_flows=target_flows,
+        target_connections=_connections_of([flow for flow in flows if flow.name in touched], hook, log),
+    )
+
+
+def _connections_of(flows: Sequence[Flow], hook: EtlworksHook, log: Log) -> set[str]:
+    """Return the names of the connections that some of these flows use."""
+    names: set[str] = set()
+    for flow in flows[:_MOST_READ]:
+        try:
+            names.update(names_in(hook.get_flow(flow.id).raw.get("connections")))
+        except EtlworksError as error:
+            log.warning("Which connections flow %s uses cannot be read: %s", flow.id, error)
+    return names
+
+
+def introduction(bundle: OpenBundle, settings: ClientSettings) -> str:
+    """
+    Say in Markdown which bundle is to be imported, and into which instance.
+
+    :param bundle: the bundle.
+    :param settings: the target's.
+    """
+    manifest = bundle.manifest
+    said = [f"Import into **{escaped(instance_of(settings))}**: {bundle.inspected.size} bytes."]
+    said += [f"SHA-256: {bundle.inspected.sha256}."]
+    if manifest is None:
+        said += ["Where the bundle comes from is not known: nothing is written beside it."]
+    else:
+        said += [f"Exported from {escaped(manifest.host)} at {escaped(manifest.exported_at)}."]
+        if manifest.is_from(settings):
+            said += ["**That is the very instance that it is to be imported into.**"]
+        if not manifest.include_connections:
+            said += ["The bundle brings no connections: all that its flows use must be in the target."]
+    return " ".join(said)

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.bundles import Manifest
     from airflow_provider_etlworks.client.importing import Import, Imported
     from airflow_provider_etlworks.client.models import Flow
-    from airflow_provider_etlworks.client.previews import Preview
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.operators.bundles import OpenBundle
     from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
@@ -25,8 +23,10 @@ if TYPE_CHECKING:
 IMPORT_FAILED_KEY = "import_failed"
 """XCom key under which an import that Etlworks refused, or carried out in part, tells what undoes it: the backup."""
 
-# Flows of the target that are read to learn which connections it has.
-_MOST_READ = 25
+_WHAT_TO_DO = (
+    "Where they are the bundle's, mark this task as success. Where they are not, and nothing is still being imported, "
+    "clear it to import once more."
+)
 # Things that an import's result names.
 _MOST_ITEMS = 100
 # Seconds by which the clocks of Airflow and Etlworks may differ.
@@ -178,7 +178,12 @@ class EtlworksImportPreviewOperator(_BundleOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask for the preview."""
         from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
-        from airflow_provider_etlworks.operators.bundles import PREVIEW_ENDING, open_bundle
+        from airflow_provider_etlworks.operators.bundles import (
+            PREVIEW_ENDING,
+            introduction,
+            open_bundle,
+            preview_import,
+        )
         from airflow_provider_etlworks.operators.storage import stored_file
 
         with hopeless_tries_fail_for_good():
@@ -186,8 +191,8 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             file = stored_file("path", self.path)
             with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
                 raw = file.beside(PREVIEW_ENDING)
-                preview = self._preview(bundle, raw)
-                markdown = preview.markdown(self._introduction(bundle), raw.path)
+                preview = preview_import(self.hook, bundle, raw, log=self.log)
+                markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path)
         if missing := preview.missing_connections:
             self.log.warning("%s connections are missing in the target.", len(missing))
         self.log.info("What the import would change:\n%s", markdown)
@@ -199,56 +204,6 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             **preview.summary(),
             "markdown": markdown,
         }
-
-    def _preview(self, bundle: OpenBundle, raw: StoredFile) -> Preview:
-        from airflow_provider_etlworks.client.outcomes import Fate
-        from airflow_provider_etlworks.client.previews import preview_of
-        from airflow_provider_etlworks.operators.bundles import ask_for_preview
-
-        answer = ask_for_preview(self.hook.bundle_client, bundle, raw)
-        flows = list(self.hook.list_flows())
-        target_flows = [flow.name for flow in flows]
-        preview = preview_of(answer, flow_names=bundle.flow_names, target_flows=target_flows, target_connections=[])
-        doubtful = (*preview.missing_connections, *preview.of(Fate.UNCLEAR))
-        if not any(item.kind == "connection" for item in doubtful):
-            return preview
-        touched = {item.name for item in preview.items if item.kind == "flow"}
-        return preview_of(
-            answer,
-            flow_names=bundle.flow_names,
-            target_flows=target_flows,
-            target_connections=self._connections_of([flow for flow in flows if flow.name in touched]),
-        )
-
-    def _connections_of(self, flows: list[Flow]) -> set[str]:
-        """Return the names of the connections that some of these flows use."""
-        from airflow_provider_etlworks.client.errors import EtlworksError
-        from airflow_provider_etlworks.client.outcomes import names_in
-
-        names: set[str] = set()
-        for flow in flows[:_MOST_READ]:
-            try:
-                names.update(names_in(self.hook.get_flow(flow.id).raw.get("connections")))
-            except EtlworksError as error:
-                self.log.warning("Which connections flow %s uses cannot be read: %s", flow.id, error)
-        return names
-
-    def _introduction(self, bundle: OpenBundle) -> str:
-        from airflow_provider_etlworks.client.bundles import instance_of
-        from airflow_provider_etlworks.client.previews import escaped
-
-        settings, manifest = self.hook.settings, bundle.manifest
-        said = [f"Import into **{escaped(instance_of(settings))}**: {bundle.inspected.size} bytes."]
-        said += [f"SHA-256: {bundle.inspected.sha256}."]
-        if manifest is None:
-            said += ["Where the bundle comes from is not known: nothing is written beside it."]
-        else:
-            said += [f"Exported from {escaped(manifest.host)} at {escaped(manifest.exported_at)}."]
-            if manifest.is_from(settings):
-                said += ["**That is the very instance that it is to be imported into.**"]
-            if not manifest.include_connections:
-                said += ["The bundle brings no connections: all that its flows use must be in the target."]
-        return " ".join(said)
 
 
 class EtlworksImportOperator(_BundleOperator):
@@ -314,9 +269,11 @@ class EtlworksImportOperator(_BundleOperator):
                 self._check_origin(bundle)
                 try:
                     imported, note = self._import(context, bundle, backup_file)
-                except (EtlworksImportFailed, EtlworksImportUnknown) as error:
-                    # Another try would import once more, or find the same.
+                # Another try would import once more, or find the same.
+                except EtlworksImportFailed as error:
                     raise AirflowFailException(str(error)) from error
+                except EtlworksImportUnknown as error:
+                    raise AirflowFailException(f"{error} {_WHAT_TO_DO}") from error
         return self._result(bundle, imported, note)
 
     # --- Before it ------------------------------------------------------------------------------------------------
@@ -339,30 +296,6 @@ class EtlworksImportOperator(_BundleOperator):
                 "set allow_same_instance=True."
             )
 
-    def _backed_up(self, bundle: OpenBundle, flows: list[Flow], file: StoredFile) -> Manifest | None:
-        """Export what the import will overwrite; ``None`` where there is nothing."""
-        from airflow_provider_etlworks.client.errors import EtlworksConfigError
-        from airflow_provider_etlworks.operators.bundles import export_bundle
-
-        if bundle.manifest is None:
-            raise EtlworksConfigError(
-                f"Nothing beside {bundle.path!r} says which flows are in it, so what it overwrites cannot be backed "
-                "up. Nothing was sent. Keep its .meta.json beside it, or leave backup_path out."
-            )
-        if file.path in (bundle.path, self.path):
-            raise EtlworksConfigError(f"backup_path is {file.path!r}, the bundle's own path; it must be another one.")
-        overwritten = [flow for flow in flows if flow.name in set(bundle.flow_names)]
-        if not overwritten:
-            self.log.info("Nothing to back up: the target has none of the bundle's flows.")
-            return None
-        # Without connections where the import brings none: rolling them back could only spoil their credentials.
-        connections = bundle.manifest.include_connections
-        backup = export_bundle(
-            self.hook.bundle_client, overwritten, file, include_connections=connections, log=self.log
-        )
-        self.log.info("Backed up %s flows to %s, SHA-256 %s.", len(overwritten), file.path, backup.sha256)
-        return backup
-
     # --- The import -----------------------------------------------------------------------------------------------
 
     def _import(
@@ -371,6 +304,7 @@ class EtlworksImportOperator(_BundleOperator):
         """Carry the import out, unless an earlier try of this task did."""
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed
         from airflow_provider_etlworks.client.importing import Import, marks_of
+        from airflow_provider_etlworks.operators.bundles import back_up
         from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
 
         client, memory = self.hook.bundle_client, ImportMemory(task_state_store(context))
@@ -394,7 +328,9 @@ class EtlworksImportOperator(_BundleOperator):
         flows = list(self.hook.list_flows())
         if not memory.is_durable:
             self._check_target_untouched(context, importing, flows)
-        backup = None if backup_file is None else self._backed_up(bundle, flows, backup_file)
+        backup = None
+        if backup_file is not None:
+            backup = back_up(client, bundle, flows, backup_file, log=self.log)
         note = RememberedImport(
             sha256=bundle.inspected.sha256,
             before=marks_of(flows, bundle.flow_names),
@@ -437,7 +373,7 @@ class EtlworksImportOperator(_BundleOperator):
         :raises EtlworksImportUnknown: one may have.
         """
         from airflow_provider_etlworks.client.errors import EtlworksImportUnknown
-        from airflow_provider_etlworks.client.importing import WHAT_TO_DO, named
+        from airflow_provider_etlworks.client.importing import named
 
         began = context["dag_run"].start_date
         if context["ti"].try_number <= 1 or began is None:
@@ -453,7 +389,7 @@ class EtlworksImportOperator(_BundleOperator):
         if changed:
             raise EtlworksImportUnknown(
                 "An earlier try of this task may have imported the bundle, or not: since this DAG run began, these "
-                f"flows changed in the target: {named(changed)}. Nothing was sent again. {WHAT_TO_DO}"
+                f"flows changed in the target: {named(changed)}. Nothing was sent again. Look at them in Etlworks."
             )
 
     # --- After it -------------------------------------------------------------------------------------------------
