@@ -1,0 +1,667 @@
+"""Imports: exactly what was approved, once; and what is said where that cannot be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from promotion_support import EXPORT, FLOWS, IMPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
+
+from airflow_provider_etlworks.client import bodies
+from airflow_provider_etlworks.sandbox import (
+    SandboxFlow,
+    broken_body,
+    hang_up,
+    redirect,
+    status,
+    truncated,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+JSON = "application/json"
+OLDER_IMPORT = "/rest/v1/flows/import"
+
+
+@pytest.fixture
+def promotion(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> Iterator[Promotion]:
+    with Promotion(monkeypatch, caplog, tmp_path) as promotion:
+        yield promotion
+    assert SECRET_IN_BUNDLE not in promotion.log_text()
+
+
+def says(body: Any) -> Any:
+    """Answer with a body, without carrying the import out."""
+    return status(200, body=json.dumps(body), headers={"Content-Type": JSON})
+
+
+# --- What is imported -----------------------------------------------------------------------------------------------
+
+
+def test_the_very_bytes_are_imported(promotion: Promotion) -> None:
+    exported = promotion.exported()
+    went = promotion.importing(expected_sha256=exported["sha256"].upper()).run()
+    assert promotion.production.requests[-2].body == Path(promotion.path).read_bytes()
+    assert went.result == {
+        "path": promotion.path,
+        "sha256": exported["sha256"],
+        "bytes": exported["bytes"],
+        "format": "io",
+        "flow_ids": [11, 13, 14],
+        "flow_names": ["Orders", "Customers", "Invoices | €"],
+        "items": [
+            {"kind": "flow", "id": 11, "name": "Orders", "status": "replaced"},
+            {"kind": "flow", "id": 13, "name": "Customers", "status": "created"},
+            {"kind": "flow", "id": 14, "name": "Invoices | €", "status": "created"},
+            {"kind": "connection", "id": 1, "name": "orders-db", "status": "replaced"},
+        ],
+        "told_by": "answer",
+        "backup_path": None,
+        "backup_sha256": None,
+    }
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_bundle_that_was_changed_by_one_byte_is_refused(promotion: Promotion, position: int) -> None:
+    exported = promotion.exported()
+    content = bytearray(Path(promotion.path).read_bytes())
+    content[position] ^= 1
+    Path(promotion.path).write_bytes(content)
+    for arguments, said in (
+        ({"expected_sha256": exported["sha256"]}, "not the expected one"),
+        ({}, "not the one that its .meta.json describes"),
+    ):
+        went = promotion.importing(**arguments).run()
+        assert went.colour == "failed for good"
+        assert said in went.said
+        assert promotion.previewing(**arguments).run().colour == "failed for good"
+    assert promotion.production.requests == []
+
+
+@pytest.mark.parametrize("size", [100, bodies.PIECE, 3 * bodies.PIECE, 3 * bodies.PIECE + 100])
+@pytest.mark.parametrize("change", ["first byte", "last byte", "shorter", "longer", "empty"])
+def test_a_bundle_that_changes_while_it_is_sent_does_not_take_effect(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch, size: int, change: str
+) -> None:
+    script = "x" * (size - len('{"flows":[""]}'))
+    body = json.dumps({"flows": [script]}, separators=(",", ":")).encode()
+    promotion.staging.fault("POST", EXPORT, broken_body(body, content_type=JSON))
+    promotion.exported(flow_ids=[1])
+    changed = {
+        "first byte": b"[" + body[1:],
+        "last byte": body[:-1] + b"]",
+        "shorter": body[: size // 2],
+        "longer": body + b" ",
+        "empty": b"",
+    }[change]
+    list_flows = promotion.importing().operator.hook.__class__.list_flows
+
+    def changing(*arguments: Any, **named: Any) -> Any:
+        # After the check, and before the import. In place: the same file, so the open one changes too.
+        with Path(promotion.path).open("r+b") as file:
+            file.write(changed)
+            file.truncate()
+        return list_flows(*arguments, **named)
+
+    monkeypatch.setattr(promotion.importing().operator.hook.__class__, "list_flows", changing)
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "The bundle changed while it was being sent" in went.said
+    assert promotion.names(promotion.production) == ["Orders", "Reports"]
+    assert all(each.body != changed for each in promotion.production.requests if each.path == IMPORT)
+
+
+def test_a_bundle_that_is_replaced_while_it_is_sent_is_sent_as_it_was_approved(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = promotion.exported(flow_ids=[1])
+    approved = Path(promotion.path).read_bytes()
+    hook = promotion.importing().operator.hook.__class__
+    list_flows = hook.list_flows
+
+    def replacing(self: Any, **named: Any) -> Any:
+        if self.etlworks_conn_id == "production":
+            promotion.exported(flow_ids=[2])
+        return list_flows(self, **named)
+
+    monkeypatch.setattr(hook, "list_flows", replacing)
+    assert promotion.importing(expected_sha256=exported["sha256"]).run().colour == "success"
+    (imported,) = (each for each in promotion.production.requests if each.path == IMPORT)
+    assert imported.body == approved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"expected_sha256": "abc"}, "expected_sha256 is 'abc'"),
+        ({"expected_sha256": "None"}, "expected_sha256 is 'None'"),
+        ({"expected_sha256": ""}, "expected_sha256 is ''"),
+        ({"path": "/no/such/bundle.json"}, "There is no bundle at '/no/such/bundle.json'"),
+        ({"backup_path": ""}, "backup_path is ''"),
+        ({"backup_path": "None"}, "backup_path is 'None'"),
+    ],
+)
+def test_arguments_that_cannot_work_fail_for_good(promotion: Promotion, arguments: dict[str, Any], said: str) -> None:
+    promotion.exported()
+    went = promotion.importing(**arguments).run()
+    assert went.colour == "failed for good"
+    assert said in went.said
+    assert promotion.production.requests == []
+
+
+@pytest.mark.parametrize("name", ["expected_sha256", "backup_path"])
+def test_what_a_template_renders_to_nothing_is_not_left_out(promotion: Promotion, name: str) -> None:
+    promotion.exported()
+    task = promotion.importing(**{name: "{{ ti.xcom_pull('review')['sha256'] }}"})
+    setattr(task.operator, name, None)
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert f"{name} was given, and is None" in went.said
+    assert promotion.production.requests == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"format": "io"}', '{"format": "other", "instance": {}}', '{"instance": 1}', "null"]
+)
+def test_a_manifest_that_cannot_be_read_is_said(promotion: Promotion, text: str) -> None:
+    promotion.exported()
+    Path(promotion.path + ".meta.json").write_text(text)
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert ".meta.json' cannot be used" in went.said
+
+
+def test_a_field_of_a_later_release_in_the_manifest_is_no_error(promotion: Promotion) -> None:
+    promotion.exported()
+    manifest = Path(promotion.path + ".meta.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "signature": "later"}))
+    assert promotion.importing().run().colour == "success"
+
+
+# --- Where it comes from --------------------------------------------------------------------------------------------
+
+
+def test_the_very_instance_that_a_bundle_comes_from_is_refused(promotion: Promotion) -> None:
+    promotion.exported()
+    before = len(promotion.staging.requests)
+    went = promotion.importing(etlworks_conn_id="staging").run()
+    assert went.colour == "failed for good"
+    assert "the very instance that it is to be imported into" in went.said
+    assert len(promotion.staging.requests) == before
+    allowed = promotion.importing(etlworks_conn_id="staging", allow_same_instance=True).run()
+    assert allowed.colour == "success"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "is_same"),
+    [("1", "2", False), ("1", "1", True), (None, "1", True), ("1", None, True), (None, None, True)],
+)
+def test_tenants_are_told_apart_where_both_are_named(
+    promotion: Promotion, source: str | None, target: str | None, is_same: bool
+) -> None:
+    url = promotion.staging.url
+    for conn_id, tenant in (("staging", source), ("production", target)):
+        promotion.connect(conn_id, url.replace("http", "HTTP"), extra={"tenant_id": tenant} if tenant else {})
+    promotion.exported()
+    went = promotion.importing().run()
+    assert went.colour == ("failed for good" if is_same else "success")
+
+
+def test_a_bundle_without_a_manifest_is_imported_only_when_told(promotion: Promotion) -> None:
+    promotion.exported()
+    Path(promotion.path + ".meta.json").unlink()
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "Nothing beside" in went.said
+    told = promotion.importing(allow_same_instance=True).run()
+    assert told.result is not None
+    assert (told.result["format"], told.result["flow_names"]) == ("io", [])
+    assert promotion.names(promotion.production) == ["Customers", "Invoices | €", "Orders", "Reports"]
+    backup = promotion.importing(allow_same_instance=True, backup_path=f"{promotion.directory}/backup.json").run()
+    assert backup.colour == "failed for good"
+    assert "cannot be backed up" in backup.said
+
+
+# --- The backup -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_overwritten_is_backed_up_first(promotion: Promotion) -> None:
+    promotion.exported()
+    backup = f"{promotion.directory}/backup.json"
+    went = promotion.importing(backup_path=backup).run()
+    assert went.result is not None
+    assert (went.result["backup_path"], went.result["backup_sha256"]) == (backup, sha256_of(backup))
+    order = [each.path for each in promotion.production.requests if each.method == "POST"]
+    assert order == [EXPORT, IMPORT]
+    manifest = json.loads(Path(backup + ".meta.json").read_text())
+    assert (manifest["flow_ids"], manifest["flow_names"]) == ([11], ["Orders"])
+    assert manifest["include_connections"] is True
+
+
+def test_a_backup_rolls_back(promotion: Promotion) -> None:
+    promotion.production.add_flow(SandboxFlow(11, "Orders", description="as it was", connections=("orders-db",)))
+    promotion.exported()
+    backup = f"{promotion.directory}/backup.json"
+    went = promotion.importing(backup_path=backup).run()
+    assert went.result is not None
+    assert promotion.production.flows[11].description == ""
+    rolled_back = promotion.importing(
+        path=backup, expected_sha256=went.result["backup_sha256"], allow_same_instance=True
+    ).run()
+    assert rolled_back.colour == "success"
+    assert promotion.production.flows[11].description == "as it was"
+
+
+def test_nothing_to_overwrite_is_no_error(promotion: Promotion) -> None:
+    promotion.exported(flow_names=["Customers"])
+    backup = Path(promotion.directory) / "backup.json"
+    went = promotion.importing(backup_path=str(backup)).run()
+    assert went.result is not None
+    assert (went.result["backup_path"], went.result["backup_sha256"]) == (None, None)
+    assert not backup.exists()
+
+
+@pytest.mark.parametrize("fault", [status(500), broken_body(), truncated(), status(403)])
+def test_without_its_backup_nothing_is_imported(promotion: Promotion, fault: Any) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", EXPORT, fault, times=None)
+    task = promotion.importing(backup_path=f"{promotion.directory}/backup.json")
+    assert task.run().colour == "failed"
+    assert promotion.imports() == 0
+    promotion.production.clear_faults()
+    assert task.run().colour == "success"
+
+
+def test_the_backup_does_not_go_where_the_bundle_is(promotion: Promotion) -> None:
+    exported = promotion.exported()
+    went = promotion.importing(backup_path=promotion.path).run()
+    assert went.colour == "failed for good"
+    assert "the bundle's own path" in went.said
+    assert sha256_of(promotion.path) == exported["sha256"]
+
+
+# --- What the server says -------------------------------------------------------------------------------------------
+
+
+def test_a_refusal_in_a_200_fails_with_the_servers_reason(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, says({"success": False, "message": "Connection orders-db is locked"}))
+    task = promotion.importing()
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert "Connection orders-db is locked" in went.said
+    assert "None of the bundle's flows has changed in the target" in went.said
+    assert promotion.imports() == 1
+
+
+def test_a_refusal_says_what_is_done_and_what_is_not(promotion: Promotion) -> None:
+    promotion.exported()
+    body = {
+        "success": False,
+        "message": "2 of 3 imported",
+        "flows": [
+            {"id": 11, "name": "Orders", "status": "replaced"},
+            {"id": 13, "name": "Customers", "status": "created"},
+            {"name": "Invoices | €", "status": "error", "message": "no such format"},
+        ],
+    }
+    promotion.production.fault("POST", IMPORT, says(body))
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "2 of 3 imported" in went.said
+    assert "Not done: 'flow Invoices | € (no such format)'. Done: 'flow Orders', 'flow Customers'." in went.said
+
+
+def test_a_refusal_after_a_part_was_done_is_seen_in_the_target(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, says({"success": False, "message": "stopped half-way"}))
+    orders = promotion.production.flows[11]
+    task = promotion.importing()
+    task.context["task_state_store"].before_the_start = lambda: promotion.production.add_flow(orders)
+    went = task.run()
+    assert "stopped half-way" in went.said
+    assert "In the target, changed: 'Orders'. Not changed: 'Customers', 'Invoices | €'." in went.said
+
+
+def test_a_part_that_failed_fails_the_task_though_the_answer_is_a_success(promotion: Promotion) -> None:
+    promotion.exported()
+    body = {"success": True, "results": [{"flowId": 1, "flowName": "Orders", "success": False, "error": "locked"}]}
+    promotion.production.fault("POST", IMPORT, says(body))
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "only a part" in went.said
+    assert "'flow Orders (locked)'" in went.said
+
+
+@pytest.mark.parametrize(("code", "said"), [(400, "400 to POST"), (403, "role does not allow"), (409, "409 to POST")])
+def test_a_refusal_by_status_may_be_tried_again(promotion: Promotion, code: int, said: str) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, status(code))
+    task = promotion.importing()
+    went = task.run()
+    assert went.colour == "failed"
+    assert said in went.said
+    assert task.run().colour == "success"
+    assert promotion.imports() == 2
+
+
+@pytest.mark.parametrize("answer", [{"status": "ok"}, [], "done", {"imported": 3}])
+def test_an_answer_of_an_unknown_shape_is_a_success(promotion: Promotion, answer: Any) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, broken_body(json.dumps(answer), content_type=JSON))
+    went = promotion.importing().run()
+    assert went.result is not None
+    assert (went.result["items"], went.result["told_by"]) == ([], "answer")
+    assert went.result["flow_ids"] == [11, 13, 14]
+
+
+def test_no_content_is_a_success(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, broken_body(b"", code=204))
+    assert promotion.importing().run().colour == "success"
+
+
+def test_what_the_server_says_is_missing_is_a_warning(promotion: Promotion) -> None:
+    promotion.exported()
+    body = {"success": True, "missingConnections": ["orders-db"]}
+    promotion.production.fault("POST", IMPORT, broken_body(json.dumps(body), content_type=JSON))
+    assert promotion.importing().run().colour == "success"
+    assert "these are missing: 'connection orders-db'" in promotion.log_text()
+
+
+def test_flows_that_do_not_arrive_are_said(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, says({"success": True}))
+    assert promotion.importing().run().colour == "success"
+    assert "does not list these flows: 'Customers', 'Invoices | €'" in promotion.log_text()
+
+
+# --- Where the answer is lost ---------------------------------------------------------------------------------------
+
+LOST = {
+    "dropped": hang_up(),
+    "cut off": truncated(),
+    "a page": broken_body(),
+    "nothing": broken_body(b"", content_type=JSON),
+    "half of it": broken_body(b'{"success":', content_type=JSON),
+    "a bundle's part": broken_body(SECRET_IN_BUNDLE, content_type=JSON),
+    "502": broken_body(code=502),
+    "504": broken_body(code=504),
+    "500": broken_body(b'{"status":500,"message":"out of memory"}', content_type=JSON, code=500),
+}
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_an_import_whose_answer_is_lost_is_found_in_the_target(promotion: Promotion, fault: str) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, LOST[fault])
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+    assert went.result["flow_ids"] == [11, 13, 14]
+    assert promotion.imports() == 1
+
+
+@pytest.mark.parametrize("fault", [hang_up(carried_out=False), status(503), status(500, body="<p>oops</p>")])
+def test_an_import_that_the_target_does_not_show_fails_for_good_and_names_both_possibilities(
+    promotion: Promotion, fault: Any
+) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, fault)
+    task = promotion.importing()
+    for _ in range(2):
+        went = task.run()
+        assert went.colour == "failed for good"
+        assert "Either it was applied and the target does not show it, or it was not applied" in went.said
+        assert "'Orders', 'Customers', 'Invoices | €'" in went.said
+        assert "mark this task as success" in went.said
+    assert promotion.imports() == 1
+    task.clear()
+    assert task.run().colour == "success"
+    assert promotion.imports() == 2
+
+
+def test_an_import_that_takes_effect_late_is_waited_for(promotion: Promotion) -> None:
+    promotion.exported()
+    content = Path(promotion.path).read_bytes()
+    promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
+
+    def late() -> None:
+        import requests
+
+        headers = {"Authorization": f"Bearer {promotion.production.api_key}", "Content-Type": JSON}
+        requests.post(promotion.production.url + IMPORT, data=content, headers=headers, timeout=30).raise_for_status()
+
+    promotion.clock.at(1060, late)
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+
+
+def test_an_import_that_is_applied_in_part_says_what_is_done(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
+    orders = promotion.production.flows[11]
+    promotion.clock.at(1010, lambda: promotion.production.add_flow(orders))
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "changed: 'Orders'. Not changed: 'Customers', 'Invoices | €'." in went.said
+
+
+def test_a_change_of_somebody_else_is_not_taken_for_the_import(promotion: Promotion) -> None:
+    promotion.connect("production", promotion.production.url, login="sandbox", password="sandbox")
+    promotion.exported(flow_ids=[1])
+    promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
+    theirs = SandboxFlow(11, "Orders", owner="alice@example.com", connections=("orders-db",))
+    promotion.clock.at(1010, lambda: promotion.production.add_flow(theirs))
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "Either it was applied" in went.said
+
+
+def test_a_target_that_cannot_be_read_afterwards_is_said(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    promotion.production.fault("GET", FLOWS, status(503), times=None, after=1)
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "It may have been applied, or not: the target's flows cannot be read" in went.said
+    assert promotion.imports() == 1
+
+
+def test_a_target_that_is_away_for_a_moment_is_asked_again(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    promotion.production.fault("GET", FLOWS, status(503), times=5, after=1)
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+
+
+def test_a_bundle_whose_flows_are_not_known_cannot_be_looked_for(promotion: Promotion) -> None:
+    promotion.exported()
+    Path(promotion.path + ".meta.json").unlink()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    went = promotion.importing(allow_same_instance=True).run()
+    assert went.colour == "failed for good"
+    assert "which flows are in the bundle is not known" in went.said
+
+
+@pytest.mark.parametrize("fault", [status(429, headers={"Retry-After": "9"})])
+def test_what_certainly_did_not_arrive_is_sent_again(promotion: Promotion, fault: Any) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, fault)
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "answer"
+    assert promotion.imports() == 2
+
+
+def test_a_refused_connection_is_no_import(promotion: Promotion, closed_port: int) -> None:
+    promotion.exported()
+    promotion.connect("production", f"http://127.0.0.1:{closed_port}")
+    task = promotion.importing()
+    assert task.run().colour == "failed"
+    promotion.connect("production", promotion.production.url)
+    del task.operator.hook
+    assert task.run().colour == "success"
+    assert promotion.imports() == 1
+
+
+def test_a_body_is_sent_again_from_its_start_after_a_401(promotion: Promotion) -> None:
+    promotion.connect("production", promotion.production.url, login="sandbox", password="sandbox")
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, status(401))
+    assert promotion.importing().run().colour == "success"
+    sent = [each.body for each in promotion.production.requests if each.path == IMPORT]
+    assert sent == [Path(promotion.path).read_bytes()] * 2
+    assert promotion.production.log_ins >= 2
+
+
+def test_a_body_is_sent_again_from_its_start_after_a_redirect(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, redirect(promotion.production.url + IMPORT, 308))
+    assert promotion.importing().run().colour == "success"
+    sent = [each.body for each in promotion.production.requests if each.path == IMPORT]
+    assert sent == [Path(promotion.path).read_bytes()] * 2
+
+
+def test_a_bundle_is_not_sent_to_another_host(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, redirect(promotion.staging.url + IMPORT, 307))
+    before = len(promotion.staging.requests)
+    went = promotion.importing().run()
+    assert went.colour == "failed"
+    assert "Credentials are not sent there" in went.said
+    assert len(promotion.staging.requests) == before
+
+
+# --- From try to try ------------------------------------------------------------------------------------------------
+
+
+class WorkerLostError(BaseException):
+    """The worker's process is gone: nothing of ours catches this."""
+
+
+def lose_worker(promotion: Promotion, monkeypatch: pytest.MonkeyPatch, task: Any, *, when: str) -> None:
+    """Make one try whose worker is lost just before, or just after, the import is sent."""
+    client = task.operator.hook.bundle_client
+    send = type(client)._exchange
+
+    def lost(self: Any, call: Any, bearer: Any) -> Any:
+        if not call.path.endswith("/import"):
+            return send(self, call, bearer)
+        if when == "after":
+            send(self, call, bearer)
+        raise WorkerLostError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "_exchange", lost)
+        with pytest.raises(WorkerLostError):
+            task.run()
+
+
+def test_a_worker_lost_after_the_import_does_not_import_twice(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.exported()
+    backup = f"{promotion.directory}/backup.json"
+    task = promotion.importing(backup_path=backup)
+    lose_worker(promotion, monkeypatch, task, when="after")
+    before = sha256_of(backup)
+    went = task.run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+    assert promotion.imports() == 1
+    # The backup of what was there before is not overwritten by what is there now.
+    assert (went.result["backup_path"], went.result["backup_sha256"]) == (backup, before)
+    assert sha256_of(backup) == before
+
+
+def test_a_worker_lost_before_the_import_asks_a_person(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    promotion.exported()
+    task = promotion.importing()
+    lose_worker(promotion, monkeypatch, task, when="before")
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert "the task ended before the answer came" in went.said
+    assert promotion.imports() == 0
+    task.clear()
+    assert task.run().colour == "success"
+    assert promotion.imports() == 1
+
+
+def test_another_bundle_is_another_import(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    promotion.exported(flow_ids=[1])
+    task = promotion.importing()
+    lose_worker(promotion, monkeypatch, task, when="before")
+    promotion.exported(flow_ids=[1, 2])
+    assert task.run().colour == "success"
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_before_airflow_3_3_a_lost_import_is_not_repeated_either(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch, manifest: bool
+) -> None:
+    promotion.exported()
+    if not manifest:
+        Path(promotion.path + ".meta.json").unlink()
+    promotion.clock.sleep(1000)
+    task = promotion.importing(store=False, allow_same_instance=not manifest)
+    lose_worker(promotion, monkeypatch, task, when="after")
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert "An earlier try of this task may have imported the bundle, or not" in went.said
+    assert "'Orders'" in went.said
+    assert promotion.imports() == 1
+
+
+def test_before_airflow_3_3_an_untouched_target_is_imported_into(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promotion.exported()
+    task = promotion.importing(store=False)
+    lose_worker(promotion, monkeypatch, task, when="before")
+    assert task.run().colour == "success"
+    assert promotion.imports() == 1
+
+
+# --- The older API --------------------------------------------------------------------------------------------------
+
+
+def test_the_older_api_only(promotion: Promotion) -> None:
+    for sandbox in (promotion.staging, promotion.production):
+        sandbox.fault("*", NEWER, status(404), times=None)
+    exported = promotion.exported()
+    assert promotion.previewing(expected_sha256=exported["sha256"]).run().colour == "success"
+    backup = f"{promotion.directory}/backup.json"
+    went = promotion.importing(expected_sha256=exported["sha256"], backup_path=backup).run()
+    assert went.result is not None, went.said
+    assert (went.result["format"], went.result["flow_ids"]) == ("older", [11, 13, 14])
+    assert json.loads(Path(backup + ".meta.json").read_text())["format"] == "older"
+    (sent,) = (each for each in promotion.production.requests if each.path == OLDER_IMPORT)
+    assert json.loads(sent.body) == {"dump": Path(promotion.path).read_text()}
+
+
+def test_a_dump_is_a_text_whatever_is_in_it(promotion: Promotion) -> None:
+    dump = 'quotes " and \\ and \n lines \t and \x01 and €' * 5_000
+    promotion.staging.fault("*", NEWER, status(404), times=None)
+    promotion.staging.fault("GET", "/rest/v1/flows/export", broken_body(dump, content_type="text/plain"))
+    promotion.exported()
+    promotion.production.fault("POST", OLDER_IMPORT, says({"success": True}))
+    assert promotion.importing().run().colour == "success"
+    (sent,) = (each for each in promotion.production.requests if each.path == OLDER_IMPORT)
+    assert json.loads(sent.body) == {"dump": dump}
+    assert sent.headers["Content-Length"] == str(len(sent.body))
+
+
+def test_a_target_without_the_newer_api_says_so(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("*", NEWER, status(404), times=None)
+    for task in (promotion.importing(), promotion.previewing()):
+        went = task.run()
+        assert went.colour == "failed for good"
+        assert "Source and target may be of different releases" in went.said
