@@ -25,6 +25,14 @@ for _name in list(os.environ):
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all tests that share the real Airflow, while others run the rest."""
+    for item in items:
+        if item.get_closest_marker("airflow"):
+            item.add_marker(pytest.mark.xdist_group("airflow"))
+
+
 @pytest.fixture(params=["requests", "aiohttp"])
 def connect(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., Drive]]:
     """
