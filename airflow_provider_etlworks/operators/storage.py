@@ -29,7 +29,7 @@ def stored_file(name: str, path: Any) -> StoredFile:
     :param path: a local path, a ``file://`` URL, or a URL or ObjectStoragePath of an object store.
     :raises EtlworksConfigError: it names no file.
     """
-    text = str(path) if isinstance(path, os.PathLike) or hasattr(path, "conn_id") else path
+    text = str(path) if isinstance(path, os.PathLike) or hasattr(path, "protocol") else path
     # What a template makes of a task that returned nothing.
     if not isinstance(text, str) or not text.strip() or text == "None":
         raise EtlworksConfigError(f"{name} is {text!r}; it must be a path or a URL, such as 's3://bucket/bundle.json'.")
