@@ -52,6 +52,19 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
 
+def test_the_promotion_operators_load_nothing_heavy() -> None:
+    (loaded,) = printed_by("""
+import json, sys
+already = set(sys.modules)
+from airflow_provider_etlworks.operators.promotion import EtlworksExportOperator, EtlworksImportOperator
+print(json.dumps([sorted(set(sys.modules) - already)]))
+""")
+    own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
+    assert "operators.promotion" in own
+    assert own <= {"compat", "operators", "operators.promotion", "provider_info"}
+    assert not {"requests", "tenacity", "fsspec", "upath"} & set(loaded)
+
+
 @pytest.mark.parametrize("trigger", ["triggers.flow", "triggers.sensor"])
 def test_a_trigger_loads_nothing_before_it_runs(trigger: str) -> None:
     (loaded,) = printed_by(f"""
