@@ -412,6 +412,16 @@ class LocalAirflow:
         :raises LocalAirflowError: if it does not ask in time, or a component died meanwhile.
         """
         self.wait_for_task_state(dag_id, run_id, task_id, "awaiting_input", "deferred", timeout=timeout)
+        # A person takes longer than the scheduler to learn that the process which asks has ended. It would take late
+        # news for the end of the task that goes on after the answer, and fail it.
+        of_task = f"TaskInstanceKey(dag_id={dag_id!r}, task_id={task_id!r}, run_id={run_id!r}"
+        news = f"Received executor event with state success for task instance {of_task}"
+        scheduler_log = self.component_log("scheduler")
+        self.wait_until(
+            f"the scheduler knows that {task_id} waits",
+            lambda: news in scheduler_log.read_text(errors="replace"),
+            timeout,
+        )
         question: dict[str, Any] = self._call("GET", _question_path(dag_id, run_id, task_id))
         return question
 

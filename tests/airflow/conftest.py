@@ -35,10 +35,24 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="session")
-def local_airflow(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
-    """Run an Airflow whose connections ``etlworks_default`` (API key) and ``etlworks_login`` lead to ``sandbox``."""
+def production() -> Iterator[Sandbox]:
+    """Run the Etlworks that flows are promoted to."""
+    with Sandbox(requests_per_minute=None) as production:
+        yield production
+
+
+@pytest.fixture(scope="session")
+def local_airflow(
+    sandbox: Sandbox, production: Sandbox, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    """
+    Run an Airflow whose connections lead to the sandboxes.
+
+    ``etlworks_default`` (API key) and ``etlworks_login`` to ``sandbox``, ``etlworks_production`` to ``production``.
+    """
     folder = tmp_path_factory.mktemp("dags")
     connections = {
+        "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
         "AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection,
         "AIRFLOW_CONN_ETLWORKS_LOGIN": sandbox.airflow_connection_with_login,
     }

@@ -1,0 +1,276 @@
+"""Promotions through a real Airflow, from one sandbox to another. A person answers through Airflow's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow import __version__ as airflow_version
+
+from airflow_provider_etlworks.sandbox import SandboxFlow, delay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from airflow_provider_etlworks.sandbox import Recorded, Sandbox
+    from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+
+pytestmark = pytest.mark.airflow
+
+ASKS = not airflow_version.startswith(("2.", "3.0."))
+asking = pytest.mark.skipif(not ASKS, reason="Airflow asks people since 3.1")
+
+APPROVAL = "promote_flows.approve_import"
+# Part of every bundle, and of nothing else.
+CONTENT = "only-a-bundle-has-this"
+
+PROMOTION = """
+with DAG({dag_id!r}, schedule=None, start_date=START):
+    promote_flows(
+        source_conn_id="etlworks_default", target_conn_id="etlworks_production", path={path!r}, tags=[{dag_id!r}],
+        smoke_flow_name={flow_name!r}, pause_schedules=True, {arguments}
+    )
+"""
+ARGUMENTS = {
+    "broken": "approval=False",
+    "killed": "approval=False, default_args={'retries': 1, 'retry_delay': timedelta(seconds=1)}",
+}
+ARGUMENTS_WHERE_ASKED = {
+    "approved": "",
+    "rejected": "",
+    "unanswered": "approval_timeout=timedelta(seconds=1)",
+    "changed": "",
+}
+
+
+@dataclass
+class Promotion:
+    """One promotion: its flow in both environments, and the DAG run that promotes it."""
+
+    airflow: LocalAirflow
+    staging: Sandbox
+    production: Sandbox
+    dag_id: str
+    flow_id: int
+    folder: Path
+    run_id: str = ""
+
+    @property
+    def flow_name(self) -> str:
+        return f"Flow {self.flow_id}"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / f"{self.run_id}.json"
+
+    def prepare(self, **behaviour: Any) -> None:
+        """Give production the flow, with a schedule that is on, and staging a newer one, with another id."""
+        flow = SandboxFlow(self.flow_id, self.flow_name, tags=(self.dag_id,), connections=("warehouse",), running=0.3)
+        self.production.add_flow(replace(flow, description="old", schedule="0 0 4 * * ?"))
+        newer = {"id": self.flow_id + 500, "description": "new", "owner": CONTENT, **behaviour}
+        self.staging.add_flow(replace(flow, **newer))
+
+    def start(self) -> None:
+        self.run_id = self.airflow.trigger_dag(self.dag_id)
+
+    def ask(self) -> dict[str, Any]:
+        return self.airflow.wait_for_question(self.dag_id, self.run_id, APPROVAL)
+
+    def answer(self, option: str) -> None:
+        self.ask()
+        self.airflow.answer(self.dag_id, self.run_id, APPROVAL, option)
+
+    def ends(self, expected: str) -> bool:
+        """Wait for the DAG run's end; where it is another one than expected, the logs of what failed are told."""
+        ended = self.airflow.wait_for_dag_run(self.dag_id, self.run_id)
+        if ended != expected:
+            failed = [name for name, state in self.states().items() if state == "failed"]
+            pytest.fail("\n".join([f"It ended in {ended}.", *(f"--- {name}\n{self.log(name)}" for name in failed)]))
+        return True
+
+    def states(self) -> dict[str, str | None]:
+        states = self.airflow.task_states(self.dag_id, self.run_id)
+        return {task_id.removeprefix("promote_flows."): state for (task_id, _), state in states.items()}
+
+    def result(self, task: str) -> Any:
+        return self.airflow.xcom(self.dag_id, self.run_id, f"promote_flows.{task}")
+
+    def log(self, task: str) -> str:
+        return self.airflow.task_log(self.dag_id, self.run_id, f"promote_flows.{task}")
+
+    def imports(self) -> list[Recorded]:
+        """Return the imports of its flow that production was sent."""
+        name = self.flow_name.encode()
+        return [each for each in self.production.requests if each.path == "/rest/v1/io/import" and name in each.body]
+
+    def schedule_is_on(self) -> bool:
+        (schedule,) = [each for each in self.production.schedules.values() if each["flowId"] == self.flow_id]
+        return bool(schedule["enabled"])
+
+    def in_production(self) -> str:
+        return self.production.flows[self.flow_id].description
+
+
+@pytest.fixture(scope="module")
+def promotions(
+    local_airflow: LocalAirflow,
+    sandbox: Sandbox,
+    production: Sandbox,
+    write_dag: Callable[[str, str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Promotion]:
+    """Prepare all promotions, and start those that can go on side by side: they take little longer than one."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made: dict[str, Promotion] = {}
+    text = "from airflow_provider_etlworks.promotion import promote_flows\n"
+    for name, arguments in {**ARGUMENTS, **(ARGUMENTS_WHERE_ASKED if ASKS else {})}.items():
+        each = Promotion(local_airflow, sandbox, production, f"promotion_{name}", 60_000 + len(made), folder)
+        each.prepare(**({"ends": "error"} if name == "broken" else {}))
+        path = str(folder / "{{ run_id }}.json")
+        text += PROMOTION.format(dag_id=each.dag_id, flow_name=each.flow_name, path=path, arguments=arguments)
+        made[name] = each
+    sandbox.add_flow(SandboxFlow(60_400, "Brand-new", tags=("promotion_broken",)))
+    write_dag(made["broken"].dag_id, text)  # one file with all of them is parsed once
+    for name, each in made.items():
+        if name != "killed":
+            each.start()
+    return made
+
+
+@asking
+def test_what_is_approved_is_imported_and_works(promotions: dict[str, Promotion]) -> None:
+    approved = promotions["approved"]
+    question = approved.ask()
+    assert question["subject"] == "Import flows from etlworks_default into etlworks_production?"
+    assert approved.flow_name in question["body"]
+    assert "replaced" in question["body"]
+    assert (approved.imports(), approved.in_production()) == ([], "old")
+
+    approved.answer("Approve")
+
+    assert approved.ends("success")
+    states = approved.states()
+    assert states.pop("roll_back") == "skipped"
+    assert set(states.values()) == {"success"}
+    assert approved.in_production() == "new"
+    assert approved.schedule_is_on()
+    (sent,) = approved.imports()
+    assert sent.body == approved.bundle.read_bytes()
+    told = approved.result("report_result")
+    assert told["flow_names"] == [approved.flow_name]
+    assert told["approved_by"]
+    (run,) = approved.production.runs(approved.flow_id)
+    assert (told["smoke_run"]["audit_id"], run.status) == (run.audit_id, "success")
+    assert approved.result("pause_schedules") == approved.result("resume_schedules")
+    assert len(approved.result("pause_schedules")) == 1
+
+
+def test_a_flow_that_does_not_work_is_rolled_back(promotions: dict[str, Promotion]) -> None:
+    broken = promotions["broken"]
+
+    assert broken.ends("failed")
+
+    states = broken.states()
+    assert {name for name, state in states.items() if state == "failed"} == {"smoke_test", "report_result"}
+    assert {name for name, state in states.items() if state != "failed" and state != "success"} == set()
+    assert broken.in_production() == "old"
+    assert broken.schedule_is_on()
+    assert len(broken.imports()) == 2
+    assert broken.result("roll_back")["restored"] == [broken.flow_name]
+    text = broken.log("report_result")
+    assert "The flows are not promoted: promote_flows.smoke_test failed" in text
+    assert f".json.backup: {broken.flow_name}." in text
+    assert "no call that deletes a flow: Brand-new." in text
+
+
+@asking
+def test_a_rejection_skips_the_rest(promotions: dict[str, Promotion]) -> None:
+    rejected = promotions["rejected"]
+    rejected.answer("Reject")
+
+    assert rejected.ends("success")
+
+    states = rejected.states()
+    assert [states.pop(name) for name in ("export_flows", "preview_import", "approve_import")] == ["success"] * 3
+    assert set(states.values()) == {"skipped"}
+    assert_nothing_happened(rejected)
+
+
+@asking
+def test_nothing_is_imported_where_nobody_answers(promotions: dict[str, Promotion]) -> None:
+    unanswered = promotions["unanswered"]
+
+    assert unanswered.ends("failed")
+
+    states = unanswered.states()
+    assert states["approve_import"] == "failed"
+    assert states["import_flows"] == "upstream_failed"
+    assert_nothing_happened(unanswered)
+
+
+@asking
+def test_a_bundle_that_changed_after_the_preview_is_not_imported(promotions: dict[str, Promotion]) -> None:
+    changed = promotions["changed"]
+    changed.ask()
+    content = changed.bundle.read_bytes()
+    assert b"new" in content
+    changed.bundle.write_bytes(content.replace(b"new", b"neW"))
+    changed.answer("Approve")
+
+    assert changed.ends("failed")
+
+    states = changed.states()
+    assert states["import_flows"] == "failed"
+    assert states["roll_back"] == "skipped"
+    assert states["resume_schedules"] == "success"
+    assert states["report_result"] == "upstream_failed"
+    assert_nothing_happened(changed)
+
+
+def assert_nothing_happened(promotion: Promotion) -> None:
+    assert promotion.imports() == []
+    assert promotion.in_production() == "old"
+    assert promotion.schedule_is_on()
+    assert promotion.production.runs(promotion.flow_id) == []
+
+
+@asking
+def test_a_worker_killed_in_the_middle_of_an_import_does_not_import_twice(promotions: dict[str, Promotion]) -> None:
+    killed = promotions["killed"]
+    for each in promotions.values():
+        if each is not killed:
+            each.airflow.wait_for_dag_run(each.dag_id, each.run_id)  # the fault would hit its import
+    killed.production.fault("POST", "/rest/v1/io/import", delay(60.0))
+    killed.start()
+    killed.airflow.wait_until("production has the import", lambda: killed.in_production() == "new", 120.0)
+    tasks = killed.airflow.task_instances(killed.dag_id, killed.run_id)
+    (importing,) = [each for each in tasks if each.task_id == "promote_flows.import_flows"]
+    assert importing.pid is not None
+    os.kill(importing.pid, signal.SIGKILL)
+
+    remembers = killed.airflow.version >= (3, 3)
+    assert killed.ends("success" if remembers else "failed")
+
+    assert len(killed.imports()) == 1
+    assert killed.schedule_is_on()
+    assert killed.in_production() == "new"
+    if remembers:
+        assert killed.result("import_flows")["told_by"] == "target"
+    else:
+        assert "may have imported the bundle, or not" in killed.log("import_flows")
+        assert killed.states()["roll_back"] == "skipped"
+
+
+def test_no_bundle_is_in_logs_or_xcoms(promotions: dict[str, Promotion]) -> None:
+    for name, each in promotions.items():
+        if name != "killed":
+            each.airflow.wait_for_dag_run(each.dag_id, each.run_id)
+            assert CONTENT.encode() in each.bundle.read_bytes()
+    home = next(iter(promotions.values())).airflow.home
+    files = [file for file in home.rglob("*") if file.is_file() and "tmp" not in file.relative_to(home).parts]
+    assert any(file.name == "airflow.db" for file in files)
+    assert [file for file in files if CONTENT.encode() in file.read_bytes()] == []
