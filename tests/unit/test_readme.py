@@ -21,6 +21,11 @@ from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator, EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.promotion import (
+    EtlworksExportOperator,
+    EtlworksImportOperator,
+    EtlworksImportPreviewOperator,
+)
 from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperator
 from airflow_provider_etlworks.promotion import promote_flows
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
@@ -183,6 +188,9 @@ def test_the_compatibility_table_is_the_grid_of_ci() -> None:
         EtlworksRunFlowOperator,
         EtlworksHttpListenerOperator,
         EtlworksFlowExecutionSensor,
+        EtlworksExportOperator,
+        EtlworksImportPreviewOperator,
+        EtlworksImportOperator,
         EtlworksScheduleOperator,
         EtlworksFlowExecutionTrigger,
     ],
