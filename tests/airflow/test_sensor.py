@@ -44,8 +44,8 @@ with DAG("waits", schedule=None, start_date=START):
 MODES = ("poke", "reschedule", "deferrable")
 FLOWS = {"success": 51_001, "error": 51_002, "skipped": 51_003, "never": 51_004}
 STATES = {"success": "success", "error": "failed", "skipped": "skipped", "never": "failed"}
-TASKS = [f"{ending}_{mode}" for ending in ("success", "error") for mode in MODES]
-TASKS += ["skipped_reschedule", "skipped_deferrable", "never_deferrable"]
+# Each costs Airflow 2 seconds, which with SQLite runs one task at a time; all others are tested without an Airflow.
+TASKS = [*(f"success_{mode}" for mode in MODES), "error_poke", "skipped_reschedule", "never_deferrable"]
 
 
 def test_each_mode_ends_as_the_run(
@@ -70,9 +70,9 @@ def test_each_mode_ends_as_the_run(
     assert (results[0]["audit_id"], results[0]["records"]) == (audit_ids["success"], 7)
     for mode in MODES:
         assert local_airflow.xcom(dag_id, run_id, f"success_{mode}", key="audit_id") == audit_ids["success"]
-        assert f"Run {audit_ids['error']} of flow 51002 ended: error" in local_airflow.task_log(
-            dag_id, run_id, f"error_{mode}"
-        )
+    assert f"Run {audit_ids['error']} of flow 51002 ended: error" in local_airflow.task_log(
+        dag_id, run_id, "error_poke"
+    )
 
 
 def test_the_example_dags_run_unchanged(local_airflow: LocalAirflow, sandbox: Sandbox) -> None:
