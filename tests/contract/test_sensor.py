@@ -347,6 +347,21 @@ def test_a_rotated_password_is_read_again(
     assert waiting.run(mode, audit_id=run).colour == "success"
 
 
+@modes
+@pytest.mark.parametrize("running", [0, 30])
+def test_a_secret_that_a_run_repeats_is_told_to_nobody(
+    etlworks: Etlworks, waiting: Waiting, mode: str, running: int
+) -> None:
+    etlworks.flow(running=running, ends="error", exception="Cannot log in to warehouse with key sandbox-key")
+    run = etlworks.sandbox.run_by_user(FLOW)
+
+    wait = waiting.run(mode, audit_id=run)
+
+    assert "Cannot log in to warehouse with key ***" in str(wait.error)
+    told = [str(wait.error), str(wait.event), str(wait.xcoms), etlworks.log_text]
+    assert [text for text in told if "sandbox-key" in text] == []
+
+
 # --- Time-outs, skipping --------------------------------------------------------------------------------------------
 
 
