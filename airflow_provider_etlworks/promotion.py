@@ -262,7 +262,7 @@ class _RollBackOperator(EtlworksImportOperator):
         restored: list[str] = []
         if told["backup_path"] is not None:
             self.path, self.expected_sha256 = told["backup_path"], told["backup_sha256"]
-            restored = super().execute(context)["flow_names"]
+            restored = self._import_once(context)["flow_names"]
         left = [name for name in told["flow_names"] if name not in restored]
         if left:
             self.log.warning("New flows, which stay: %s. Etlworks documents no call that deletes a flow.", left)

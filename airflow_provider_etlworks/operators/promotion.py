@@ -256,6 +256,9 @@ class EtlworksImportOperator(_BundleOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the bundle."""
+        return self._import_once(context)
+
+    def _import_once(self, context: Context) -> dict[str, Any]:
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed, EtlworksImportUnknown
         from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
         from airflow_provider_etlworks.operators.bundles import open_bundle
