@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ __all__ = [
     "approval_task",
     "conf",
     "get_xcom",
+    "let_commands_read_connections",
     "task_state_store",
     "task_states",
 ]
@@ -164,6 +166,16 @@ def approval_task(*, timeout: timedelta | None, **arguments: Any) -> BaseOperato
     else:  # with the provider of Airflow 3.1's days
         timeouts = {"execution_timeout": timeout}
     return ApprovalOperator(**timeouts, **arguments)
+
+
+def let_commands_read_connections() -> None:
+    """
+    Let this process read connections from Airflow's database, too, as Airflow's own commands do.
+
+    Otherwise Airflow 3.2 and later, the ones that have our commands, look for them in the environment and in secrets
+    backends only.
+    """
+    os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:

@@ -120,4 +120,6 @@ def get_provider_info() -> dict[str, Any]:
         # As Airflow 2 calls them.
         "dataset-uris": assets,
         "extra-links": [f"{package}.links.EtlworksExecutionLink"],
+        # Airflow before 3.2 has no commands of providers, and takes no notice.
+        "cli": [f"{package}.cli.definition.get_etlworks_cli_commands"],
     }

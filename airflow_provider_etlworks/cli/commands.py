@@ -1,0 +1,322 @@
+"""What ``airflow etlworks …`` does. Airflow imports this when one of the commands runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import IntEnum
+from functools import wraps
+from typing import TYPE_CHECKING
+
+from airflow_provider_etlworks.cli import terminal
+from airflow_provider_etlworks.cli.terminal import live, log, only_our_lines, plain, say
+from airflow_provider_etlworks.client.errors import (
+    EtlworksAlreadyRunning,
+    EtlworksConfigError,
+    EtlworksError,
+    EtlworksImportUnknown,
+    EtlworksStartUnknown,
+    redact,
+)
+from airflow_provider_etlworks.client.following import Ending, follow
+from airflow_provider_etlworks.client.importing import Import, marks_of, named
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.selecting import selected
+from airflow_provider_etlworks.client.starting import Start
+from airflow_provider_etlworks.compat import AirflowNotFoundException, let_commands_read_connections
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.operators.bundles import (
+    PREVIEW_ENDING,
+    back_up,
+    export_bundle,
+    introduction,
+    open_bundle,
+    preview_import,
+)
+from airflow_provider_etlworks.operators.storage import stored_file
+from airflow_provider_etlworks.outcome import Outcome, bad_end, outcome_of, task_result
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+
+    from airflow_provider_etlworks.client.bundles import Manifest
+    from airflow_provider_etlworks.client.following import Followed
+    from airflow_provider_etlworks.operators.bundles import OpenBundle
+    from airflow_provider_etlworks.operators.storage import StoredFile
+
+
+class ExitCode(IntEnum):
+    """How a command ended."""
+
+    SUCCESS = 0
+    FAILED = 1
+    USAGE = 2
+    CANCELED = 3
+    UNKNOWN = 4
+    INTERRUPTED = 130
+
+
+_OF_OUTCOME = {
+    Outcome.SUCCESS: ExitCode.SUCCESS,
+    Outcome.FAILURE: ExitCode.FAILED,
+    Outcome.CANCELED: ExitCode.CANCELED,
+}
+
+
+def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], None]:
+    """Make a command of a function: what it returns or raises becomes the exit code, and a line for a person."""
+
+    @wraps(work)
+    def command(args: Namespace) -> None:
+        let_commands_read_connections()
+        try:
+            with only_our_lines():
+                code = work(args)
+            # A reader that is gone is noticed here, and not when Python ends.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python would complain once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ExitCode.FAILED
+        except (EtlworksError, AirflowNotFoundException, OSError) as error:
+            say("airflow etlworks: " + " ".join(str(error).split()))
+            unknown = isinstance(error, (EtlworksStartUnknown, EtlworksImportUnknown))
+            code = ExitCode.UNKNOWN if unknown else ExitCode.FAILED
+        except KeyboardInterrupt:
+            say("Interrupted.")
+            code = ExitCode.INTERRUPTED
+        if code:
+            raise SystemExit(int(code))
+
+    return command
+
+
+def _flow_id(hook: EtlworksHook, flow: str) -> int:
+    return int(flow) if flow.isascii() and flow.isdigit() else hook.find_flow(flow).id
+
+
+# --- flows ----------------------------------------------------------------------------------------------------------
+
+
+@_command
+def flows(args: Namespace) -> ExitCode:
+    """List flows."""
+    hook = EtlworksHook(args.conn_id)
+    with live("Reading the flows"):
+        found = list(hook.list_flows(q=args.query, tags=args.tags))
+    rows = [
+        {
+            "id": flow.id,
+            "name": flow.name,
+            "tags": list(flow.tags),
+            "last_status": flow.latest_finished_status,
+            "schedules": flow.enabled_schedules,
+        }
+        for flow in found
+    ]
+    terminal.show_rows(rows, args.output)
+    return ExitCode.SUCCESS
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+@_command
+def run(args: Namespace) -> ExitCode:
+    """Start a flow, and follow its run."""
+    hook = EtlworksHook(args.conn_id)
+    flow_id = _flow_id(hook, args.flow)
+    attempt = _Attempt(hook, flow_id, dict(args.params))
+    followed: Followed | None = None
+    try:
+        with live(f"Starting flow {flow_id}") as show:
+            audit_id = attempt.start()
+            if args.wait:
+                followed = _follow(hook, flow_id, audit_id, args, show)
+    except KeyboardInterrupt:
+        attempt.interrupted(stop=args.stop_on_interrupt)
+        return ExitCode.INTERRUPTED
+    known = followed.execution if followed else None
+    url = hook.execution_url(flow_id, audit_id)
+    terminal.show_record(task_result(known or Execution(flow_id=flow_id, audit_id=audit_id), url), args.output)
+    if followed is None:
+        return ExitCode.SUCCESS
+    if followed.ending is not Ending.FINISHED or known is None:
+        timeout = f"It was still going after {args.timeout:g} s." if followed.ending is Ending.DEADLINE else ""
+        say(f"Run {audit_id} of flow {flow_id} may still be going. {timeout or followed.detail} {url}")
+        return ExitCode.UNKNOWN
+    outcome = outcome_of(known, fail_on_warning=args.fail_on_warning)
+    if outcome is not Outcome.SUCCESS:
+        say(f"{bad_end(known, url)} Its log: airflow etlworks log {flow_id} {audit_id}")
+    return _OF_OUTCOME[outcome]
+
+
+class _Attempt:
+    """The start of a flow, and what is known of it when somebody interrupts."""
+
+    def __init__(self, hook: EtlworksHook, flow_id: int, parameters: dict[str, str]) -> None:
+        self._hook = hook
+        self._flow_id = flow_id
+        self._watermark: int | None = None
+        self._audit_id: int | None = None
+        self._start = Start(
+            flow_id=flow_id,
+            clock=hook.client.clock,
+            log=log,
+            parameters=parameters,
+            user=hook.settings.login,
+            remember=self._remember,
+        )
+
+    def _remember(self, watermark: int | None) -> None:
+        self._watermark = watermark
+
+    def start(self) -> int:
+        """Start the flow, once. Return the run's audit id."""
+        try:
+            started = self._hook.client.converse(self._start.carry_out())
+        except EtlworksAlreadyRunning as error:
+            # What the error itself advises is said to the author of a DAG.
+            other = f": its run is {error.audit_id}" if error.audit_id is not None else ""
+            raise EtlworksError(f"Flow {self._flow_id} is already running{other}. Nothing was started.") from error
+        if started is None:
+            raise EtlworksError(f"Flow {self._flow_id} was not started.")
+        self._audit_id = started.audit_id
+        url = self._hook.execution_url(self._flow_id, started.audit_id)
+        log.info("Run %s of flow %s is accepted: %s", started.audit_id, self._flow_id, url)
+        return started.audit_id
+
+    def interrupted(self, *, stop: bool) -> None:
+        """Say what becomes of the run, or stop it."""
+        audit_id = self._audit_id
+        if audit_id is None and self._watermark is not None:
+            say("Interrupted. The start may have reached Etlworks; looking for its run.")
+            audit_id = self._hook.find_run(self._start, self._watermark)
+        if audit_id is None:
+            hidden = "There is none yet; look in Etlworks once more." if self._watermark is not None else ""
+            say(hidden or "Interrupted. Nothing was started.")
+        elif stop:
+            say(f"Interrupted. {self._hook.stop_flow(self._flow_id, audit_id).detail}")
+        else:
+            say(
+                f"Interrupted. Run {audit_id} of flow {self._flow_id} goes on; see it, or stop it, at "
+                f"{self._hook.execution_url(self._flow_id, audit_id)}"
+            )
+
+
+def _follow(hook: EtlworksHook, flow_id: int, audit_id: int, args: Namespace, show: Callable[[str], None]) -> Followed:
+    client = hook.client
+
+    def is_over(execution: Execution) -> bool:
+        show(f"Run {audit_id} of flow {flow_id}: {execution.status}")
+        return execution.has_ended
+
+    return client.converse(
+        follow(
+            flow_id,
+            audit_id,
+            clock=client.clock,
+            log=log,
+            poll_interval=args.poll_interval,
+            deadline=None if args.timeout is None else client.clock.time() + args.timeout,
+            is_over=is_over,
+        )
+    ).redacted(client.settings.secrets)
+
+
+# --- log ------------------------------------------------------------------------------------------------------------
+
+
+@_command
+def log_of_run(args: Namespace) -> ExitCode:
+    """Show the end of a run's log."""
+    hook = EtlworksHook(args.conn_id)
+    text = hook.execution_log(_flow_id(hook, args.flow), args.audit_id, last_lines=args.lines)
+    for line in text.split("\n") if text else []:
+        sys.stdout.write(plain(redact(line, hook.settings.secrets)) + "\n")
+    return ExitCode.SUCCESS
+
+
+# --- promote --------------------------------------------------------------------------------------------------------
+
+
+@_command
+def promote(args: Namespace) -> ExitCode:
+    """Export flows, show what importing them would change, ask, and import them."""
+    if not (args.flow_ids or args.flow_names or args.tags):
+        say("airflow etlworks promote: give at least one --flow-id, --flow-name or --tag.")
+        return ExitCode.USAGE
+    if not (args.yes or sys.stdin.isatty()):
+        say("airflow etlworks promote: nobody can be asked here, as the standard input is no terminal. Give --yes.")
+        return ExitCode.USAGE
+    source, target = EtlworksHook(args.source_conn_id), EtlworksHook(args.target_conn_id)
+    file = stored_file("--path", args.path)
+    backup = stored_file("--backup-path", args.backup_path or f"{args.path}.backup")
+    importing: _Import | None = None
+    try:
+        with live("Exporting"):
+            manifest = _export(source, file, args)
+        if manifest.is_from(target.settings):
+            raise EtlworksConfigError(f"The flows come from {manifest.host}, and it is also the target.")
+        with open_bundle(file, manifest.sha256) as bundle:
+            with live("Asking the target what would change"):
+                raw = file.beside(PREVIEW_ENDING)
+                preview = preview_import(target, bundle, raw, log=log)
+            terminal.show_markdown(preview.markdown(introduction(bundle, target.settings), raw.path))
+            if not (args.yes or terminal.confirmed(f"Import this into {target.settings.root_url}?")):
+                say("Nothing was imported.")
+                return ExitCode.FAILED
+            importing = _Import(target, bundle)
+            with live("Importing"):
+                importing.carry_out(backup)
+    except KeyboardInterrupt:
+        if importing is None or not importing.was_sent:
+            say("Interrupted. Nothing was imported.")
+        else:
+            say(
+                "Interrupted after the import was sent: it may have been applied, or not. "
+                f"Look at these flows in {target.settings.root_url}: {named(manifest.flow_names)}."
+            )
+        return ExitCode.INTERRUPTED
+    say(f"Imported {named(manifest.flow_names)} into {target.settings.root_url}.")
+    return ExitCode.SUCCESS
+
+
+def _export(source: EtlworksHook, file: StoredFile, args: Namespace) -> Manifest:
+    chosen = selected(list(source.list_flows()), ids=args.flow_ids, names=args.flow_names, tags=args.tags)
+    manifest = export_bundle(source.bundle_client, chosen, file, include_connections=args.include_connections, log=log)
+    log.info("Exported %s to %s: %s bytes.", named(manifest.flow_names), file.path, manifest.size)
+    return manifest
+
+
+class _Import:
+    """
+    An import that happens once.
+
+    :ivar was_sent: whether it may have been received.
+    """
+
+    def __init__(self, target: EtlworksHook, bundle: OpenBundle) -> None:
+        self.was_sent = False
+        self._target = target
+        self._bundle = bundle
+
+    def carry_out(self, backup: StoredFile) -> None:
+        """Export what the import overwrites, and import."""
+        client, bundle = self._target.bundle_client, self._bundle
+        flows_before = list(self._target.list_flows())
+        back_up(client, bundle, flows_before, backup, log=log)
+        importing = Import(
+            call=bundle.import_call(),
+            flow_names=bundle.flow_names,
+            clock=client.clock,
+            log=log,
+            user=self._target.settings.login,
+            remember=self._remember,
+        )
+        with bundle.explained(importing.call):
+            client.converse(importing.carry_out(marks_of(flows_before, bundle.flow_names)))
+
+    def _remember(self, sent: bool) -> None:
+        self.was_sent = sent

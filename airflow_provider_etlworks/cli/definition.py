@@ -1,0 +1,196 @@
+"""
+What Airflow's command line shows of ``airflow etlworks``.
+
+Every ``airflow`` command imports this, on Airflow 3.2 and later, so it imports only what Airflow has imported already.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError, BooleanOptionalAction
+from typing import TYPE_CHECKING
+
+from airflow.cli.cli_config import ARG_OUTPUT, ARG_YES, ActionCommand, Arg, GroupCommand, lazy_load_command
+
+from airflow_provider_etlworks.client.defaults import DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_DEFAULT_LINES = 200
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        # The text is not repeated: it may be a secret.
+        raise ArgumentTypeError("write it as name=value")
+    return name, value
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is no number of seconds greater than 0")
+    return seconds
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ArgumentTypeError(f"{text!r} is no whole number greater than 0")
+    return int(text)
+
+
+def _command(name: str) -> Callable[..., Any]:
+    return lazy_load_command(f"airflow_provider_etlworks.cli.commands.{name}")
+
+
+_CONN_ID = Arg(
+    ("--conn-id",), help=f"The Airflow connection. Default: {DEFAULT_CONN_ID}", metavar="ID", default=DEFAULT_CONN_ID
+)
+_FLOW = Arg(("flow",), help="The flow's id, or its exact name", metavar="FLOW")
+
+_FLOWS = ActionCommand(
+    name="flows",
+    help="List flows",
+    func=_command("flows"),
+    args=(
+        Arg(("--query",), help="Only flows with this text in their name", metavar="TEXT"),
+        Arg(
+            ("--tag",),
+            help="Only flows with this tag; given several times, with all of them",
+            metavar="TAG",
+            dest="tags",
+            action="append",
+            default=[],
+        ),
+        ARG_OUTPUT,
+        _CONN_ID,
+    ),
+)
+_RUN = ActionCommand(
+    name="run",
+    help="Start a flow, and wait for its run to end",
+    description="Start a flow exactly once, and wait for its run to end. The result goes to the standard output, "
+    "progress to the standard error.",
+    epilog="Exit codes: 0 success; 1 the run failed, or something else did; 2 wrong usage; 3 the run was canceled; "
+    "4 how it ends is not known, and it may still be going; 130 interrupted.",
+    func=_command("run"),
+    args=(
+        _FLOW,
+        Arg(
+            ("--param",),
+            help="A parameter of the flow; can be given several times",
+            metavar="NAME=VALUE",
+            dest="params",
+            type=_parameter,
+            action="append",
+            default=[],
+        ),
+        Arg(
+            ("--wait",),
+            help="Wait for the run to end. Default: yes",
+            action=BooleanOptionalAction,
+            default=True,
+        ),
+        Arg(
+            ("--timeout",),
+            help="Seconds to wait for the end. The run goes on after that. Default: no limit",
+            metavar="SECONDS",
+            type=_seconds,
+        ),
+        Arg(
+            ("--poll-interval",),
+            help=f"Seconds between two looks at a young run. Default: {DEFAULT_POLL_INTERVAL:g}",
+            metavar="SECONDS",
+            type=_seconds,
+            default=DEFAULT_POLL_INTERVAL,
+        ),
+        Arg(("--fail-on-warning",), help="Exit with 1 where the run ends with a warning", action="store_true"),
+        Arg(("--stop-on-interrupt",), help="Stop the run on Ctrl-C. Else it goes on", action="store_true"),
+        ARG_OUTPUT,
+        _CONN_ID,
+    ),
+)
+_LOG = ActionCommand(
+    name="log",
+    help="Show the end of a run's log",
+    func=_command("log_of_run"),
+    args=(
+        _FLOW,
+        Arg(("audit_id",), help="The run's audit id", metavar="AUDIT_ID", type=_whole_number),
+        Arg(
+            ("--lines",),
+            help=f"How many lines. Default: {_DEFAULT_LINES}",
+            metavar="N",
+            type=_whole_number,
+            default=_DEFAULT_LINES,
+        ),
+        _CONN_ID,
+    ),
+)
+_PROMOTE = ActionCommand(
+    name="promote",
+    help="Move flows from one Etlworks to another",
+    description="Export flows from one Etlworks, show what importing them into another would change, ask, and import "
+    "them, once. What the import overwrites is exported first. Several selections of flows add up.",
+    epilog="Exit codes: 0 imported; 1 it failed, or was not wanted; 2 wrong usage; 4 it cannot be told whether the "
+    "flows were imported; 130 interrupted.",
+    func=_command("promote"),
+    args=(
+        Arg(("--source-conn-id",), help="The Airflow connection to export from", metavar="ID", required=True),
+        Arg(("--target-conn-id",), help="The Airflow connection to import into", metavar="ID", required=True),
+        Arg(
+            ("--path",),
+            help="Where the bundle goes: a local path, or a URL of an object store. It is sensitive, and stays there",
+            metavar="PATH",
+            required=True,
+        ),
+        Arg(("--backup-path",), help="Where the backup goes. Default: the path with .backup added", metavar="PATH"),
+        Arg(
+            ("--flow-id",),
+            help="A flow to promote, by its id in the source; can be given several times",
+            metavar="ID",
+            dest="flow_ids",
+            type=_whole_number,
+            action="append",
+            default=[],
+        ),
+        Arg(
+            ("--flow-name",),
+            help="A flow to promote, by its exact name; can be given several times",
+            metavar="NAME",
+            dest="flow_names",
+            action="append",
+            default=[],
+        ),
+        Arg(
+            ("--tag",),
+            help="All flows with this tag; can be given several times",
+            metavar="TAG",
+            dest="tags",
+            action="append",
+            default=[],
+        ),
+        Arg(
+            ("--include-connections",),
+            help="Also promote the connections that the flows use, which overwrites those of the target, credentials "
+            "included",
+            action="store_true",
+        ),
+        ARG_YES,
+    ),
+)
+
+
+def get_etlworks_cli_commands() -> list[GroupCommand]:
+    """Return the commands. Airflow 3.2 and later finds this function in the provider info."""
+    return [
+        GroupCommand(
+            name="etlworks", help="Run, watch and promote Etlworks flows", subcommands=(_FLOWS, _RUN, _LOG, _PROMOTE)
+        )
+    ]

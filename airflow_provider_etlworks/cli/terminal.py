@@ -1,0 +1,159 @@
+"""What a command says to people. Only results go to the standard output; all else goes to the standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+log = logging.getLogger("airflow_provider_etlworks")
+"""The logger above all of this package's. What it is told inside of :func:`only_our_lines` is shown, a line each."""
+
+# All that moves and all that is logged goes through it, so that neither spoils the other.
+_stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
+
+
+def plain(text: str) -> str:
+    """Return somebody else's text without what could steer a terminal."""
+    return "".join(each if each.isprintable() or each in "\t\n" else " " for each in text)
+
+
+def say(text: str) -> None:
+    """Write a line to the standard error."""
+    sys.stderr.write(plain(text) + "\n")
+    sys.stderr.flush()
+
+
+def confirmed(question: str) -> bool:
+    """
+    Ask the person at the terminal. Whatever is not "yes" is no.
+
+    :param question: the question.
+    """
+    sys.stderr.write(f"{plain(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def only_our_lines() -> Iterator[None]:
+    """Show what this package logs, a line each, and of all else errors only, none of it on the standard output."""
+    handler = _Lines()
+    level, propagate = log.level, log.propagate
+    others = [(each, each.level) for each in logging.getLogger().handlers]
+    streams = [each for each, _ in others if isinstance(each, logging.StreamHandler) and each.stream is sys.stdout]
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for each, _ in others:
+        each.setLevel(logging.ERROR)
+    for stream in streams:
+        stream.setStream(sys.stderr)
+    try:
+        with warnings.catch_warnings():
+            # Airflow writes them to the standard output, whatever is done to the loggers.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for stream in streams:
+            stream.setStream(sys.stdout)
+        for each, before in others:
+            each.setLevel(before)
+        log.propagate = propagate
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """Shows what is logged, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line."""
+        _stderr.print(plain(record.getMessage()), soft_wrap=True)
+
+
+@contextmanager
+def live(doing: str) -> Iterator[Callable[[str], None]]:
+    """
+    Show what is being done, and for how long: a line that moves on a terminal, nothing elsewhere.
+
+    :param doing: what is being done.
+    :return: changes that text.
+    """
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=_stderr,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not _stderr.is_terminal,
+    )
+    task = progress.add_task(plain(doing), total=None)
+    with progress:
+        yield lambda text: progress.update(task, description=plain(text))
+
+
+def show_markdown(text: str) -> None:
+    """Write Markdown to the standard output: laid out on a terminal, as it is elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text, hyperlinks=False))
+    else:
+        sys.stdout.write(f"{text}\n")
+
+
+def show_rows(rows: Sequence[dict[str, Any]], output: str) -> None:
+    """
+    Write rows to the standard output.
+
+    :param rows: their values by column, as JSON.
+    :param output: ``table``, ``plain``, ``json`` or ``yaml``.
+    """
+    if output in ("json", "yaml"):
+        _show_data(list(rows), output)
+    else:
+        from airflow.cli.simple_table import AirflowConsole
+
+        console = AirflowConsole(markup=False, highlight=False, emoji=False)
+        console.print_as([{name: _cell(value) for name, value in row.items()} for row in rows], output)
+
+
+def show_record(record: dict[str, Any], output: str) -> None:
+    """
+    Write one record to the standard output: as it is, or a row for each of its parts.
+
+    :param record: it, as JSON.
+    :param output: ``table``, ``plain``, ``json`` or ``yaml``.
+    """
+    if output in ("json", "yaml"):
+        _show_data(record, output)
+    else:
+        show_rows([{"property": name, "value": value} for name, value in record.items()], output)
+
+
+def _show_data(data: Any, output: str) -> None:
+    # Not Airflow's own console, which makes texts of all numbers.
+    if output == "json":
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        import yaml
+
+        yaml.safe_dump(data, sys.stdout, sort_keys=False, allow_unicode=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value)).replace("\n", " ")
