@@ -155,7 +155,14 @@ class EtlworksHook(BaseHook):
         return True, f"Connected to {settings.root_url} {who}; {count} flows are visible."
 
     def execution_url(self, flow_id: int, audit_id: int) -> str:
-        """Return where a person looks at a run."""
+        """
+        Return where a person looks at a run.
+
+        :param flow_id: the flow.
+        :param audit_id: the run.
+        :return: the connection's ``ui_url``, filled in; without one, the instance's address. Nothing is asked.
+        :source: Etlworks documents no address of a single run.
+        """
         return self.settings.execution_url(flow_id, audit_id)
 
     # --- Flows and their runs -------------------------------------------------------------------------------------
@@ -199,6 +206,7 @@ class EtlworksHook(BaseHook):
         :param name: the name.
         :return: a ``Flow``, as :meth:`list_flows` gives it.
         :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
+        :source: quickstart, ``GET /v1/flows``.
         """
         return flow_named(name, list(self.list_flows()))
 
@@ -275,10 +283,14 @@ class EtlworksHook(BaseHook):
         """
         Start a flow, once: an answer that is lost is met by looking for the run, never by a second start on a guess.
 
+        :param flow_id: the flow.
         :param parameters: the flow's parameters, all of them text.
-        :param run_options: parameters of the start's URL.
-        :raises EtlworksAlreadyRunning: another run of the flow is going.
+        :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
+        :return: a ``FlowStart``, with the run's ``audit_id``.
+        :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
         :raises EtlworksStartUnknown: it cannot be told whether the run started.
+        :raises EtlworksForbidden: it takes the role Operator.
+        :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
         start = Start(
             flow_id=flow_id,
@@ -330,12 +342,16 @@ class EtlworksHook(BaseHook):
         """
         Wait until a run has ended, well or badly.
 
+        :param flow_id: the flow.
+        :param audit_id: the run.
         :param poll_interval: seconds between two looks at a young run; an old one is looked at less often.
-        :param timeout: seconds to wait at most.
+        :param timeout: seconds to wait at most; ``None`` is for ever.
         :param patience: seconds for which the status may be unreadable.
-        :return: the run's last record; its ``status`` says how it ended.
+        :return: the run's last ``Execution``; its ``status`` says how it ended.
         :raises EtlworksExecutionTimeout: it is still going.
         :raises EtlworksLostTouch: its status could not be read for too long.
+        :raises EtlworksForbidden: the role does not allow to read runs.
+        :source: quickstart, ``GET /v1/executions/{flowId}?auditId=``.
         """
         deadline = None if timeout is None else self.client.clock.time() + timeout
         followed = self.client.converse(
@@ -363,7 +379,10 @@ class EtlworksHook(BaseHook):
 
         Uses connections of its own and short time-outs, so that it works while a signal has interrupted another call.
 
-        :return: whether Etlworks accepted, and a sentence for a person. Does not raise what Etlworks causes.
+        :param flow_id: the flow.
+        :param audit_id: the run.
+        :return: a ``Stop``: whether Etlworks accepted, and a sentence for a person. Does not raise what Etlworks causes.
+        :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
             return client.converse(stop(flow_id, audit_id, self.settings.stop_path))
@@ -480,15 +499,38 @@ class EtlworksHook(BaseHook):
         return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=_iso(since)))
 
     def export_flows(self, flow_ids: Sequence[int], *, include_connections: bool = True) -> bytes:
-        """Export flows as one bundle. It is sensitive: keep it out of logs and XComs."""
+        """
+        Export flows, and the connections they use, as one bundle.
+
+        :param flow_ids: the flows.
+        :param include_connections: whether their connections are in it.
+        :return: the bundle, as bytes. It is sensitive: keep it out of logs and XComs.
+        :raises EtlworksNotFound: one of them does not exist.
+        :source: code examples, ``POST /v1/io/export``.
+        """
         return self.client.send(endpoints.export_flows(flow_ids, include_connections=include_connections))
 
     def preview_import(self, bundle: bytes) -> Any:
-        """Ask what importing a bundle would change. The answer's shape is not documented."""
+        """
+        Ask what importing a bundle would change. Nothing is changed.
+
+        :param bundle: what :meth:`export_flows` returned.
+        :return: Etlworks's answer, whose shape is not documented.
+        :raises EtlworksBadRequest: it is no bundle.
+        :source: code examples, ``POST /v1/io/import/preview``.
+        """
         return self.client.send(endpoints.preview_import(bundle))
 
     def import_bundle(self, bundle: bytes) -> Any:
-        """Import a bundle, byte for byte. Sent once only: it may have been applied where no answer came."""
+        """
+        Import a bundle, byte for byte. Sent once only: it may have been applied where no answer came.
+
+        :param bundle: what :meth:`export_flows` returned.
+        :return: Etlworks's answer, whose shape is not documented.
+        :raises EtlworksRefused: the answer says ``"success": false``; part of it may have been applied.
+        :raises EtlworksUnreachable: no answer came; unless ``unprocessed`` is set, it may have been applied.
+        :source: code examples, ``POST /v1/io/import``.
+        """
         return self.client.send(endpoints.import_bundle(bundle))
 
     def create_connection(self, connection: Mapping[str, Any]) -> Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,17 @@ def known(etlworks: Etlworks) -> dict[str, Any]:
 def test_every_method_has_an_example() -> None:
     code = "\n".join(EXAMPLES)
     assert {name for name in METHODS if f"hook.{name}(" not in code} == set()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_tells_its_parameters_what_it_returns_and_its_source(name: str) -> None:
+    method = getattr(EtlworksHook, name)
+    told = inspect.getdoc(method) or ""
+    parameters = [each for each in inspect.signature(method).parameters if each != "self"]
+
+    assert [each for each in parameters if f":param {each}:" not in told] == []
+    assert (":return:" in told) == (inspect.signature(method).return_annotation != "None")
+    assert ":source:" in told
 
 
 def test_the_examples_do_what_they_say(etlworks: Etlworks, known: dict[str, Any]) -> None:
