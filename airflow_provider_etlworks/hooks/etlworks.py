@@ -381,7 +381,7 @@ class EtlworksHook(BaseHook):
 
         :param flow_id: the flow.
         :param audit_id: the run.
-        :return: a ``Stop``: whether Etlworks accepted, and a sentence for a person. Does not raise what Etlworks causes.
+        :return: a ``Stop``: whether Etlworks accepted, and a sentence for a person. What Etlworks causes is not raised.
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
