@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Seconds without a write after which a temporary file belongs to nobody: its process was killed.
 _ABANDONED_AFTER = 3600.0
+# Bytes of a file in an object store that are held at a time. Some stores hold 50 MB unless told otherwise.
+_BLOCK = 8 * 1024 * 1024
 
 
 def stored_file(name: str, path: Any) -> StoredFile:
@@ -136,7 +138,7 @@ class RemoteFile(StoredFile):
         """Open it for reading."""
         store, place = _located(self.path)
         # Not the path's own open(): it notes every single read as lineage.
-        with store.open(place, "rb") as source:
+        with store.open(place, "rb", block_size=_BLOCK) as source:
             yield source
 
     @contextmanager
@@ -145,7 +147,7 @@ class RemoteFile(StoredFile):
         store, place = _located(self.path)
         temporary = _located(self._neighbour())[1]
         try:
-            with store.open(temporary, "wb") as target:
+            with store.open(temporary, "wb", block_size=_BLOCK) as target:
                 yield target
             store.mv(temporary, place)
         except BaseException:
