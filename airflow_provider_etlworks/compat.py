@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         AirflowSkipException,
         AirflowTaskTimeout,
     )
+    from airflow.triggers.base import BaseTrigger
 else:
     try:
         from airflow.sdk import BaseOperator, BaseOperatorLink
@@ -75,8 +76,10 @@ __all__ = [
     "conf",
     "get_xcom",
     "let_commands_read_connections",
+    "read_watcher_notes",
     "task_state_store",
     "task_states",
+    "write_watcher_notes",
 ]
 
 
@@ -136,6 +139,56 @@ if not TYPE_CHECKING:
 def task_state_store(context: Context) -> Any | None:
     """Return what keeps a task's notes across its tries; ``None`` before Airflow 3.3, which has no such thing."""
     return context.get("task_state_store")
+
+
+async def read_watcher_notes(trigger: BaseTrigger, key: str) -> Any | None:
+    """
+    Return what the trigger of an asset's watcher has noted; ``None`` where it has noted nothing yet.
+
+    :param trigger: the trigger, while Airflow runs it.
+    :param key: names the notes.
+    """
+    if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
+        return await _in_thread(_variable().get, key, default=None, deserialize_json=True)
+    for store in _asset_stores(trigger):
+        notes = await store.aget(key)
+        if notes is not None:
+            return notes
+    return None
+
+
+async def write_watcher_notes(trigger: BaseTrigger, key: str, notes: Any) -> None:
+    """
+    Note something for the trigger of an asset's watcher: with its assets, or before Airflow 3.3 as a variable.
+
+    :param trigger: the trigger, while Airflow runs it.
+    :param key: names the notes.
+    :param notes: JSON, not ``None``.
+    """
+    if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
+        await _in_thread(_variable().set, key, notes, serialize_json=True)
+        return
+    for store in _asset_stores(trigger):
+        await store.aset(key, notes)
+
+
+def _asset_stores(trigger: Any) -> list[Any]:
+    """Return the state stores of all assets that a trigger watches."""
+    # There is no public way to tell which they are.
+    return [] if trigger.asset_state_store is None else list(trigger.asset_state_store._by_name.values())  # noqa: SLF001
+
+
+def _variable() -> Any:
+    from airflow.sdk import Variable
+
+    return Variable
+
+
+async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
+    # Airflow's own requests to its API server find the event loop by what this leaves in the thread.
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(function)(*args, **kwargs)
 
 
 def task_states(context: Context, task_ids: list[str]) -> dict[str, str | None]:

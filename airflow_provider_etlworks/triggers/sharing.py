@@ -1,0 +1,51 @@
+"""How the watchers of a connection share one poll, from Airflow 3.3 on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from typing import TYPE_CHECKING
+
+from airflow.triggers.shared_stream import SharedStreamProducer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Hashable, Sequence
+
+    from airflow.triggers.shared_stream import AdvanceItem
+
+    from airflow_provider_etlworks.triggers.ends import Told
+
+# Ends on their way into Airflow's database. Airflow fails a trigger that has too many before it.
+_AT_A_TIME = 32
+
+
+class SharedEnds(SharedStreamProducer):
+    """
+    Finds the ends for all watchers of a connection, and has each noted once Airflow has stored its event.
+
+    :param etlworks_conn_id: the Airflow connection.
+    """
+
+    def __init__(self, etlworks_conn_id: str) -> None:
+        self._conn_id = etlworks_conn_id
+        self._room = asyncio.Semaphore(_AT_A_TIME)
+
+    async def open_stream(self) -> AsyncIterator[tuple[Told, Told]]:
+        """Yield each end, for ever."""
+        # In a thread: see triggers/flow.py.
+        ends = await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.ends")
+        async for told in ends.stream_of(self._conn_id).ends():
+            await self._room.acquire()
+            yield told, told
+
+    def get_advance_lane(self, broker_payload: Told) -> Hashable:
+        """Return whose end it is: the notes of one watcher do not wait for another's."""
+        return broker_payload.watch
+
+    async def advance(self, batch: Sequence[AdvanceItem]) -> None:
+        """Note ends whose events are stored."""
+        for item in batch:
+            self._room.release()
+            told: Told = item.broker_payload
+            told.resolve(is_stored=told.has_left and item.outcome.failed == 0)
+        await batch[-1].broker_payload.watch.keep_notes()
