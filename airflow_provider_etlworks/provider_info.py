@@ -104,7 +104,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": name,
-                "python-modules": [f"{package}.triggers.flow", f"{package}.triggers.sensor"],
+                "python-modules": [f"{package}.triggers.{module}" for module in ("asset", "flow", "sensor")],
             }
         ],
         "connection-types": [
