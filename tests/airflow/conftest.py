@@ -48,12 +48,15 @@ def local_airflow(
     """
     Run an Airflow whose connections lead to the sandboxes.
 
-    ``etlworks_default`` (API key) and ``etlworks_login`` to ``sandbox``, ``etlworks_production`` to ``production``.
+    ``etlworks_default`` (API key), ``etlworks_staging`` and ``etlworks_login`` to ``sandbox``, ``etlworks_production``
+    to ``production``.
     """
     folder = tmp_path_factory.mktemp("dags")
     connections = {
-        "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
         "AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection,
+        "AIRFLOW_CONN_ETLWORKS_STAGING": sandbox.airflow_connection,
+        "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
+        "AIRFLOW_VAR_ETLWORKS_BUNDLES": str(tmp_path_factory.mktemp("bundles")),
         "AIRFLOW_CONN_ETLWORKS_LOGIN": sandbox.airflow_connection_with_login,
     }
     with LocalAirflow(folder, connections) as airflow:

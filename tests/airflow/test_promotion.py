@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,6 @@ from airflow_provider_etlworks.sandbox import SandboxFlow, delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from airflow_provider_etlworks.sandbox import Recorded, Sandbox
     from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
@@ -31,16 +32,17 @@ CONTENT = "only-a-bundle-has-this"
 PROMOTION = """
 with DAG({dag_id!r}, schedule=None, start_date=START):
     promote_flows(
-        source_conn_id="etlworks_default", target_conn_id="etlworks_production", path={path!r}, tags=[{dag_id!r}],
+        source_conn_id="etlworks_staging", target_conn_id="etlworks_production", tags=[{dag_id!r}],
+        path="{{{{ var.value.etlworks_bundles }}}}/{{{{ run_id }}}}.json",
         smoke_flow_name={flow_name!r}, pause_schedules=True, {arguments}
     )
 """
+EXAMPLE = Path(__file__).parents[2] / "example_dags" / "etlworks_promotion.py"
 ARGUMENTS = {
     "broken": "approval=False",
     "killed": "approval=False, default_args={'retries': 1, 'retry_delay': timedelta(seconds=1)}",
 }
 ARGUMENTS_WHERE_ASKED = {
-    "approved": "",
     "rejected": "",
     "unanswered": "approval_timeout=timedelta(seconds=1)",
     "changed": "",
@@ -56,23 +58,18 @@ class Promotion:
     production: Sandbox
     dag_id: str
     flow_id: int
-    folder: Path
+    flow_name: str
     run_id: str = ""
 
     @property
-    def flow_name(self) -> str:
-        return f"Flow {self.flow_id}"
-
-    @property
     def bundle(self) -> Path:
-        return self.folder / f"{self.run_id}.json"
+        return Path(self.airflow.env["AIRFLOW_VAR_ETLWORKS_BUNDLES"], f"{self.run_id}.json")
 
-    def prepare(self, **behaviour: Any) -> None:
-        """Give production the flow, with a schedule that is on, and staging a newer one, with another id."""
-        flow = SandboxFlow(self.flow_id, self.flow_name, tags=(self.dag_id,), connections=("warehouse",), running=0.3)
-        self.production.add_flow(replace(flow, description="old", schedule="0 0 4 * * ?"))
-        newer = {"id": self.flow_id + 500, "description": "new", "owner": CONTENT, **behaviour}
-        self.staging.add_flow(replace(flow, **newer))
+    def prepare(self, **newer: Any) -> None:
+        """Give production the flow, with a schedule that is on, and staging a newer one."""
+        flow = SandboxFlow(self.flow_id, self.flow_name, tags=(self.dag_id, "warehouse"), connections=("warehouse",))
+        self.production.add_flow(replace(flow, running=0.3, description="old", schedule="0 0 4 * * ?"))
+        self.staging.add_flow(replace(flow, running=0.3, description="new", owner=CONTENT, **newer))
 
     def start(self) -> None:
         self.run_id = self.airflow.trigger_dag(self.dag_id)
@@ -117,23 +114,25 @@ class Promotion:
 
 @pytest.fixture(scope="module")
 def promotions(
-    local_airflow: LocalAirflow,
-    sandbox: Sandbox,
-    production: Sandbox,
-    write_dag: Callable[[str, str], str],
-    tmp_path_factory: pytest.TempPathFactory,
+    local_airflow: LocalAirflow, sandbox: Sandbox, production: Sandbox, write_dag: Callable[[str, str], str]
 ) -> dict[str, Promotion]:
     """Prepare all promotions, and start those that can go on side by side: they take little longer than one."""
-    folder = tmp_path_factory.mktemp("bundles")
     made: dict[str, Promotion] = {}
     text = "from airflow_provider_etlworks.promotion import promote_flows\n"
     for name, arguments in {**ARGUMENTS, **(ARGUMENTS_WHERE_ASKED if ASKS else {})}.items():
-        each = Promotion(local_airflow, sandbox, production, f"promotion_{name}", 60_000 + len(made), folder)
-        each.prepare(**({"ends": "error"} if name == "broken" else {}))
-        path = str(folder / "{{ run_id }}.json")
-        text += PROMOTION.format(dag_id=each.dag_id, flow_name=each.flow_name, path=path, arguments=arguments)
+        flow_id = 60_000 + len(made)
+        each = Promotion(local_airflow, sandbox, production, f"promotion_{name}", flow_id, f"Flow {flow_id}")
+        # The same flow has another id elsewhere.
+        each.prepare(id=flow_id + 500, tags=(each.dag_id,), ends="error" if name == "broken" else "success")
+        text += PROMOTION.format(dag_id=each.dag_id, flow_name=each.flow_name, arguments=arguments)
         made[name] = each
     sandbox.add_flow(SandboxFlow(60_400, "Brand-new", tags=("promotion_broken",)))
+    if ASKS:
+        made["example"] = Promotion(
+            local_airflow, sandbox, production, "etlworks_promotion", 12346, "Daily warehouse refresh"
+        )
+        made["example"].prepare()
+        shutil.copy(EXAMPLE, local_airflow.dags_folder)
     write_dag(made["broken"].dag_id, text)  # one file with all of them is parsed once
     for name, each in made.items():
         if name != "killed":
@@ -142,10 +141,10 @@ def promotions(
 
 
 @asking
-def test_what_is_approved_is_imported_and_works(promotions: dict[str, Promotion]) -> None:
-    approved = promotions["approved"]
+def test_what_is_approved_in_the_example_is_imported_and_works(promotions: dict[str, Promotion]) -> None:
+    approved = promotions["example"]
     question = approved.ask()
-    assert question["subject"] == "Import flows from etlworks_default into etlworks_production?"
+    assert question["subject"] == "Import flows from etlworks_staging into etlworks_production?"
     assert approved.flow_name in question["body"]
     assert "replaced" in question["body"]
     assert (approved.imports(), approved.in_production()) == ([], "old")
@@ -161,12 +160,15 @@ def test_what_is_approved_is_imported_and_works(promotions: dict[str, Promotion]
     (sent,) = approved.imports()
     assert sent.body == approved.bundle.read_bytes()
     told = approved.result("report_result")
-    assert told["flow_names"] == [approved.flow_name]
+    assert approved.flow_name in told["flow_names"]
     assert told["approved_by"]
     (run,) = approved.production.runs(approved.flow_id)
     assert (told["smoke_run"]["audit_id"], run.status) == (run.audit_id, "success")
     assert approved.result("pause_schedules") == approved.result("resume_schedules")
-    assert len(approved.result("pause_schedules")) == 1
+    assert {approved.production.schedules[each]["flowId"] for each in approved.result("pause_schedules")} == {
+        12346,
+        12348,
+    }
 
 
 def test_a_flow_that_does_not_work_is_rolled_back(promotions: dict[str, Promotion]) -> None:
