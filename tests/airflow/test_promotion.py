@@ -262,8 +262,7 @@ def test_a_worker_killed_in_the_middle_of_an_import_does_not_import_twice(promot
     assert killed.in_production() == "new"
     if remembers:
         assert killed.result("import_flows")["told_by"] == "target"
-    else:
-        assert "may have imported the bundle, or not" in killed.log("import_flows")
+    else:  # with a second try or without, as Airflow has it
         assert killed.states()["roll_back"] == "skipped"
 
 
