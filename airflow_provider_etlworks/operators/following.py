@@ -10,6 +10,7 @@ from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTi
 from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutionLink
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.client.following import Followed
@@ -40,6 +41,8 @@ class FollowingOperator(BaseOperator):
     ui_fgcolor = "#0b3a5b"
     operator_extra_links = (EtlworksExecutionLink(),)
 
+    flow_id: int | str | None
+
     def __init__(
         self,
         *,
@@ -68,6 +71,7 @@ class FollowingOperator(BaseOperator):
         self._killed = False
         self._stopped: int | None = None
         self._memory: Memory | None = None
+        self._told: dict[str, Any] | None = None
         self._check_following()
 
     @cached_property
@@ -106,6 +110,17 @@ class FollowingOperator(BaseOperator):
         if self._memory is not None:
             # Last, since a signal may have interrupted a talk with Airflow that this one then waits for.
             self._memory.add(audit_id=audit_id, stop_asked=True)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """
+        Return what OpenLineage is told of the run. Its provider calls this after a failure, too.
+
+        :param task_instance: the task instance.
+        :return: ``None`` where the provider is not installed.
+        """
+        from airflow_provider_etlworks.openlineage import lineage_of
+
+        return lineage_of(self.flow_id, self._told)
 
     def _run_in_flight(self) -> tuple[int, int] | None:
         """Return the run of a start that was sent, and whose answer a kill cut off, where it can be told."""
@@ -176,8 +191,9 @@ class FollowingOperator(BaseOperator):
         self.log.info("Run %s of flow %s is accepted: %s", audit_id, flow_id, url)
         context["ti"].xcom_push(key=AUDIT_ID_KEY, value=audit_id)
         context["ti"].xcom_push(key=EXECUTION_LINK_KEY, value=url)
+        self._told = task_result(Execution(flow_id=flow_id, audit_id=audit_id), url)
         if not self.wait_for_completion:
-            return task_result(Execution(flow_id=flow_id, audit_id=audit_id), url)
+            return self._told
         deadline, _ = self._deadline(context)
         if self.deferrable and not self._has_ended_already(flow_id, audit_id):
             self._defer(flow_id, started, deadline)
@@ -277,11 +293,13 @@ class FollowingOperator(BaseOperator):
         """Turn the end of the watch into the task's end: one place for all paths."""
         from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout, EtlworksLostTouch
         from airflow_provider_etlworks.client.following import Ending
+        from airflow_provider_etlworks.client.models import Execution
         from airflow_provider_etlworks.outcome import Outcome, outcome_of, said_by, task_result
 
         self._run = None
         url = self.hook.execution_url(flow_id, audit_id)
         run = f"Run {audit_id} of flow {flow_id}"
+        told = self._told = task_result(followed.execution or Execution(flow_id=flow_id, audit_id=audit_id), url)
         if followed.ending is Ending.DEADLINE:
             stop_asked = is_ours and self.cancel_on_kill
             if stop_asked:
@@ -302,7 +320,7 @@ class FollowingOperator(BaseOperator):
             self.log.warning("%s ended with a warning. %s", run, said_by(execution))
         records = "" if execution.records is None else f", {execution.records} records"
         self.log.info("%s ended: %s%s. %s", run, execution.status, records, url)
-        return task_result(execution, url)
+        return told
 
     def _fail(self, execution: Execution, url: str, *, is_final: bool) -> None:
         from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
