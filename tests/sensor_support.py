@@ -78,8 +78,6 @@ class Waiting:
         monkeypatch.setattr(base, "timezone", clock_of_airflow)
         if hasattr(base, "_orig_start_date"):  # Airflow 2 looks into its database, and these tests have none
             monkeypatch.setattr(base, "_orig_start_date", lambda **_: self._first_start)
-        monkeypatch.setattr(trigger_module, "_SHORTEST_HEAD_START", 0.0)
-        monkeypatch.setattr(trigger_module, "_LONGEST_HEAD_START", 0.0)
         self._first_start: datetime | None = None
 
     def run(self, mode: str, **arguments: Any) -> Wait:

@@ -22,6 +22,7 @@ from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipEx
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
+from airflow_provider_etlworks.triggers import beginning
 from airflow_provider_etlworks.triggers import flow as triggers_module
 
 if TYPE_CHECKING:
@@ -293,8 +294,8 @@ class Etlworks:
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)
             monkeypatch.setitem(defaults, "sleep", sleep)
-        monkeypatch.setattr(triggers_module, "_SHORTEST_HEAD_START", 0.0)
-        monkeypatch.setattr(triggers_module, "_LONGEST_HEAD_START", 0.0)
+        monkeypatch.setattr(beginning, "SHORTEST_HEAD_START", 0.0)
+        monkeypatch.setattr(beginning, "LONGEST_HEAD_START", 0.0)
 
     def __enter__(self) -> Etlworks:
         self.sandbox.start()

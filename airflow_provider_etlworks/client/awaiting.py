@@ -19,7 +19,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.following import _ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
+from airflow_provider_etlworks.client.following import ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
 from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Lookout:
         return execution.has_ended
 
     def _failed(self, error: EtlworksError, now: float) -> Followed | None:
-        if isinstance(error, _ENDS_AT_ONCE):
+        if isinstance(error, ENDS_AT_ONCE):
             return Followed(Ending.DENIED, detail=str(error), error=error)
         if isinstance(error, EtlworksNotFound):
             since = self.trouble.missing_since = self.trouble.missing_since or now

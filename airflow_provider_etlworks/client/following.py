@@ -40,8 +40,8 @@ _LINES_EVERY_AT_MOST = 600.0
 _ALARM_AFTER = 24 * 3600.0
 _LONGEST_EXCEPTION = 8_000
 
-# What the server would say again however often it is asked. Anything else may pass.
-_ENDS_AT_ONCE = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
+ENDS_AT_ONCE = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
+"""What the server would say again however often it is asked. Anything else may pass."""
 
 
 class Ending(str, Enum):
@@ -224,7 +224,7 @@ class Watch:
 
     def failed(self, error: EtlworksError) -> Followed | float:
         """Take in a look that failed. Return the end, or the seconds until the next look: more each time."""
-        if isinstance(error, _ENDS_AT_ONCE):
+        if isinstance(error, ENDS_AT_ONCE):
             return Followed(Ending.DENIED, self.execution, str(error), error)
         now = self._clock.monotonic()
         self._complaint = str(error)

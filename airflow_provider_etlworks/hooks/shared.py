@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+import asgiref.sync  # noqa: F401  # the hook needs it: imported with this module in a thread, not on the event loop
 from tenacity import (
     AsyncRetrying,
     before_sleep_log,

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.triggers.beginning import head_start, load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import ModuleType
 
-# Airflow may learn up to five seconds late that the task's process has ended ([workers] min_heartbeat_interval). An
-# event before that could overtake it, and Airflow would take the late news for the end of the resumed task.
-_LONGEST_HEAD_START = 6.0
-_SHORTEST_HEAD_START = 1.0
+_WATCHING = "airflow_provider_etlworks.triggers.watching"
 
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
@@ -80,8 +76,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(max(_SHORTEST_HEAD_START, min(_LONGEST_HEAD_START, self.poll_interval)))
-        watching = await _load_watching()
+        await asyncio.sleep(head_start(self.poll_interval))
+        watching = await load(_WATCHING)
         try:
             event = await watching.event_of(self)
         except asyncio.CancelledError:
@@ -94,21 +90,5 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         if not self.cancel_on_kill:
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
-        watching = await _load_watching()
+        watching = await load(_WATCHING)
         await watching.stop_run(self)
-
-
-async def _load_watching() -> ModuleType:
-    """
-    Import what following takes, in a thread.
-
-    Airflow imports this module on its event loop, and Airflow 2 even takes a SIGTERM that arrives meanwhile for a
-    failure of the trigger: so this module itself imports next to nothing.
-    """
-    if not _loaded:
-        _loaded.append(await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.watching"))
-    return _loaded[0]
-
-
-# Thousands of triggers need one thread for it, not one each.
-_loaded: list[ModuleType] = []

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.triggers.beginning import head_start, load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# As in EtlworksFlowExecutionTrigger: an event too early could overtake the news that the task's process has ended.
-_LONGEST_HEAD_START = 6.0
-_SHORTEST_HEAD_START = 1.0
+_SEARCHING = "airflow_provider_etlworks.triggers.searching"
 
 
 class EtlworksFlowSensorTrigger(BaseTrigger):
@@ -81,9 +79,8 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the run, and yield the one event."""
-        head_start = max(_SHORTEST_HEAD_START, min(_LONGEST_HEAD_START, self.poll_interval))
-        await asyncio.sleep(head_start)
-        # In a thread: see triggers/flow.py.
-        searching = await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.searching")
-        event = await searching.event_of(self, pause=max(0.0, self.poll_interval - head_start))
+        waited = head_start(self.poll_interval)
+        await asyncio.sleep(waited)
+        searching = await load(_SEARCHING)
+        event = await searching.event_of(self, pause=max(0.0, self.poll_interval - waited))
         yield TriggerEvent(event.to_payload())
