@@ -390,7 +390,7 @@ def test_a_list_that_is_silent_delays_an_end_and_loses_none(etlworks: Etlworks) 
     etlworks.day = {}
     etlworks.run(1, flow_id=103)
 
-    assert watching.told_in(40) == [1]
+    assert watching.told_in(30) == [1]
     etlworks.run(2, flow_id=103)
     # The list is no longer relied on for this flow.
     assert watching.round() == [2]
