@@ -208,8 +208,7 @@ class Demo:
     def _tell_where_to_look(self) -> None:
         self.console.print("In the Airflow UI:")
         for dag_id, run_id in self.runs.items():
-            page = f"grid?dag_run_id={run_id}" if self.airflow.version < (3,) else f"runs/{run_id}"
-            self.console.print(f"  {self.airflow.base_url}/dags/{dag_id}/{page}", soft_wrap=True)
+            self.console.print(f"  {page_of(self.airflow, dag_id, run_id)}", soft_wrap=True)
 
     def _tell_what_is_intended(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
@@ -274,6 +273,18 @@ def running(airflow: LocalAirflow, narrator: Narrator) -> Iterator[None]:
     narrator.say(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
     with airflow:
         yield
+
+
+def page_of(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+    """
+    Return where Airflow's UI shows a DAG run.
+
+    :param airflow: The Airflow.
+    :param dag_id: The DAG.
+    :param run_id: The DAG run.
+    """
+    page = f"grid?dag_run_id={run_id}" if airflow.version < (3,) else f"runs/{run_id}"
+    return f"{airflow.base_url}/dags/{dag_id}/{page}"
 
 
 def keep_running(narrator: Narrator) -> None:

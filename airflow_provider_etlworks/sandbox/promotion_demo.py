@@ -18,6 +18,7 @@ from airflow_provider_etlworks.sandbox.demo import (
     carry_out,
     example_dags_folder,
     keep_running,
+    page_of,
     running,
 )
 from airflow_provider_etlworks.sandbox.flows import SandboxFlow
@@ -98,11 +99,11 @@ class PromotionDemo:
         """
         run_id = self.airflow.trigger_dag(DAG_ID)
         self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL)
-        return f"{self._page(run_id)}/tasks/{APPROVAL}/required_actions"
+        return f"{page_of(self.airflow, DAG_ID, run_id)}/tasks/{APPROVAL}/required_actions"
 
     def _promote(self, what: str, expected: str) -> bool:
         run_id = self.airflow.trigger_dag(DAG_ID)
-        self.narrator.say(f"Promoting {what}: {self._page(run_id)}")
+        self.narrator.say(f"Promoting {what}: {page_of(self.airflow, DAG_ID, run_id)}")
         if self.asks:
             question = self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL)
             self.narrator.console.print(Panel(Markdown(question["body"]), title=question["subject"]))
@@ -133,9 +134,6 @@ class PromotionDemo:
         if off:
             self.narrator.complain(f"These schedules of production are off: {', '.join(off)}")
         return flow.description == description and not off
-
-    def _page(self, run_id: str) -> str:
-        return f"{self.airflow.base_url}/dags/{DAG_ID}/runs/{run_id}"
 
 
 def main(keep: bool = False) -> int:
