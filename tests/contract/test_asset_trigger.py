@@ -62,7 +62,7 @@ class Triggerer:
     :ivar stores: whether events reach the database.
     """
 
-    def __init__(self, shares: bool) -> None:
+    def __init__(self, shares: bool, **settings: Any) -> None:
         self.told: list[tuple[int, dict[str, Any]]] = []
         self.stores = True
         self.tasks: list[asyncio.Task[None]] = []
@@ -70,7 +70,7 @@ class Triggerer:
         if shares:
             from airflow.triggers.shared_stream import SharedStreamManager
 
-            self._manager = SharedStreamManager()
+            self._manager = SharedStreamManager(**settings)
 
     def start(self, trigger: EtlworksFlowFinishedTrigger, store: Store, number: int = 1) -> None:
         loaded = stored_and_loaded(trigger)
@@ -134,7 +134,13 @@ def triggerers(request: pytest.FixtureRequest) -> Callable[[], Any]:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    for name, seconds in {"_GATHER": 0.05, "_STORED_WITHIN": 0.3, "_READ_AGAIN": 0.2, "_LONGEST_PAUSE": 0.2}.items():
+    for name, seconds in {
+        "_GATHER": 0.05,
+        "_STORED_WITHIN": 0.3,
+        "_READ_AGAIN": 0.2,
+        "_LONGEST_PAUSE": 0.2,
+        "_COMPLAIN_EVERY": 3600.0,
+    }.items():
         monkeypatch.setattr(ends, name, seconds)
     with Sandbox([SandboxFlow(FLOW, "Watched", records=3)], requests_per_minute=None) as sandbox:
         monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox))
@@ -399,6 +405,33 @@ async def test_an_end_is_not_noted_before_airflow_has_stored_its_event(sandbox: 
     await after_a_crash.end()
 
     assert after_a_crash.runs_told == [audit_id]
+
+
+@sharing
+async def test_an_event_that_airflow_fails_to_store_is_told_by_the_trigger_that_it_starts_instead(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.add_flow(SandboxFlow(8, "Another"))
+    stores = {number: Store() for number in (1, 2)}
+    triggerer = Triggerer(shares=True, ack_timeout=2.0)
+    try:
+        triggerer.start(trigger(), stores[1], 1)
+        triggerer.start(trigger(8), stores[2], 2)
+        await until(lambda: stores[1].kept and stores[2].kept, "the first looks are noted")
+        triggerer.stores = False
+        audit_id = sandbox.run_by_schedule(FLOW)
+        failing = triggerer.tasks[0]
+        await until(failing.done, "Airflow fails the trigger")
+        assert "not yet confirmed persisted" in str(failing.exception())
+        triggerer.stores = True
+        triggerer.start(trigger(), stores[1], 3)
+        of_another = sandbox.run_by_schedule(8)
+        await until(lambda: str(audit_id) in stores[1].text, "it is noted")
+        await until(lambda: str(of_another) in stores[2].text, "it is noted")
+    finally:
+        await triggerer.end()
+
+    assert sorted((number, told["audit_id"]) for number, told in triggerer.told) == [(2, of_another), (3, audit_id)]
 
 
 @sharing
