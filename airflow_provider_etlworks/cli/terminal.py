@@ -90,6 +90,9 @@ def live(doing: str) -> Iterator[Callable[[str], None]]:
     :param doing: what is being done.
     :return: changes that text.
     """
+    if not _stderr.is_terminal:
+        yield lambda _: None
+        return
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -98,7 +101,6 @@ def live(doing: str) -> Iterator[Callable[[str], None]]:
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,
-        disable=not _stderr.is_terminal,
     )
     task = progress.add_task(plain(doing), total=None)
     with progress:
