@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.triggers.beginning import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
-    from types import ModuleType
 
     from airflow.triggers.shared_stream import SharedStreamProducer
 
@@ -79,7 +77,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end, for ever. Airflow 3.3 and later share a stream instead."""
-        watching = await _load_watching()
+        watching = await load("airflow_provider_etlworks.triggers.ends")
         async for payload in watching.payloads_of(self):
             yield TriggerEvent(payload)
 
@@ -96,14 +94,9 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that is found for this trigger."""
-        watching = await _load_watching()
+        watching = await load("airflow_provider_etlworks.triggers.ends")
         with watching.watch_of(self) as watch:
             async for told in shared_stream:
                 if told.watch is watch:
                     told.has_left = True
                     yield TriggerEvent(told.payload)
-
-
-async def _load_watching() -> ModuleType:
-    """Import what watching takes, in a thread: Airflow imports this module on its event loop."""
-    return await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.ends")

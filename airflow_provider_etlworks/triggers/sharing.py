@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from typing import TYPE_CHECKING
 
 from airflow.triggers.shared_stream import SharedStreamProducer
+
+from airflow_provider_etlworks.triggers.beginning import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
@@ -32,8 +33,7 @@ class SharedEnds(SharedStreamProducer):
 
     async def open_stream(self) -> AsyncIterator[tuple[Told, Told]]:
         """Yield each end, for ever."""
-        # In a thread: see triggers/flow.py.
-        ends = await asyncio.to_thread(importlib.import_module, "airflow_provider_etlworks.triggers.ends")
+        ends = await load("airflow_provider_etlworks.triggers.ends")
         async for told in ends.stream_of(self._conn_id).ends():
             await self._room.acquire()
             yield told, told
