@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import airflow
 import pytest
 import yaml
+from cli_support import parser_of_commands
 from client_support import GENEROUS
 from promotion_support import IMPORT
 
-from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
 
@@ -75,14 +74,7 @@ def etlworks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Run a command as Airflow does: ``command("run", "1", "--no-wait")``."""
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(required=True)
-    (group,) = get_etlworks_cli_commands()
-    for each in group.subcommands:
-        subparser = commands.add_parser(each.name)
-        subparser.set_defaults(func=each.func)
-        for argument in each.args:
-            argument.add_to_parser(subparser)
+    parser = parser_of_commands()
 
     def run(*words: str) -> Done:
         code: Any = 0
@@ -154,7 +146,7 @@ def test_what_fails_is_said_in_a_line(
 def test_a_connection_in_airflows_database_is_found(
     etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow.models import Connection
+    from airflow.sdk import Connection
     from airflow.secrets.metastore import MetastoreBackend
 
     def kept(_: MetastoreBackend, conn_id: str, **__: Any) -> Connection | None:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import __version__ as airflow_version
+from cli_support import parser_of_commands
 
+from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
@@ -112,7 +114,7 @@ def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.Monk
 
 def test_every_command_in_the_guides_is_known() -> None:
     ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", ".ci/run", "benchmarks/watching.py"}
-    assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export"}
+    assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export", "airflow"}
 
 
 def test_every_sandbox_command_in_the_guides_exists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +124,19 @@ def test_every_sandbox_command_in_the_guides_exists(capsys: pytest.CaptureFixtur
         assert end.value.code == 0
         help_text = capsys.readouterr().out
         assert [word for word in arguments if word.startswith("--") and word not in help_text] == []
+
+
+def test_every_airflow_command_in_the_guides_is_understood() -> None:
+    for _, group, *words in commands("airflow"):
+        assert group == "etlworks"
+        parser_of_commands().parse_args(words)
+
+
+def test_every_option_of_the_commands_is_in_their_guide() -> None:
+    (group,) = get_etlworks_cli_commands()
+    flags = {flag for command in group.subcommands for argument in command.args for flag in argument.flags}
+    told = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
+    assert told - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
 
 
 def test_every_connection_in_the_guides_works() -> None:
