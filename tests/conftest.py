@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from client_support import DRIVES, Drive, VirtualClock, whole_text_of
+from xdist.scheduler import LoadScopeScheduling
 
 from airflow_provider_etlworks.client.settings import ClientSettings
 
@@ -25,12 +26,16 @@ for _name in list(os.environ):
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests that share the real Airflow, while others run the rest."""
-    for item in items:
-        if item.get_closest_marker("airflow"):
-            item.add_marker(pytest.mark.xdist_group("airflow"))
+class _OneAirflow(LoadScopeScheduling):
+    """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "airflow" if nodeid.startswith("tests/airflow/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Tell pytest-xdist who runs which test. Its own groups have no effect with pytest 9."""
+    return _OneAirflow(config, log)
 
 
 @pytest.fixture(params=["requests", "aiohttp"])
