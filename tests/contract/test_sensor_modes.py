@@ -225,7 +225,7 @@ def test_a_bad_end_fails_at_once_where_nothing_can_repeat_it(etlworks: Etlworks,
     wait = waiting.run(mode, audit_id=run, repetition_grace=3600)
 
     assert wait.colour == "failed"
-    assert etlworks.clock.time() <= BEGINNING + 30 + POKE_INTERVAL
+    assert etlworks.clock.time() <= BEGINNING + 30 + 2 * POKE_INTERVAL
 
 
 @modes

@@ -97,6 +97,8 @@ def test_the_first_dag_takes_twelve_lines() -> None:
 
 @pytest.mark.parametrize("block", list(python_blocks()))
 def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "AssetWatcher" in block and not AIRFLOW_3:
+        pytest.skip("Airflow 2 has no watchers of assets")
     first, rest = block.split("\n", 1)
     dag_class = importlib.import_module("airflow.sdk" if AIRFLOW_3 else "airflow").DAG
     made, enter = [], dag_class.__enter__
