@@ -230,7 +230,7 @@ def test_the_guide_to_promotion_has_every_parameter_with_its_default() -> None:
 
 def test_the_guide_to_promotion_has_every_task() -> None:
     told = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
-    documented = set(re.findall(r"^    ``(\w+)`` ", promote_flows.__doc__ or "", re.MULTILINE))
+    documented = set(re.findall(r"^``(\w+)`` ", inspect.getdoc(promote_flows) or "", re.MULTILINE))
     assert told == documented
     assert len(told) == 9
 
