@@ -55,6 +55,7 @@ _COVERS = 1.5
 _FRESH_ENOUGH = 0.95
 # Seconds after which a list that was silent about a run is believed to know it now.
 _SILENT_FOR = 900.0
+# The slow round takes so much of the budget.
 _SHARE_OF_SLOW_ROUND = 0.1
 _BUDGET_WITHOUT_LIMIT = 300
 _SLOW_ROUND_AT_LEAST = 6
@@ -408,7 +409,7 @@ class Watcher:
             self._tell(run, Watch.failed, error)
         else:
             self._tell(run, Watch.saw, execution)
-            if not run.is_open and not run.hinted:
+            if execution.has_ended and not run.hinted:
                 self._ended_unlisted[run.key] = self._clock.monotonic()
 
     def _tell(self, run: _Run, take_in: Callable[[Watch, T], Followed | float], what_came: T) -> None:

@@ -488,3 +488,17 @@ async def test_a_fault_of_our_own_between_two_looks_leaves_nobody_waiting(monkey
         await following.follow(etlworks.run(3, ends=60))
 
         assert [each.followed.ending for each in following.told] == [Ending.FINISHED]
+
+
+@virtual
+async def test_a_run_that_outlasts_its_deadline_makes_no_liar_of_the_list(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, WATCHER_LOG)
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        for audit_id in range(1, 21):
+            deadline = NOON + 100 if audit_id == 1 else None
+            following.follow(etlworks.run(audit_id), poll_interval=10, deadline=deadline)
+        await asyncio.sleep(200)
+
+        assert [each.followed.ending for each in following.told] == [Ending.DEADLINE]
+        assert etlworks.lists()[-1].at > 185
+    assert [record for record in caplog.records if "are followed without" in record.getMessage()] == []
