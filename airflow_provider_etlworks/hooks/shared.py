@@ -19,14 +19,16 @@ from tenacity import (
 )
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.watcher import Watcher
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from airflow_provider_etlworks.client.conversation import Log
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,29 @@ async def shared_watcher(etlworks_conn_id: str, *, instead_of: Watcher | None = 
             if shared.watcher is not None:
                 await shared.watcher.close()
                 await shared.watcher.client.close()
+
+
+async def followed_with_shared_watcher(
+    etlworks_conn_id: str, log: Log, follow: Callable[[Watcher], Awaitable[Followed]]
+) -> Followed:
+    """
+    Let something be followed with the shared watcher, and once more with the connection read anew if it is refused.
+
+    :param etlworks_conn_id: the Airflow connection. One that cannot work ends as ``denied``.
+    :param log: is told that the connection is read again.
+    :param follow: follows with a watcher, and returns how it ended.
+    """
+    try:
+        async with shared_watcher(etlworks_conn_id) as watcher:
+            followed = await follow(watcher)
+            if not isinstance(followed.error, EtlworksUnauthorized):
+                return followed
+            # The password may have been changed since the connection was read.
+            log.warning("%s Reading the connection again.", followed.detail)
+            async with shared_watcher(etlworks_conn_id, instead_of=watcher) as renewed:
+                return await follow(renewed)
+    except (EtlworksConfigError, AirflowNotFoundException) as error:
+        return Followed(Ending.DENIED, detail=str(error))
 
 
 async def _read_settings(etlworks_conn_id: str) -> ClientSettings:

@@ -6,10 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client.awaiting import Awaited, Lookout, search
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
 from airflow_provider_etlworks.client.following import Ending, Followed
-from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.hooks.shared import shared_watcher
+from airflow_provider_etlworks.hooks.shared import followed_with_shared_watcher
 from airflow_provider_etlworks.triggers.events import WaitEvent
 
 if TYPE_CHECKING:
@@ -28,25 +26,15 @@ async def event_of(trigger: EtlworksFlowSensorTrigger, *, pause: float = 0.0) ->
     :param trigger: the trigger.
     :param pause: seconds until the first look.
     """
-    try:
-        followed = await _wait(trigger, pause)
-    except (EtlworksConfigError, AirflowNotFoundException) as error:
-        followed = Followed(Ending.DENIED, detail=str(error))
+    # A second watcher need not wait once more.
+    pauses = iter((pause, 0.0))
+    followed = await followed_with_shared_watcher(
+        trigger.etlworks_conn_id, trigger.log, lambda watcher: _wait(trigger, watcher, next(pauses))
+    )
     return WaitEvent(trigger.flow_id, followed)
 
 
-async def _wait(trigger: EtlworksFlowSensorTrigger, pause: float) -> Followed:
-    async with shared_watcher(trigger.etlworks_conn_id) as watcher:
-        followed = await _wait_with(trigger, watcher, pause)
-        if not isinstance(followed.error, EtlworksUnauthorized):
-            return followed
-        # The password may have been changed since the connection was read.
-        trigger.log.warning("%s Reading the connection again.", followed.detail)
-        async with shared_watcher(trigger.etlworks_conn_id, instead_of=watcher) as renewed:
-            return await _wait_with(trigger, renewed, 0.0)
-
-
-async def _wait_with(trigger: EtlworksFlowSensorTrigger, watcher: Watcher, pause: float) -> Followed:
+async def _wait(trigger: EtlworksFlowSensorTrigger, watcher: Watcher, pause: float) -> Followed:
     client = watcher.client
     since = None if trigger.since is None else datetime.fromisoformat(trigger.since)
     lookout = Lookout(

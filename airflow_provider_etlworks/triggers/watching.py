@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
 from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.stopping import Stop, stop
-from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.hooks.shared import shared_watcher
+from airflow_provider_etlworks.hooks.shared import followed_with_shared_watcher, shared_watcher
 from airflow_provider_etlworks.triggers.events import ExecutionEvent
 
 if TYPE_CHECKING:
@@ -23,10 +21,9 @@ _STOP_WITHIN = 20.0
 
 async def event_of(trigger: EtlworksFlowExecutionTrigger) -> ExecutionEvent:
     """Follow a trigger's run, and return what to tell its task. At the deadline, the run is stopped."""
-    try:
-        followed = await _follow(trigger)
-    except (EtlworksConfigError, AirflowNotFoundException) as error:
-        followed = Followed(Ending.DENIED, detail=str(error))
+    followed = await followed_with_shared_watcher(
+        trigger.etlworks_conn_id, trigger.log, lambda watcher: _follow(trigger, watcher)
+    )
     return ExecutionEvent(trigger.flow_id, trigger.audit_id, followed)
 
 
@@ -36,18 +33,7 @@ async def stop_run(trigger: EtlworksFlowExecutionTrigger) -> None:
         await _stop(trigger, watcher.client)
 
 
-async def _follow(trigger: EtlworksFlowExecutionTrigger) -> Followed:
-    async with shared_watcher(trigger.etlworks_conn_id) as watcher:
-        followed = await _follow_with(trigger, watcher)
-        if not isinstance(followed.error, EtlworksUnauthorized):
-            return followed
-        # The password may have been changed since the connection was read.
-        trigger.log.warning("%s Reading the connection again.", followed.detail)
-        async with shared_watcher(trigger.etlworks_conn_id, instead_of=watcher) as renewed:
-            return await _follow_with(trigger, renewed)
-
-
-async def _follow_with(trigger: EtlworksFlowExecutionTrigger, watcher: Watcher) -> Followed:
+async def _follow(trigger: EtlworksFlowExecutionTrigger, watcher: Watcher) -> Followed:
     followed = await watcher.follow(
         trigger.flow_id,
         trigger.audit_id,
