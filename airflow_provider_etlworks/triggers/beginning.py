@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Airflow may learn up to five seconds late that the task's process has ended ([workers] min_heartbeat_interval). An
-# event before that could overtake it, and Airflow would take the late news for the end of the resumed task.
-LONGEST_HEAD_START = 6.0
-SHORTEST_HEAD_START = 1.0
+    from airflow.triggers.base import BaseTrigger
+
+# Seconds. The first look at a run comes no later.
+LONGEST_FIRST_PAUSE = 6.0
+
+# Seconds that a scheduler may take to hear from its executor that a task's process has ended.
+SCHEDULER_HEARS_WITHIN = 2.0
 
 # Thousands of triggers may begin at once, as when a triggerer starts: their first steps are spread a little.
 _SPREAD = 0.1
@@ -22,10 +25,29 @@ _LOADED: dict[str, ModuleType] = {}
 _LOADING: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ModuleType]] = {}
 
 
-def head_start(poll_interval: float) -> float:
-    """Return the seconds before which a trigger tells nothing: ``poll_interval`` or a little more, some 6 at most."""
-    spread: float = random.uniform(0.0, _SPREAD)  # noqa: S311  # no secret
-    return max(SHORTEST_HEAD_START, min(LONGEST_HEAD_START, poll_interval)) * (1 + spread)
+def head_start(trigger: BaseTrigger, poll_interval: float) -> float:
+    """
+    Return the seconds before which a trigger tells nothing.
+
+    Airflow learns only a while after a task has deferred that its process has ended. An event that overtakes this news
+    makes it take the news for the sudden end of the resumed task, and fail it.
+
+    :param trigger: the trigger; one that no task has deferred to need not wait for Airflow.
+    :param poll_interval: seconds between two of its looks.
+    """
+    seconds = min(LONGEST_FIRST_PAUSE, poll_interval)
+    if trigger.task_instance is not None:
+        seconds = max(seconds, _unheard_of_end() + SCHEDULER_HEARS_WITHIN)
+    return seconds * (1 + random.uniform(0.0, _SPREAD))  # noqa: S311  # no secret
+
+
+def _unheard_of_end() -> int:
+    """Return the seconds for which the end of a task's process can be missed by the one that supervises it."""
+    # Here, since a DAG file that imports a trigger needs no configuration.
+    from airflow.configuration import conf
+
+    # Airflow 2 has no such process.
+    return conf.getint("workers", "min_heartbeat_interval", fallback=0)
 
 
 async def load(name: str) -> ModuleType:

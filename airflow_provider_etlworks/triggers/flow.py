@@ -32,7 +32,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     :param audit_id: the run.
     :param etlworks_conn_id: the Airflow connection.
     :param poll_interval: seconds between two looks at a young run; an old one is looked at less often. The first look
-        comes after as long, 6 s at most.
+        comes after as long, 6 s at most; for a task, not before Airflow surely knows that the task has deferred
+        (``[workers] min_heartbeat_interval`` and 2 s more).
     :param deadline: Unix time at which to look a last time; ``None`` is never.
     :param cancel_on_kill: whether to stop the run at the deadline, and (from Airflow 3.3 on, which tells a trigger)
         when a person marks or clears the task. Before 3.3 a bare cancellation stops nothing: a deploy looks the same.
@@ -76,7 +77,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(head_start(self.poll_interval))
+        await asyncio.sleep(head_start(self, self.poll_interval))
         watching = await load(_WATCHING)
         try:
             event = await watching.event_of(self)

@@ -79,7 +79,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the run, and yield the one event."""
-        waited = head_start(self.poll_interval)
+        waited = head_start(self, self.poll_interval)
         await asyncio.sleep(waited)
         searching = await load(_SEARCHING)
         event = await searching.event_of(self, pause=max(0.0, self.poll_interval - waited))

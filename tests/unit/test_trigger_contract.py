@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,9 +71,12 @@ def test_a_trigger_needs_no_more_than_which_run() -> None:
     assert trigger.cancel_on_kill is True
 
 
-@pytest.mark.parametrize(("poll_interval", "head_start"), [(0.1, 1.0), (3.0, 3.0), (60.0, 6.0)])
+@pytest.mark.parametrize(
+    ("poll_interval", "deferred", "head_start"),
+    [(0.1, False, 0.1), (3.0, False, 3.0), (60.0, False, 6.0), (0.1, True, 9.0), (60.0, True, 9.0)],
+)
 async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
-    monkeypatch: pytest.MonkeyPatch, poll_interval: float, head_start: float
+    monkeypatch: pytest.MonkeyPatch, poll_interval: float, deferred: bool, head_start: float
 ) -> None:
     class Slept(Exception):
         pass
@@ -81,9 +85,13 @@ async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
         raise Slept(seconds)
 
     monkeypatch.setattr("airflow_provider_etlworks.triggers.flow.asyncio.sleep", sleep)
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "7")
+    trigger = EtlworksFlowExecutionTrigger(7, 41, poll_interval=poll_interval)
+    if deferred:
+        trigger.task_instance = SimpleNamespace(task_id="run")
 
     with pytest.raises(Slept) as slept:
-        await anext(EtlworksFlowExecutionTrigger(7, 41, poll_interval=poll_interval).run())
+        await anext(trigger.run())
     assert head_start <= slept.value.args[0] <= 1.1 * head_start
 
 
