@@ -194,7 +194,7 @@ class LocalAirflow:
 
         :param component: One of :attr:`components`.
         :param signal_number: Default SIGKILL.
-        :raises LocalAirflowError: if it does not run, or is still there after a minute.
+        :raises LocalAirflowError: if it does not run, or is still there after a minute. It is killed then.
         """
         process = self._running.pop(component, None)
         if process is None:
@@ -204,12 +204,15 @@ class LocalAirflow:
             guardian.kill(family)
         else:
             process.send_signal(signal_number)
-        self.wait_until(
-            f"the {component} ends after signal {signal_number}",
-            lambda: not any(guardian.alive(member) for member in family),
-            STOP_LIMIT,
-        )
-        process.wait()
+        try:
+            self.wait_until(
+                f"the {component} ends after signal {signal_number}",
+                lambda: not any(guardian.alive(member) for member in family),
+                STOP_LIMIT,
+            )
+        finally:
+            guardian.kill(family)
+            process.wait()
 
     def _spawn(self, component: str) -> Callable[[], bool]:
         """Start a component; return the question whether it works."""
@@ -227,7 +230,7 @@ class LocalAirflow:
             )
         if job_type is None:
             return self._ui_answers
-        return lambda: self._last_job(job_type) > last_job
+        return lambda: self._beats(job_type, last_job)
 
     def _arguments(self, component: str) -> tuple[str, ...]:
         if component in ("scheduler", "triggerer"):
@@ -243,6 +246,11 @@ class LocalAirflow:
     def _last_job(self, job_type: str) -> int:
         ((last,),) = self._query("SELECT coalesce(max(id), 0) FROM job WHERE job_type = ?", job_type)
         return int(last)
+
+    def _beats(self, job_type: str, last_job: int) -> bool:
+        # Not as soon as the job is there: a SIGTERM that comes before Airflow 3.0's triggerer goes round is lost.
+        statement = "SELECT 1 FROM job WHERE job_type = ? AND id > ? AND latest_heartbeat > start_date"
+        return bool(self._query(statement, job_type, last_job))
 
     def _ui_answers(self) -> bool:
         path = "/health" if self.version < (3,) else "/api/v2/monitor/health"
@@ -318,8 +326,8 @@ class LocalAirflow:
             "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": LOST_TASK_LIMIT,
-            # A supervisor that just misses the end of its task's process looks again only after that many seconds. If
-            # the trigger fires meanwhile, the scheduler takes the late end for that of the resumed task, and fails it.
+            # A supervisor that just misses the end of its task's process looks again only after that many seconds, and
+            # triggers tell nothing until it surely has.
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         }
 
