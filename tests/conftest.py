@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ for _name in list(os.environ):
     if _name.startswith("AIRFLOW") or _name.lower() in {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}:
         del os.environ[_name]
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
+
+# A shell that runs the tests in the background has them, and the processes they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _OneAirflow(LoadScopeScheduling):
