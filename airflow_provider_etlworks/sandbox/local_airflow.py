@@ -419,17 +419,7 @@ class LocalAirflow:
         :return: What it asks, as Airflow's API tells it: ``subject``, ``body`` in Markdown, ``options``, ….
         :raises LocalAirflowError: if it does not ask in time, or a component died meanwhile.
         """
-        self.wait_for_task_state(dag_id, run_id, task_id, "awaiting_input", "deferred", timeout=timeout)
-        # A person takes longer than the scheduler to learn that the process which asks has ended. It would take late
-        # news for the end of the task that goes on after the answer, and fail it.
-        of_task = f"TaskInstanceKey(dag_id={dag_id!r}, task_id={task_id!r}, run_id={run_id!r}"
-        news = f"Received executor event with state success for task instance {of_task}"
-        scheduler_log = self.component_log("scheduler")
-        self.wait_until(
-            f"the scheduler knows that {task_id} waits",
-            lambda: news in scheduler_log.read_text(errors="replace"),
-            timeout,
-        )
+        self.wait_for_deferral(dag_id, run_id, task_id, timeout=timeout)
         question: dict[str, Any] = self._call("GET", _question_path(dag_id, run_id, task_id))
         return question
 
@@ -602,6 +592,30 @@ class LocalAirflow:
             reached,
             timeout,
             lambda: self.task_states(dag_id, run_id),
+        )
+
+    def wait_for_deferral(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120.0) -> None:
+        """
+        Wait until a task has deferred, or asks a person, and the scheduler knows it.
+
+        A trigger that fires, or a person who answers, before the scheduler has heard of the end of the process that
+        deferred makes Airflow take it for the end of the task that goes on, and fail it.
+
+        :param dag_id: The DAG.
+        :param run_id: The DAG run.
+        :param task_id: The task, which is not mapped.
+        :param timeout: Seconds. Default 120.
+        :raises LocalAirflowError: if it has not deferred in time, or a component died meanwhile.
+        """
+        self.wait_for_task_state(dag_id, run_id, task_id, "deferred", "awaiting_input", timeout=timeout)
+        try_number = {task.task_id: task.try_number for task in self.task_instances(dag_id, run_id)}[task_id]
+        one_try = f"{dag_id=}, {task_id=}, {run_id=}, {try_number=}, map_index=-1"
+        news = f"Received executor event with state success for task instance TaskInstanceKey({one_try})"
+        scheduler_log = self.component_log("scheduler")
+        self.wait_until(
+            f"the scheduler knows that {task_id} waits",
+            lambda: news in scheduler_log.read_text(errors="replace"),
+            timeout,
         )
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:

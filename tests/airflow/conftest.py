@@ -10,7 +10,9 @@ from airflow_provider_etlworks.sandbox import Sandbox
 from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
+
+LOG_LINES = 100
 
 # What a DAG file may import under one name from Airflow 2 and 3.
 DAG_FILE_HEADER = """
@@ -61,6 +63,28 @@ def local_airflow(
     }
     with LocalAirflow(folder, connections) as airflow:
         yield airflow
+
+
+@pytest.fixture(autouse=True)
+def whole_airflow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Start what a test that failed half-way has left stopped, so that it fails alone."""
+    shared = request.getfixturevalue("local_airflow") if "local_airflow" in request.fixturenames else None
+    yield
+    for component in shared.components if shared else ():
+        if component not in shared._running:
+            shared.start(component)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what Airflow's components have written last where a test fails."""
+    report = yield
+    airflow = getattr(item, "funcargs", {}).get("local_airflow")
+    if report.failed and airflow is not None:
+        for component in airflow.components:
+            lines = airflow.component_log(component).read_text(errors="replace").splitlines()
+            report.sections.append((f"The end of the {component}'s log", "\n".join(lines[-LOG_LINES:])))
+    return report
 
 
 @pytest.fixture(scope="session")

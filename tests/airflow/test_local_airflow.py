@@ -202,7 +202,7 @@ def test_a_deferred_task_passes_through_the_triggerer(
 ) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)})
-    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
     (trigger,) = [each for each in local_airflow.triggers() if each.classpath.endswith("FileTrigger")]
     assert trigger.kwargs["filepath"] == str(file)
     assert local_airflow.dag_run_state(waiting_dag, run_id) == "running"
@@ -224,7 +224,7 @@ def test_a_deferred_task_passes_through_the_triggerer(
 def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)})
-    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
 
     local_airflow.kill("triggerer", signal.SIGKILL)
     with pytest.raises(LocalAirflowError, match="not running"):
@@ -238,13 +238,13 @@ def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, wa
 def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)}, run_id="marked+cleared")
-    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
 
     local_airflow.mark(waiting_dag, run_id, "wait", "failed")
     assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "failed"
 
     local_airflow.clear(waiting_dag, run_id, "wait")
-    local_airflow.wait_for_task_state(waiting_dag, run_id, "wait", "deferred")
+    local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
     file.touch()
     assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
     (task,) = local_airflow.task_instances(waiting_dag, run_id)

@@ -70,7 +70,7 @@ def wait_for_run(airflow: LocalAirflow, sandbox: Sandbox, flow_id: int, *, numbe
 
 def wait_for_trigger(airflow: LocalAirflow, sandbox: Sandbox, dag_id: str, run_id: str, audit_id: int) -> None:
     """Wait until a triggerer follows the run."""
-    airflow.wait_for_task_state(dag_id, run_id, "run", "deferred")
+    airflow.wait_for_deferral(dag_id, run_id, "run")
 
     def looks() -> int:
         return sum(each.query.get("auditId") == [str(audit_id)] for each in sandbox.requests)
@@ -152,7 +152,7 @@ def test_the_link_is_there_while_the_run_is_going(
     dag_id = run_flow_dag("linked", flow_id=flow_id, deferrable=True)
     run_id = local_airflow.trigger_dag(dag_id)
     audit_id = wait_for_run(local_airflow, sandbox, flow_id)
-    local_airflow.wait_for_task_state(dag_id, run_id, "run", "deferred")
+    local_airflow.wait_for_deferral(dag_id, run_id, "run")
     (waiting,) = [each for each in local_airflow.triggers() if each.kwargs.get("audit_id") == audit_id]
     assert waiting.classpath == "airflow_provider_etlworks.triggers.flow.EtlworksFlowExecutionTrigger"
     link = extra_links(local_airflow, dag_id, run_id, "run")["Open in Etlworks"]
