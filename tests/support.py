@@ -294,7 +294,8 @@ class Etlworks:
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)
             monkeypatch.setitem(defaults, "sleep", sleep)
-        monkeypatch.setattr(beginning, "LONGEST_FIRST_PAUSE", 0.0)
+        monkeypatch.setattr(beginning, "SHORTEST_HEAD_START", 0.0)
+        monkeypatch.setattr(beginning, "LONGEST_HEAD_START", 0.0)
 
     def __enter__(self) -> Etlworks:
         self.sandbox.start()

@@ -7,13 +7,17 @@ import importlib
 import random
 from typing import TYPE_CHECKING
 
+# Not by way of compat.py, which imports operators: this module is imported on the triggerer's event loop.
+from airflow.configuration import conf
+
 if TYPE_CHECKING:
     from types import ModuleType
 
     from airflow.triggers.base import BaseTrigger
 
-# Seconds. The first look at a run comes no later.
-LONGEST_FIRST_PAUSE = 6.0
+# Seconds, whatever the poll_interval.
+LONGEST_HEAD_START = 6.0
+SHORTEST_HEAD_START = 1.0
 
 # Seconds that a scheduler may take to hear from its executor that a task's process has ended.
 SCHEDULER_HEARS_WITHIN = 2.0
@@ -32,10 +36,10 @@ def head_start(trigger: BaseTrigger, poll_interval: float) -> float:
     Airflow learns only a while after a task has deferred that its process has ended. An event that overtakes this news
     makes it take the news for the sudden end of the resumed task, and fail it.
 
-    :param trigger: the trigger; one that no task has deferred to need not wait for Airflow.
+    :param trigger: the trigger; only one that a task has deferred to waits for this news.
     :param poll_interval: seconds between two of its looks.
     """
-    seconds = min(LONGEST_FIRST_PAUSE, poll_interval)
+    seconds = max(SHORTEST_HEAD_START, min(LONGEST_HEAD_START, poll_interval))
     if trigger.task_instance is not None:
         seconds = max(seconds, _unheard_of_end() + SCHEDULER_HEARS_WITHIN)
     return seconds * (1 + random.uniform(0.0, _SPREAD))  # noqa: S311  # no secret
@@ -43,9 +47,6 @@ def head_start(trigger: BaseTrigger, poll_interval: float) -> float:
 
 def _unheard_of_end() -> int:
     """Return the seconds for which the end of a task's process can be missed by the one that supervises it."""
-    # Here, since a DAG file that imports a trigger needs no configuration.
-    from airflow.configuration import conf
-
     # Airflow 2 has no such process.
     return conf.getint("workers", "min_heartbeat_interval", fallback=0)
 

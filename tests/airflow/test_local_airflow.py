@@ -235,6 +235,18 @@ def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, wa
     assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
 
 
+def test_a_component_that_does_not_end_is_killed(local_airflow: LocalAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = local_airflow._running["triggerer"]
+    family = guardian.tree(process.pid)
+    monkeypatch.setattr("airflow_provider_etlworks.sandbox.local_airflow.STOP_LIMIT", 1.0)
+
+    with pytest.raises(LocalAirflowError, match="in vain until the triggerer ends after signal"):
+        local_airflow.kill("triggerer", signal.SIGCONT)
+
+    assert eventually(lambda: all_gone(family))
+    local_airflow.start("triggerer")
+
+
 def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)}, run_id="marked+cleared")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.triggers.events import ExecutionEvent
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 TRIGGERS = sorted(GOLDEN.glob("trigger-*.json"))
@@ -71,12 +73,13 @@ def test_a_trigger_needs_no_more_than_which_run() -> None:
     assert trigger.cancel_on_kill is True
 
 
+@pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
 @pytest.mark.parametrize(
     ("poll_interval", "deferred", "head_start"),
-    [(0.1, False, 0.1), (3.0, False, 3.0), (60.0, False, 6.0), (0.1, True, 9.0), (60.0, True, 9.0)],
+    [(0.1, False, 1.0), (3.0, False, 3.0), (60.0, False, 6.0), (0.1, True, 9.0), (60.0, True, 9.0)],
 )
 async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
-    monkeypatch: pytest.MonkeyPatch, poll_interval: float, deferred: bool, head_start: float
+    monkeypatch: pytest.MonkeyPatch, trigger_class: Any, poll_interval: float, deferred: bool, head_start: float
 ) -> None:
     class Slept(Exception):
         pass
@@ -84,9 +87,9 @@ async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
     async def sleep(seconds: float) -> None:
         raise Slept(seconds)
 
-    monkeypatch.setattr("airflow_provider_etlworks.triggers.flow.asyncio.sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "7")
-    trigger = EtlworksFlowExecutionTrigger(7, 41, poll_interval=poll_interval)
+    trigger = trigger_class(7, 41, poll_interval=poll_interval)
     if deferred:
         trigger.task_instance = SimpleNamespace(task_id="run")
 
