@@ -58,6 +58,7 @@ class FastClock:
         self._appointments: list[tuple[float, Callable[[], object]]] = []
         self._sleepers: list[float] = []
         self._on_the_way = 0
+        self._arrivals = 0
 
     def at(self, seconds: float, what: Callable[[], object]) -> None:
         """Do something so many seconds after the beginning of time."""
@@ -82,12 +83,13 @@ class FastClock:
         self._sleepers.append(wake_at)
         try:
             while True:
-                # Whatever can go on goes on first.
+                # Whatever can go on goes on first, what has just arrived included.
+                arrivals = self._arrivals
                 for _ in range(25):
                     await asyncio.sleep(0)
                 if self.now >= wake_at:
                     return
-                if self._on_the_way or min(self._sleepers) < wake_at:
+                if self._on_the_way or self._arrivals != arrivals or min(self._sleepers) < wake_at:
                     await asyncio.sleep(0.001)
                 else:
                     self.sleep(wake_at - self.now)
@@ -104,6 +106,7 @@ class FastClock:
                 return await method(*args, **kwargs)
             finally:
                 self._on_the_way -= 1
+                self._arrivals += 1
 
         monkeypatch.setattr(owner, name, counted)
 
