@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from airflow_provider_etlworks.sandbox import Sandbox
-from airflow_provider_etlworks.sandbox.demo import Narrator, example_dags_folder, running
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
-from airflow_provider_etlworks.sandbox.promotion_demo import GOOD_RELEASE, PromotionDemo, environment_of
+from airflow_provider_etlworks.sandbox.demo.examples import Narrator, example_dags_folder, running
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
+from airflow_provider_etlworks.sandbox.demo.promotion import GOOD_RELEASE, PromotionDemo, environment_of
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1360, 860)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from airflow_provider_etlworks.client.conversation import Conversation
     from airflow_provider_etlworks.client.endpoints import Call, PagedCall
+    from airflow_provider_etlworks.client.procedure import Conversation
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 GENEROUS = 60.0

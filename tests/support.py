@@ -15,14 +15,14 @@ import aiohttp
 from airflow.exceptions import AirflowException, TaskDeferred
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-from airflow_provider_etlworks.client.conversation import Conversation, Once, Pause
 from airflow_provider_etlworks.client.errors import EtlworksError
+from airflow_provider_etlworks.client.procedure import Conversation, Once, Pause
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
-from airflow_provider_etlworks.triggers import beginning
+from airflow_provider_etlworks.triggerer import startup
 from airflow_provider_etlworks.triggers import flow as triggers_module
 
 if TYPE_CHECKING:
@@ -297,8 +297,8 @@ class Etlworks:
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)
             monkeypatch.setitem(defaults, "sleep", sleep)
-        monkeypatch.setattr(beginning, "SHORTEST_HEAD_START", 0.0)
-        monkeypatch.setattr(beginning, "LONGEST_HEAD_START", 0.0)
+        monkeypatch.setattr(startup, "SHORTEST_HEAD_START", 0.0)
+        monkeypatch.setattr(startup, "LONGEST_HEAD_START", 0.0)
 
     def __enter__(self) -> Etlworks:
         self.sandbox.start()

@@ -14,12 +14,12 @@ from aiohttp import web
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.settings import ClientSettings
-from airflow_provider_etlworks.client.watcher import Watcher
+from airflow_provider_etlworks.runs.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from airflow_provider_etlworks.client.following import Followed
+    from airflow_provider_etlworks.runs.follow import Followed
 
 # Noon in UTC, so that a test of an hour crosses no midnight unless it wants to.
 NOON = 1_800_014_400.0

@@ -8,6 +8,15 @@ from enum import IntEnum
 from functools import wraps
 from typing import TYPE_CHECKING
 
+from airflow_provider_etlworks.bundles.import_once import Import, marks_of, named
+from airflow_provider_etlworks.bundles.transfer import (
+    PREVIEW_ENDING,
+    back_up,
+    export_bundle,
+    introduction,
+    open_bundle,
+    preview_import,
+)
 from airflow_provider_etlworks.cli import terminal
 from airflow_provider_etlworks.cli.terminal import live, log, only_our_lines, plain, say
 from airflow_provider_etlworks.client.errors import (
@@ -18,32 +27,23 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
     redact,
 )
-from airflow_provider_etlworks.client.following import Ending, follow
-from airflow_provider_etlworks.client.importing import Import, marks_of, named
+from airflow_provider_etlworks.client.flow_selection import selected
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.client.selecting import selected
-from airflow_provider_etlworks.client.starting import Start
 from airflow_provider_etlworks.compat import AirflowNotFoundException, let_commands_read_connections
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.operators.bundles import (
-    PREVIEW_ENDING,
-    back_up,
-    export_bundle,
-    introduction,
-    open_bundle,
-    preview_import,
-)
-from airflow_provider_etlworks.operators.storage import stored_file
-from airflow_provider_etlworks.outcome import Outcome, bad_end, outcome_of, task_result
+from airflow_provider_etlworks.runs.follow import Ending, follow
+from airflow_provider_etlworks.runs.outcome import Outcome, bad_end, outcome_of, task_result
+from airflow_provider_etlworks.runs.start import Start
+from airflow_provider_etlworks.storage import stored_file
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
-    from airflow_provider_etlworks.client.bundles import Manifest
-    from airflow_provider_etlworks.client.following import Followed
-    from airflow_provider_etlworks.operators.bundles import OpenBundle
-    from airflow_provider_etlworks.operators.storage import StoredFile
+    from airflow_provider_etlworks.bundles.bundle import Manifest
+    from airflow_provider_etlworks.bundles.transfer import OpenBundle
+    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.storage import StoredFile
 
 
 class ExitCode(IntEnum):

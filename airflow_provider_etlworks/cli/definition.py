@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_YES, ActionCommand, Arg, GroupCommand, lazy_load_command
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import SignIn
 from airflow_provider_etlworks.client.errors import EtlworksBadRequest, EtlworksError, EtlworksNotFound
+from airflow_provider_etlworks.client.procedure import SignIn
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation
+    from airflow_provider_etlworks.client.procedure import Conversation
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from airflow_provider_etlworks.client.models import (
 from airflow_provider_etlworks.client.retry import retry_after_seconds
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.bodies import Body
+    from airflow_provider_etlworks.client.streaming import Body
 
 T = TypeVar("T")
 ItemT = TypeVar("ItemT")

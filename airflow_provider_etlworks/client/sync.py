@@ -18,10 +18,11 @@ from tenacity import Retrying
 from airflow_provider_etlworks.client import retry
 from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_etlworks.client.conversation import Once, Pause, SignIn
 from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.exchange import (
+from airflow_provider_etlworks.client.procedure import Once, Pause, SignIn
+from airflow_provider_etlworks.client.rate_limit import pace_of
+from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     POOL_SIZE,
     headers_of,
@@ -30,13 +31,12 @@ from airflow_provider_etlworks.client.exchange import (
     unreachable,
     verification,
 )
-from airflow_provider_etlworks.client.pace import pace_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from airflow_provider_etlworks.client.conversation import Conversation, Step
     from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.procedure import Conversation, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")

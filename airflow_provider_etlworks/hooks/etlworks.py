@@ -9,8 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.awaiting import Awaited
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksConflict,
@@ -19,7 +17,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksLostTouch,
     EtlworksNotFound,
 )
-from airflow_provider_etlworks.client.following import Ending, follow
+from airflow_provider_etlworks.client.flow_selection import flow_named
 from airflow_provider_etlworks.client.models import (
     AuditEvent,
     Connection,
@@ -32,9 +30,6 @@ from airflow_provider_etlworks.client.models import (
     StartStatus,
     Webhook,
 )
-from airflow_provider_etlworks.client.selecting import flow_named
-from airflow_provider_etlworks.client.starting import Start
-from airflow_provider_etlworks.client.stopping import Stop, stop
 from airflow_provider_etlworks.compat import BaseHook
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.provider_info import (
@@ -43,13 +38,18 @@ from airflow_provider_etlworks.provider_info import (
     DEFAULT_CONN_ID,
     FIELD_BEHAVIOUR,
 )
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.find import Awaited
+from airflow_provider_etlworks.runs.follow import Ending, follow
+from airflow_provider_etlworks.runs.start import Start
+from airflow_provider_etlworks.runs.stop import Stop, stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-    from airflow_provider_etlworks.client.bodies import Body
     from airflow_provider_etlworks.client.settings import ClientSettings
+    from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
 # A connection test answers within 15 s: a log-in and a call, each of which may use up both.

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.compat import AirflowSkipException, conf
-from airflow_provider_etlworks.operators.following import AUDIT_ID_KEY, FollowingOperator
+from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, FollowingOperator
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.starting import Start, Started
-    from airflow_provider_etlworks.operators.memory import Memory, RememberedStart
+    from airflow_provider_etlworks.runs.start import Start, Started
+    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
 
 __all__ = ["AUDIT_ID_KEY", "EtlworksHttpListenerOperator", "EtlworksRunFlowOperator", "flat_parameters"]
 
@@ -121,7 +121,7 @@ class EtlworksRunFlowOperator(FollowingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow, and follow its run."""
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
 
         with hopeless_tries_fail_for_good():
             parameters = flat_parameters(self.parameters)
@@ -172,7 +172,7 @@ class EtlworksRunFlowOperator(FollowingOperator):
 
     def _find_flow_id(self) -> int:
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
-        from airflow_provider_etlworks.operators.arguments import whole_number
+        from airflow_provider_etlworks.worker.arguments import whole_number
 
         if self.flow_name is not None:
             if not isinstance(self.flow_name, str) or not self.flow_name.strip():
@@ -187,7 +187,7 @@ class EtlworksRunFlowOperator(FollowingOperator):
     def _start_request(
         self, context: Context, flow_id: int, parameters: dict[str, str], options: dict[str, Any]
     ) -> Start:
-        from airflow_provider_etlworks.client.starting import OnAlreadyRunning, Start
+        from airflow_provider_etlworks.runs.start import OnAlreadyRunning, Start
 
         memory = self._memory_of(context)
 
@@ -217,14 +217,14 @@ class EtlworksRunFlowOperator(FollowingOperator):
         return start
 
     def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> RememberedStart:
-        from airflow_provider_etlworks.operators.memory import RememberedStart
+        from airflow_provider_etlworks.worker.launch_record import RememberedStart
 
         return RememberedStart(
             flow_id, watermark, self.hook.client.clock.time(), max_tries=context["ti"].max_tries, **known
         )
 
     def _memory_of(self, context: Context) -> Memory:
-        from airflow_provider_etlworks.operators.memory import Memory
+        from airflow_provider_etlworks.worker.launch_record import Memory
 
         return super()._memory_of(context) if self.durable else Memory(None)
 
@@ -250,7 +250,7 @@ class EtlworksRunFlowOperator(FollowingOperator):
 
     def _run_of_lost_start(self, memory: Memory, remembered: RememberedStart, start: Start) -> int | None:
         """Look for the run of a start whose worker was lost before it knew the audit id."""
-        from airflow_provider_etlworks.client.following import VISIBILITY_GRACE
+        from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
 
         self.log.info("An earlier try may have started flow %s; looking for its run.", start.flow_id)
         grace = VISIBILITY_GRACE - (start.clock.time() - remembered.asked_at)

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.compat import AirflowFailException, conf
-from airflow_provider_etlworks.operators.following import FollowingOperator
+from airflow_provider_etlworks.operators.base import FollowingOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.bodies import Body
     from airflow_provider_etlworks.client.endpoints import Call
-    from airflow_provider_etlworks.client.starting import Started
-    from airflow_provider_etlworks.operators.memory import Memory, RememberedStart
+    from airflow_provider_etlworks.client.streaming import Body
+    from airflow_provider_etlworks.runs.start import Started
+    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
 
 LONGEST_ANSWER = 10_000
 """Characters of a listener's answer, as JSON, that a task tells at most."""
@@ -131,7 +131,7 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         from contextlib import ExitStack
 
         from airflow_provider_etlworks.client.endpoints import send_to_listener
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, whole_number
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, whole_number
 
         with ExitStack() as opened:
             with hopeless_tries_fail_for_good():
@@ -237,8 +237,8 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         return self._run_of_message(memory, flow_id, message_uuid)
 
     def _run_of_message(self, memory: Memory, flow_id: int, message_uuid: str) -> Started:
-        from airflow_provider_etlworks.client.awaiting import run_of_message
         from airflow_provider_etlworks.client.errors import EtlworksStartUnknown
+        from airflow_provider_etlworks.runs.find import run_of_message
 
         client = self.hook.client
         try:
@@ -255,7 +255,7 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         return self._started(run.audit_id)
 
     def _remembered(self, context: Context, flow_id: int) -> RememberedStart:
-        from airflow_provider_etlworks.operators.memory import RememberedStart
+        from airflow_provider_etlworks.worker.launch_record import RememberedStart
 
         now = self.hook.client.clock.time()
         return RememberedStart(flow_id, watermark=0, asked_at=now, max_tries=context["ti"].max_tries)
@@ -286,8 +286,8 @@ class EtlworksHttpListenerOperator(FollowingOperator):
 @contextmanager
 def _file_body(path: Any) -> Iterator[Body]:
     """Open a file as the body of a request, which reads it in pieces."""
-    from airflow_provider_etlworks.client.bodies import FileBody
-    from airflow_provider_etlworks.operators.storage import stored_file
+    from airflow_provider_etlworks.client.streaming import FileBody
+    from airflow_provider_etlworks.storage import stored_file
 
     with stored_file("payload_path", path).opened() as source:
         yield FileBody(source, source.seek(0, SEEK_END))

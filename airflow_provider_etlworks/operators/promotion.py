@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.importing import Import, Imported
+    from airflow_provider_etlworks.bundles.import_once import Import, Imported
+    from airflow_provider_etlworks.bundles.transfer import OpenBundle
     from airflow_provider_etlworks.client.models import Flow
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.operators.bundles import OpenBundle
-    from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
-    from airflow_provider_etlworks.operators.storage import StoredFile
+    from airflow_provider_etlworks.storage import StoredFile
+    from airflow_provider_etlworks.worker.launch_record import ImportMemory, RememberedImport
 
 IMPORT_FAILED_KEY = "import_failed"
 """XCom key under which an import that Etlworks refused, or carried out in part, tells what undoes it: the backup."""
@@ -101,9 +101,9 @@ class EtlworksExportOperator(_BundleOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Export the flows."""
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
-        from airflow_provider_etlworks.operators.bundles import export_bundle
-        from airflow_provider_etlworks.operators.storage import stored_file
+        from airflow_provider_etlworks.bundles.transfer import export_bundle
+        from airflow_provider_etlworks.storage import stored_file
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
 
         with hopeless_tries_fail_for_good():
             file = stored_file("path", self.path)
@@ -131,8 +131,8 @@ class EtlworksExportOperator(_BundleOperator):
         }
 
     def _selected_flows(self) -> list[Flow]:
-        from airflow_provider_etlworks.client.selecting import selected
-        from airflow_provider_etlworks.operators.arguments import texts, whole_numbers
+        from airflow_provider_etlworks.client.flow_selection import selected
+        from airflow_provider_etlworks.worker.arguments import texts, whole_numbers
 
         return selected(
             list(self.hook.list_flows()),
@@ -177,14 +177,14 @@ class EtlworksImportPreviewOperator(_BundleOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask for the preview."""
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
-        from airflow_provider_etlworks.operators.bundles import (
+        from airflow_provider_etlworks.bundles.transfer import (
             PREVIEW_ENDING,
             introduction,
             open_bundle,
             preview_import,
         )
-        from airflow_provider_etlworks.operators.storage import stored_file
+        from airflow_provider_etlworks.storage import stored_file
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, sha256
 
         with hopeless_tries_fail_for_good():
             _check_rendered(self, self._needs)
@@ -259,10 +259,10 @@ class EtlworksImportOperator(_BundleOperator):
         return self._import_once(context)
 
     def _import_once(self, context: Context) -> dict[str, Any]:
+        from airflow_provider_etlworks.bundles.transfer import open_bundle
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed, EtlworksImportUnknown
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good, sha256
-        from airflow_provider_etlworks.operators.bundles import open_bundle
-        from airflow_provider_etlworks.operators.storage import stored_file
+        from airflow_provider_etlworks.storage import stored_file
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, sha256
 
         with hopeless_tries_fail_for_good():
             _check_rendered(self, self._needs)
@@ -305,10 +305,10 @@ class EtlworksImportOperator(_BundleOperator):
         self, context: Context, bundle: OpenBundle, backup_file: StoredFile | None
     ) -> tuple[Imported, RememberedImport]:
         """Carry the import out, unless an earlier try of this task did."""
+        from airflow_provider_etlworks.bundles.import_once import Import, marks_of
+        from airflow_provider_etlworks.bundles.transfer import back_up
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed
-        from airflow_provider_etlworks.client.importing import Import, marks_of
-        from airflow_provider_etlworks.operators.bundles import back_up
-        from airflow_provider_etlworks.operators.memory import ImportMemory, RememberedImport
+        from airflow_provider_etlworks.worker.launch_record import ImportMemory, RememberedImport
 
         client, memory = self.hook.bundle_client, ImportMemory(task_state_store(context))
 
@@ -375,8 +375,8 @@ class EtlworksImportOperator(_BundleOperator):
 
         :raises EtlworksImportUnknown: one may have.
         """
+        from airflow_provider_etlworks.bundles.import_once import named
         from airflow_provider_etlworks.client.errors import EtlworksImportUnknown
-        from airflow_provider_etlworks.client.importing import named
 
         began = context["dag_run"].start_date
         if context["ti"].try_number <= 1 or began is None:
@@ -398,9 +398,9 @@ class EtlworksImportOperator(_BundleOperator):
     # --- After it -------------------------------------------------------------------------------------------------
 
     def _result(self, bundle: OpenBundle, imported: Imported, note: RememberedImport) -> dict[str, Any]:
+        from airflow_provider_etlworks.bundles.import_once import named
+        from airflow_provider_etlworks.bundles.report import Fate
         from airflow_provider_etlworks.client.errors import EtlworksError
-        from airflow_provider_etlworks.client.importing import named
-        from airflow_provider_etlworks.client.outcomes import Fate
 
         flow_ids: list[int] = []
         try:

@@ -82,7 +82,7 @@ class EtlworksScheduleOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[int]:
         """Turn the schedules off or on."""
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
 
         with hopeless_tries_fail_for_good():
             was_on = self._selected(context)
@@ -98,7 +98,7 @@ class EtlworksScheduleOperator(BaseOperator):
 
     def _selected(self, context: Context) -> dict[int, bool | None]:
         """Return the selected schedules, and whether each is on; ``None`` where that cannot be told."""
-        from airflow_provider_etlworks.operators.arguments import whole_numbers
+        from airflow_provider_etlworks.worker.arguments import whole_numbers
 
         if self.flow_ids is not None:
             flow_ids = whole_numbers("flow_ids", self.flow_ids)

@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "serve":
         return serve(options.host, options.port, options.flows)
     # The demo starts an Airflow; the server needs nothing of what the demo imports.
-    name = "promotion_demo" if options.promotion else "demo"
-    demo = importlib.import_module(f"airflow_provider_etlworks.sandbox.{name}")
+    name = "promotion" if options.promotion else "examples"
+    demo = importlib.import_module(f"airflow_provider_etlworks.sandbox.demo.{name}")
     code: int = demo.main(keep=options.keep)
     return code
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from airflow_provider_etlworks.sandbox import bundles, pages
+from airflow_provider_etlworks.sandbox import export_import, pages
 from airflow_provider_etlworks.sandbox.messages import (
     Answer,
     ApiError,
@@ -190,22 +190,22 @@ def export_the_older_way(api: Api, request: Request) -> Answer:
         flow_ids = list(api.organization.plans())
     else:
         flow_ids = [number(flow_id, "flows") for flow_id in wanted.split(",")]
-    dump = bundles.dump(bundles.export(api.organization, flow_ids, include_connections=True))
+    dump = export_import.dump(export_import.export(api.organization, flow_ids, include_connections=True))
     return Answer.text(dump)
 
 
 @route("POST", "/rest/v1/flows/import/preview")
 def preview_the_older_way(api: Api, request: Request) -> Answer:
     """Say what importing such a text would touch."""
-    bundle = bundles.undump(required(request.json_object(), "dump", str))
-    return Answer.json(bundles.preview(api.organization, bundle))
+    bundle = export_import.undump(required(request.json_object(), "dump", str))
+    return Answer.json(export_import.preview(api.organization, bundle))
 
 
 @route("POST", "/rest/v1/flows/import")
 def import_the_older_way(api: Api, request: Request) -> Answer:
     """Import such a text."""
-    bundle = bundles.undump(required(request.json_object(), "dump", str))
-    return Answer.json(bundles.apply(api.organization, bundle, request.user))
+    bundle = export_import.undump(required(request.json_object(), "dump", str))
+    return Answer.json(export_import.apply(api.organization, bundle, request.user))
 
 
 @route("GET", "/rest/v1/flows/{flow_id}")
@@ -392,19 +392,19 @@ def export_flows(api: Api, request: Request) -> Answer:
     include_connections = body.get("includeConnections", True)
     if not isinstance(include_connections, bool):
         raise ApiError(400, "Field 'includeConnections' must be true or false")
-    return Answer(200, bundles.encode(bundles.export(api.organization, flow_ids, include_connections)))
+    return Answer(200, export_import.encode(export_import.export(api.organization, flow_ids, include_connections)))
 
 
 @route("POST", "/rest/v1/io/import/preview")
 def preview_import(api: Api, request: Request) -> Answer:
     """Say what importing a bundle would touch, and how."""
-    return Answer.json(bundles.preview_with_actions(api.organization, request.json_object()))
+    return Answer.json(export_import.preview_with_actions(api.organization, request.json_object()))
 
 
 @route("POST", "/rest/v1/io/import")
 def import_bundle(api: Api, request: Request) -> Answer:
     """Import a bundle."""
-    return Answer.json(bundles.apply(api.organization, request.json_object(), request.user))
+    return Answer.json(export_import.apply(api.organization, request.json_object(), request.user))
 
 
 # Connections, schedules, webhooks, audit, listeners

@@ -7,7 +7,6 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 from airflow_provider_etlworks.compat import (
     AirflowFailException,
     AirflowSensorTimeout,
@@ -19,8 +18,9 @@ from airflow_provider_etlworks.compat import (
     task_state_store,
 )
 from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutionLink
-from airflow_provider_etlworks.operators.following import AUDIT_ID_KEY, TRIGGER_BUFFER
+from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, TRIGGER_BUFFER
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.awaiting import Awaited, Lookout, Trouble
-    from airflow_provider_etlworks.client.following import Followed
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+    from airflow_provider_etlworks.runs.find import Awaited, Lookout, Trouble
+    from airflow_provider_etlworks.runs.follow import Followed
 
 _TROUBLE_KEY = "etlworks_trouble"
 
@@ -133,7 +133,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once: ``False`` where the wait goes on, else the task's result."""
-        from airflow_provider_etlworks.client.following import Followed
+        from airflow_provider_etlworks.runs.follow import Followed
 
         seen = self._look(context)
         if isinstance(seen, Followed):
@@ -148,7 +148,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
         :param event: what the trigger told.
         """
-        from airflow_provider_etlworks.triggers.events import WaitEvent
+        from airflow_provider_etlworks.runs.events import WaitEvent
 
         with self._skipping_where_asked():
             return self._conclude(context, WaitEvent.from_payload(event).followed)
@@ -173,9 +173,9 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
                 raise ValueError(f"{self.task_id}: {name} is {value!r}; it is a number of seconds, {least}.")
 
     def _awaited(self, context: Context) -> Awaited:
-        from airflow_provider_etlworks.client.awaiting import Awaited
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
-        from airflow_provider_etlworks.operators.arguments import moment, whole_number
+        from airflow_provider_etlworks.runs.find import Awaited
+        from airflow_provider_etlworks.worker.arguments import moment, whole_number
 
         flow_id = whole_number("flow_id", self.flow_id)
         if "audit_id" in self._given:
@@ -189,7 +189,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         return Awaited(flow_id, since=moment("since", self.since if self._given else _beginning(context)))
 
     def _new_lookout(self, context: Context) -> Lookout:
-        from airflow_provider_etlworks.client.awaiting import Lookout
+        from airflow_provider_etlworks.runs.find import Lookout
 
         return Lookout(
             self._awaited(context),
@@ -206,8 +206,8 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         from dataclasses import replace
 
         from airflow_provider_etlworks.client.errors import EtlworksUnauthorized
-        from airflow_provider_etlworks.client.following import Followed
-        from airflow_provider_etlworks.operators.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.runs.follow import Followed
+        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
 
         with hopeless_tries_fail_for_good():
             lookout = self._lookout = self._lookout or self._new_lookout(context)
@@ -224,7 +224,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
     def _trouble_before(self, context: Context) -> Trouble:
         """Return the trouble of earlier pokes: a task that is rescheduled remembers nothing itself."""
-        from airflow_provider_etlworks.client.awaiting import Trouble
+        from airflow_provider_etlworks.runs.find import Trouble
 
         store = task_state_store(context) if self.reschedule else None
         kept = store.get(_TROUBLE_KEY) if store is not None else None
@@ -273,8 +273,8 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
     def _conclude(self, context: Context, followed: Followed) -> dict[str, Any]:
         """Turn the end of the wait into the task's end: one place for all modes."""
         from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
-        from airflow_provider_etlworks.client.following import Ending
-        from airflow_provider_etlworks.outcome import Outcome, bad_end, outcome_of, said_by, task_result
+        from airflow_provider_etlworks.runs.follow import Ending
+        from airflow_provider_etlworks.runs.outcome import Outcome, bad_end, outcome_of, said_by, task_result
 
         execution = followed.execution
         if execution is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.triggers.beginning import load
+from airflow_provider_etlworks.triggerer.startup import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
@@ -77,7 +77,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end, for ever. Airflow 3.3 and later share a stream instead."""
-        watching = await load("airflow_provider_etlworks.triggers.ends")
+        watching = await load("airflow_provider_etlworks.triggerer.completions")
         async for payload in watching.payloads_of(self):
             yield TriggerEvent(payload)
 
@@ -88,13 +88,13 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
         """Return what finds the ends for all watchers of a connection. Airflow 3.3 and later ask for it."""
-        from airflow_provider_etlworks.triggers.sharing import SharedEnds
+        from airflow_provider_etlworks.triggerer.shared_stream import SharedEnds
 
         return SharedEnds(kwargs["etlworks_conn_id"])
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that is found for this trigger."""
-        watching = await load("airflow_provider_etlworks.triggers.ends")
+        watching = await load("airflow_provider_etlworks.triggerer.completions")
         with watching.watch_of(self) as watch:
             async for told in shared_stream:
                 if told.watch is watch:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.triggers.beginning import head_start, load
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.triggerer.startup import head_start, load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_WATCHING = "airflow_provider_etlworks.triggers.watching"
+_WATCHING = "airflow_provider_etlworks.triggerer.follow_run"
 
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
@@ -22,7 +22,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     Follows one run of a flow until it ends. Survives restarts of the triggerer, and every transient fault.
 
     It yields one event, always of the same shape (see
-    :class:`~airflow_provider_etlworks.triggers.events.ExecutionEvent`). ``ending`` is ``finished``, ``deadline``,
+    :class:`~airflow_provider_etlworks.runs.events.ExecutionEvent`). ``ending`` is ``finished``, ``deadline``,
     ``lost_touch`` (the status could not be read for longer than the patience, or the record is gone; the run may still
     be going) or ``denied`` (the connection no longer works). It never starts anything.
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.triggers.beginning import head_start, load
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
+from airflow_provider_etlworks.triggerer.startup import head_start, load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_SEARCHING = "airflow_provider_etlworks.triggers.searching"
+_SEARCHING = "airflow_provider_etlworks.triggerer.wait_for_run"
 
 
 class EtlworksFlowSensorTrigger(BaseTrigger):
     """
     Waits for a run of a flow: first until there is one, then until it has ended, its repetitions by Etlworks included.
 
-    It yields one event, always of the same shape (see :class:`~airflow_provider_etlworks.triggers.events.WaitEvent`).
+    It yields one event, always of the same shape (see :class:`~airflow_provider_etlworks.runs.events.WaitEvent`).
     It starts nothing and stops nothing. Its arguments are a public contract: a trigger that an older release stored
     loads in a newer one.
 

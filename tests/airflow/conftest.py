@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_etlworks.sandbox import Sandbox
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

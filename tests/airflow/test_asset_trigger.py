@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_etlworks.sandbox import Sandbox
-    from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+    from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
 pytest.importorskip("airflow.sdk", reason="Airflow 2 has no watchers of assets")
 

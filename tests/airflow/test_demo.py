@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from airflow_provider_etlworks.sandbox import SandboxFlow, demo, guardian
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflowError, TaskInstance
+from airflow_provider_etlworks.sandbox import SandboxFlow
+from airflow_provider_etlworks.sandbox.demo import examples, process_guard
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflowError, TaskInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 
 def assert_interrupted(process: subprocess.Popen[str]) -> None:
-    family = guardian.tree(process.pid)
+    family = process_guard.tree(process.pid)
     # The guardian, three components at least, and the demo itself.
     assert len(family) >= 5
 
@@ -59,9 +60,9 @@ def assert_interrupted(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 130, output
     assert "Traceback" not in output
     give_up = time.monotonic() + END_LIMIT
-    while any(map(guardian.alive, family)) and time.monotonic() < give_up:
+    while any(map(process_guard.alive, family)) and time.monotonic() < give_up:
         time.sleep(0.1)
-    assert [member for member in family if guardian.alive(member)] == []
+    assert [member for member in family if process_guard.alive(member)] == []
 
 
 def table(output: str) -> dict[str, list[str]]:
@@ -96,7 +97,7 @@ def test_ctrl_c_during_the_start_leaves_nothing(started: list[subprocess.Popen[s
     process = start(started)
     read_until(process, "Starting Airflow")
     give_up = time.monotonic() + START_LIMIT
-    while len(guardian.tree(process.pid)) < 5 and time.monotonic() < give_up:
+    while len(process_guard.tree(process.pid)) < 5 and time.monotonic() < give_up:
         time.sleep(0.1)
 
     assert_interrupted(process)
@@ -177,9 +178,9 @@ def test_the_exit_code_says_whether_everything_ended_as_documented(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(StandInAirflow, "tasks", {"etlworks_run_flow": run_flow, "etlworks_fan_out": fan_out})
-    monkeypatch.setattr(demo, "LocalAirflow", StandInAirflow)
-    monkeypatch.setattr(demo, "Sandbox", StandInSandbox)
-    assert demo.main() == code
+    monkeypatch.setattr(examples, "LocalAirflow", StandInAirflow)
+    monkeypatch.setattr(examples, "Sandbox", StandInSandbox)
+    assert examples.main() == code
     output = capsys.readouterr().out
     assert told in output
     assert ("Everything ended as it should" in output) == (code == 0)
@@ -192,21 +193,21 @@ def test_an_airflow_that_does_not_start_is_told(
         raise LocalAirflowError("The scheduler ended with exit code 1:\nno more disk [red]")
 
     monkeypatch.setattr(StandInAirflow, "__enter__", refuse)
-    monkeypatch.setattr(demo, "LocalAirflow", StandInAirflow)
-    monkeypatch.setattr(demo, "Sandbox", StandInSandbox)
-    assert demo.main() == 1
+    monkeypatch.setattr(examples, "LocalAirflow", StandInAirflow)
+    monkeypatch.setattr(examples, "Sandbox", StandInSandbox)
+    assert examples.main() == 1
     assert "no more disk [red]" in capsys.readouterr().out
 
 
 def test_the_example_dags_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = {"etlworks_run_flow.py", "etlworks_fan_out.py"}
-    assert names <= {file.name for file in demo.example_dags_folder().iterdir()}
+    assert names <= {file.name for file in examples.example_dags_folder().iterdir()}
 
     package = tmp_path / "airflow_provider_etlworks"
-    monkeypatch.setattr(demo, "__file__", str(package / "sandbox" / "demo.py"))
+    monkeypatch.setattr(examples, "__file__", str(package / "sandbox" / "demo" / "examples.py"))
     with pytest.raises(FileNotFoundError, match="No example DAGs in"):
-        demo.example_dags_folder()
+        examples.example_dags_folder()
     for folder in (tmp_path / "example_dags", package / "example_dags"):
         folder.mkdir(parents=True)
         (folder / "a.py").touch()
-        assert demo.example_dags_folder() == folder
+        assert examples.example_dags_folder() == folder

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from airflow_provider_etlworks.sandbox import guardian
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow, LocalAirflowError
+from airflow_provider_etlworks.sandbox.demo import process_guard
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow, LocalAirflowError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def eventually(condition: Callable[[], bool], limit: float = 120.0) -> bool:
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
-    return not any(guardian.alive(process) for process in processes)
+    return not any(process_guard.alive(process) for process in processes)
 
 
 # First those that start an Airflow of their own, while the shared one does not need the processor yet.
@@ -96,7 +96,7 @@ def test_a_component_that_dies_early_is_told_with_its_log(dags_folder: Path, tmp
     airflow = LocalAirflow(dags_folder, {"AIRFLOW__CORE__EXECUTOR": "no_such_module.Executor"}, home=tmp_path / "home")
     with pytest.raises(LocalAirflowError, match=r"(?s)The scheduler ended with exit code 1.*no_such_module"), airflow:
         pytest.fail("It cannot start")
-    assert guardian.marked(airflow.marker) == set()
+    assert process_guard.marked(airflow.marker) == set()
     assert not airflow.home.exists()
 
 
@@ -124,7 +124,7 @@ def test_nothing_is_left_when_the_body_raises(dags_folder: Path, tmp_path: Path)
     processes: list[psutil.Process] = []
 
     def sleeper_runs() -> bool:
-        processes[:] = guardian.marked(airflow.marker)
+        processes[:] = process_guard.marked(airflow.marker)
         return any("time.sleep(3600)" in " ".join(process.cmdline()) for process in processes)
 
     def run_and_raise() -> None:
@@ -146,7 +146,7 @@ def test_nothing_is_left_when_the_process_gets_a_signal(
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+        from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
         with LocalAirflow(Path(sys.argv[1]), home=Path(sys.argv[2])):
             raise SystemExit("It came up before it was interrupted")
@@ -156,7 +156,7 @@ def test_nothing_is_left_when_the_process_gets_a_signal(
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = home / "triggerer.log"
     assert eventually(lambda: log.exists() or parent.poll() is not None)
-    processes = guardian.tree(parent.pid)
+    processes = process_guard.tree(parent.pid)
     # The guardian, three components at least, and the parent itself.
     assert len(processes) >= 5
 
@@ -237,8 +237,8 @@ def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, wa
 
 def test_a_component_that_does_not_end_is_killed(local_airflow: LocalAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     process = local_airflow._running["triggerer"]
-    family = guardian.tree(process.pid)
-    monkeypatch.setattr("airflow_provider_etlworks.sandbox.local_airflow.STOP_LIMIT", 1.0)
+    family = process_guard.tree(process.pid)
+    monkeypatch.setattr("airflow_provider_etlworks.sandbox.demo.local_airflow.STOP_LIMIT", 1.0)
 
     with pytest.raises(LocalAirflowError, match="in vain until the triggerer ends after signal"):
         local_airflow.kill("triggerer", signal.SIGCONT)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_etlworks.sandbox import Recorded, Sandbox
-    from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+    from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
 pytestmark = pytest.mark.airflow
 

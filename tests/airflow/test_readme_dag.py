@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.sandbox import Sandbox
-    from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
+    from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
 pytestmark = pytest.mark.airflow
 

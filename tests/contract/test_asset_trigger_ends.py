@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 pytest.importorskip("airflow.sdk", reason="Airflow 2 has no watchers of assets")
 
-from airflow_provider_etlworks.triggers import ends
+from airflow_provider_etlworks.triggerer import completions
 from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 
 FLOW = 7
 HISTORY = f"/rest/v1/executions/{FLOW}/history"
 DAY = "/rest/v1/metrics/executions"
-ENDS_LOG = ends.log.name
+ENDS_LOG = completions.log.name
 
 
 class Store:
@@ -141,7 +141,7 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         "_LONGEST_PAUSE": 0.2,
         "_COMPLAIN_EVERY": 3600.0,
     }.items():
-        monkeypatch.setattr(ends, name, seconds)
+        monkeypatch.setattr(completions, name, seconds)
     with Sandbox([SandboxFlow(FLOW, "Watched", records=3)], requests_per_minute=None) as sandbox:
         monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox))
         yield sandbox

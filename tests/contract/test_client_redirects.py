@@ -9,7 +9,7 @@ from client_support import Drive, ScriptedServer
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksRedirected
-from airflow_provider_etlworks.client.exchange import redirected
+from airflow_provider_etlworks.client.transport import redirected
 from airflow_provider_etlworks.sandbox import Sandbox, redirect
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.hooks import shared
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.hooks.shared import shared_watcher
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
+from airflow_provider_etlworks.triggerer import shared_watcher as shared_watcher_module
+from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def many_runs(etlworks: Etlworks) -> list[EtlworksFlowExecutionTrigger]:
 async def all_events(triggers: list[Any]) -> list[dict[str, Any]]:
     events = await asyncio.gather(*(only_event(trigger) for trigger in triggers))
     # Nothing is left behind for the next one.
-    assert shared._BY_LOOP[asyncio.get_running_loop()] == {}
+    assert shared_watcher_module._BY_LOOP[asyncio.get_running_loop()] == {}
     return events
 
 
@@ -279,7 +279,7 @@ async def test_a_fault_of_airflow_while_the_connection_is_read_is_met_with_patie
         return await read(hook)
 
     monkeypatch.setattr(EtlworksHook, "read_settings", sometimes)
-    monkeypatch.setattr(shared, "wait_random_exponential", lambda **_: wait_none())
+    monkeypatch.setattr(shared_watcher_module, "wait_random_exponential", lambda **_: wait_none())
 
     async with shared_watcher("etlworks_default") as watcher:
         assert watcher.client.settings.root_url == etlworks.sandbox.url

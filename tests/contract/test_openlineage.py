@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import FLOW, Etlworks
 
-from airflow_provider_etlworks.openlineage import lineage_of
 from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator, EtlworksRunFlowOperator
 from airflow_provider_etlworks.sandbox import hang_up
+from airflow_provider_etlworks.worker.openlineage import lineage_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

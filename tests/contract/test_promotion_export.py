@@ -12,7 +12,7 @@ import pytest
 from client_support import Received, ScriptedServer, reply
 from promotion_support import EXPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
 
-from airflow_provider_etlworks.operators import storage
+from airflow_provider_etlworks import storage
 from airflow_provider_etlworks.operators.promotion import EtlworksExportOperator
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status, truncated
 

@@ -12,12 +12,12 @@ import pytest
 from aiohttp import web
 from watcher_support import MIDNIGHT, NOON, BusyEtlworks, Following, asked_per_path, in_virtual_time, longest_waits
 
-from airflow_provider_etlworks.client.following import Ending
+from airflow_provider_etlworks.runs.follow import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-WATCHER_LOG = "airflow_provider_etlworks.client.watcher"
+WATCHER_LOG = "airflow_provider_etlworks.runs.watcher"
 
 
 def refuse_lists(request: web.Request) -> web.Response | None:

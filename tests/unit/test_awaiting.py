@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import BEGINNING, FLOW, FastClock, carry_out
 
-from airflow_provider_etlworks.client.awaiting import Awaited, Lookout, Trouble
 from airflow_provider_etlworks.client.endpoints import Page
 from airflow_provider_etlworks.client.errors import (
     EtlworksForbidden,
@@ -18,8 +17,9 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.runs.find import Awaited, Lookout, Trouble
+from airflow_provider_etlworks.runs.follow import Ending, Followed
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.endpoints import Call

@@ -10,7 +10,7 @@ from client_support import VirtualClock
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client.errors import EtlworksRateLimited, EtlworksUnreachable
-from airflow_provider_etlworks.client.pace import Pace
+from airflow_provider_etlworks.client.rate_limit import Pace
 from airflow_provider_etlworks.client.retry import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after_seconds, rules
 
 NOW = 1_800_000_000.0

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import FastClock, carry_out
 
-from airflow_provider_etlworks.client.endings import Endings, Notes, Rounds
 from airflow_provider_etlworks.client.endpoints import Page
 from airflow_provider_etlworks.client.errors import EtlworksForbidden, EtlworksNotFound, EtlworksUnreachable
-from airflow_provider_etlworks.client.hints import _ListedFlow, _ListedRun
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.runs.completions import Endings, Notes, Rounds
+from airflow_provider_etlworks.runs.listings import _ListedFlow, _ListedRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -20,7 +20,8 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
     api_error,
 )
-from airflow_provider_etlworks.client.following import (
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.runs.follow import (
     DEFAULT_POLL_INTERVAL,
     VISIBILITY_GRACE,
     Ending,
@@ -28,7 +29,6 @@ from airflow_provider_etlworks.client.following import (
     follow,
     pause_before_next_look,
 )
-from airflow_provider_etlworks.client.models import Execution
 
 HOUR = 3600.0
 GONE = EtlworksNotFound("No such run.", status=404)

@@ -12,7 +12,7 @@ from client_support import VirtualClock
 
 from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error
-from airflow_provider_etlworks.client.hints import (
+from airflow_provider_etlworks.runs.listings import (
     HistoryOfFlow,
     RunList,
     RunsOfDay,

@@ -46,8 +46,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert own <= {
-        "client", "client.defaults", "compat", "links", "operators", "operators.flow", "operators.following",
-        "operators.listener", "provider_info",
+        "compat", "links", "operators", "operators.base", "operators.flow", "operators.listener", "provider_info", "runs",
+        "runs.defaults",
     }  # fmt: skip
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
@@ -78,7 +78,7 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     assert f"airflow_provider_etlworks.{trigger}" in loaded
     own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
-        "client", "client.defaults", "provider_info", "triggers", "triggers.beginning", trigger,
+        "provider_info", "runs", "runs.defaults", "triggerer", "triggerer.startup", "triggers", trigger,
     ))}  # fmt: skip
     assert set(loaded) <= own
 
@@ -101,12 +101,12 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert {"assets", "sensors.flow"} <= own <= {
-        "assets", "client", "client.defaults", "compat", "links", "operators", "operators.following", "provider_info",
-        "sensors", "sensors.flow",
+        "assets", "compat", "links", "operators", "operators.base", "provider_info", "runs", "runs.defaults", "sensors",
+        "sensors.flow",
     }  # fmt: skip
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
-    assert "airflow_provider_etlworks.client.awaiting" in by_hook
+    assert "airflow_provider_etlworks.runs.find" in by_hook
 
 
 def test_parsing_300_operators_asks_nobody() -> None:
@@ -167,7 +167,7 @@ def of(caught, place):
 # What Airflow must have brought.
 needs = {
     "airflow_provider_etlworks.triggers.asset": "airflow.sdk",
-    "airflow_provider_etlworks.triggers.sharing": "airflow.triggers.shared_stream",
+    "airflow_provider_etlworks.triggerer.shared_stream": "airflow.triggers.shared_stream",
 }
 imported = []
 with warnings.catch_warnings(record=True) as caught:
@@ -186,6 +186,7 @@ with warnings.catch_warnings(record=True) as caught:
         from airflow.operators.bash import BashOperator
 print(json.dumps([imported, ours, of(caught, "<string>")]))
 """)
-    assert {"airflow_provider_etlworks.triggers.flow", "airflow_provider_etlworks.sandbox.demo"} <= set(imported)
+    examples = "airflow_provider_etlworks.sandbox.demo.examples"
+    assert {"airflow_provider_etlworks.triggers.flow", examples} <= set(imported)
     assert ours == []
     assert len(seen) == 1

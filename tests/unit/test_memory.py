@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import StateStore
 
-from airflow_provider_etlworks.operators.memory import Memory, RememberedStart
+from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
 
 START = RememberedStart(flow_id=7, watermark=40, asked_at=1_800_000_000.5, max_tries=2)
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import StateStore
 
-from airflow_provider_etlworks.client.bodies import PIECE, FileBody
-from airflow_provider_etlworks.client.bundles import BundleBody, Format, Inspection, JsonOutline, Manifest
+from airflow_provider_etlworks.bundles.bundle import BundleBody, Format, Inspection, JsonOutline, Manifest
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError
-from airflow_provider_etlworks.operators.arguments import sha256, texts
-from airflow_provider_etlworks.operators.memory import ImportMemory, Memory, RememberedImport
-from airflow_provider_etlworks.operators.storage import stored_file
+from airflow_provider_etlworks.client.streaming import PIECE, FileBody
+from airflow_provider_etlworks.storage import stored_file
+from airflow_provider_etlworks.worker.arguments import sha256, texts
+from airflow_provider_etlworks.worker.launch_record import ImportMemory, Memory, RememberedImport
 
 if TYPE_CHECKING:
     from pathlib import Path

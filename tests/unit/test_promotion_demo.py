@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from airflow_provider_etlworks.sandbox import promotion_demo
 from airflow_provider_etlworks.sandbox.__main__ import main as sandbox_command
+from airflow_provider_etlworks.sandbox.demo import promotion
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.sandbox import Sandbox
@@ -39,7 +39,7 @@ class StandInAirflow:
     def trigger_dag(self, dag_id: str) -> str:
         assert dag_id == "etlworks_promotion"
         staging, production = self.sandboxes
-        flow = staging.flows[promotion_demo.SMOKE_FLOW]
+        flow = staging.flows[promotion.SMOKE_FLOW]
         works = flow.ends != "error"
         if works or "keeps what is broken" in self.does:
             production.add_flow(flow)
@@ -67,15 +67,15 @@ class StandInAirflow:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = promotion_demo.Sandbox
+    real = promotion.Sandbox
     made: list[Sandbox] = []
 
     def sandbox() -> Sandbox:
         made.append(real())
         return made[-1]
 
-    monkeypatch.setattr(promotion_demo, "Sandbox", sandbox)
-    monkeypatch.setattr(promotion_demo, "LocalAirflow", StandInAirflow)
+    monkeypatch.setattr(promotion, "Sandbox", sandbox)
+    monkeypatch.setattr(promotion, "LocalAirflow", StandInAirflow)
     monkeypatch.setattr(StandInAirflow, "sandboxes", made)
     monkeypatch.setattr(StandInAirflow, "answers", [])
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_etlworks.client.outcomes import items_of, remarks_of
-from airflow_provider_etlworks.client.previews import LONGEST_MARKDOWN, escaped, preview_of
+from airflow_provider_etlworks.bundles.preview import LONGEST_MARKDOWN, escaped, preview_of
+from airflow_provider_etlworks.bundles.report import items_of, remarks_of
 
 SHAPES: dict[str, tuple[Any, list[tuple[str, str, str]]]] = {
     "the older preview": (

@@ -11,9 +11,9 @@ import pytest
 from support import stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
-from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.triggers.events import WaitEvent
+from airflow_provider_etlworks.runs.events import WaitEvent
+from airflow_provider_etlworks.runs.follow import Ending, Followed
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sensor-trigger-0.1.0.json"

@@ -18,9 +18,9 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.client.following import VISIBILITY_GRACE
 from airflow_provider_etlworks.client.models import Execution, FlowStart
-from airflow_provider_etlworks.client.starting import OnAlreadyRunning, Start, Started, confirm
+from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
+from airflow_provider_etlworks.runs.start import OnAlreadyRunning, Start, Started, confirm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

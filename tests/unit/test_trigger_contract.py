@@ -13,9 +13,9 @@ import pytest
 from support import stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
-from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.triggers.events import ExecutionEvent
+from airflow_provider_etlworks.runs.events import ExecutionEvent
+from airflow_provider_etlworks.runs.follow import Ending, Followed
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 

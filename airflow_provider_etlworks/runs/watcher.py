@@ -3,7 +3,7 @@ One watcher follows any number of runs over one client: it asks once for many wh
 
 What is due next is asked next. A run's own record is read when its interval is over, when a list says that it ended,
 at a deadline, and now and then in a slow round, so that a list that stands still loses nothing. Lists are hints (see
-:mod:`airflow_provider_etlworks.client.hints`): they only move the moment of a run's next look.
+:mod:`airflow_provider_etlworks.runs.listings`): they only move the moment of a run's next look.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.exchange import POOL_SIZE
-from airflow_provider_etlworks.client.following import Ending, Followed, Watch
-from airflow_provider_etlworks.client.hints import (
+from airflow_provider_etlworks.client.transport import POOL_SIZE
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.follow import Ending, Followed, Watch
+from airflow_provider_etlworks.runs.listings import (
     Choice,
     HistoryOfFlow,
     RunKey,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-    from airflow_provider_etlworks.client.conversation import Log
+    from airflow_provider_etlworks.client.procedure import Log
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ class Watcher:
         deadline: float | None = None,
     ) -> Followed:
         """
-        Follow a run until it ends, as :func:`~airflow_provider_etlworks.client.following.follow` does.
+        Follow a run until it ends, as :func:`~airflow_provider_etlworks.runs.follow.follow` does.
 
         A run that is followed already is not asked for twice. The parameters are those of that function.
         """

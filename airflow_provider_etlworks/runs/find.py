@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Once, Pause
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksNotFound,
     EtlworksReplyError,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.following import ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
 from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
+from airflow_provider_etlworks.client.procedure import Once, Pause
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
+from airflow_provider_etlworks.runs.follow import ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Conversation, Log
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 10.0

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from airflow.triggers.shared_stream import SharedStreamProducer
 
-from airflow_provider_etlworks.triggers.beginning import load
+from airflow_provider_etlworks.triggerer.startup import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
 
     from airflow.triggers.shared_stream import AdvanceItem
 
-    from airflow_provider_etlworks.triggers.ends import Told
+    from airflow_provider_etlworks.triggerer.completions import Told
 
 # Ends on their way into Airflow's database. Airflow fails a trigger that has too many before it.
 _AT_A_TIME = 32
@@ -33,7 +33,7 @@ class SharedEnds(SharedStreamProducer):
 
     async def open_stream(self) -> AsyncIterator[tuple[Told, Told]]:
         """Yield each end, for ever."""
-        ends = await load("airflow_provider_etlworks.triggers.ends")
+        ends = await load("airflow_provider_etlworks.triggerer.completions")
         async for told in ends.stream_of(self._conn_id).ends():
             await self._room.acquire()
             yield told, told

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Once, Pause
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksError,
     EtlworksForbidden,
     EtlworksNotFound,
 )
+from airflow_provider_etlworks.client.procedure import Once, Pause
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.conversation import Conversation
     from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Execution
+    from airflow_provider_etlworks.client.procedure import Conversation
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.table import Column, Table
 
-from airflow_provider_etlworks.sandbox.demo import (
+from airflow_provider_etlworks.sandbox.demo.examples import (
     COLORS,
     LOG_TAIL_LINES,
     RUNS_LIMIT,
@@ -21,8 +21,8 @@ from airflow_provider_etlworks.sandbox.demo import (
     page_of,
     running,
 )
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 from airflow_provider_etlworks.sandbox.flows import SandboxFlow
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow
 from airflow_provider_etlworks.sandbox.server import Sandbox
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.following import Followed
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.starting import Started
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.operators.memory import Memory, RememberedStart
+    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.runs.start import Started
+    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
 
 AUDIT_ID_KEY = "audit_id"
 """XCom key of the run's audit id, set as soon as it is known."""
@@ -90,7 +90,7 @@ class FollowingOperator(BaseOperator):
         :param event: what the trigger told.
         :param is_ours: whether this task started the run.
         """
-        from airflow_provider_etlworks.triggers.events import ExecutionEvent
+        from airflow_provider_etlworks.runs.events import ExecutionEvent
 
         told = ExecutionEvent.from_payload(event)
         return self._conclude(context, told.flow_id, told.audit_id, told.followed, is_ours=is_ours)
@@ -118,7 +118,7 @@ class FollowingOperator(BaseOperator):
         :param task_instance: the task instance.
         :return: ``None`` where the provider is not installed.
         """
-        from airflow_provider_etlworks.openlineage import lineage_of
+        from airflow_provider_etlworks.worker.openlineage import lineage_of
 
         return lineage_of(self.flow_id, self._told)
 
@@ -148,13 +148,13 @@ class FollowingOperator(BaseOperator):
             raise ValueError(f"{self.task_id}: log_lines is {self.log_lines!r}; it is a whole number, 0 for none.")
 
     def _memory_of(self, context: Context) -> Memory:
-        from airflow_provider_etlworks.operators.memory import Memory
+        from airflow_provider_etlworks.worker.launch_record import Memory
 
         return Memory(task_state_store(context))
 
     def _is_to_be_followed(self, context: Context, remembered: RememberedStart, audit_id: int) -> bool:
-        from airflow_provider_etlworks.client.starting import confirm
-        from airflow_provider_etlworks.outcome import Resumption, resumption
+        from airflow_provider_etlworks.runs.outcome import Resumption, resumption
+        from airflow_provider_etlworks.runs.start import confirm
 
         client = self.hook.client
         execution = client.converse(confirm(remembered.flow_id, audit_id, clock=client.clock, log=self.log))
@@ -176,7 +176,7 @@ class FollowingOperator(BaseOperator):
 
     @staticmethod
     def _started(audit_id: int, *, is_ours: bool = True) -> Started:
-        from airflow_provider_etlworks.client.starting import Started
+        from airflow_provider_etlworks.runs.start import Started
 
         return Started(audit_id, is_ours=is_ours)
 
@@ -184,7 +184,7 @@ class FollowingOperator(BaseOperator):
 
     def _follow(self, context: Context, flow_id: int, started: Started) -> dict[str, Any]:
         from airflow_provider_etlworks.client.models import Execution
-        from airflow_provider_etlworks.outcome import task_result
+        from airflow_provider_etlworks.runs.outcome import task_result
 
         audit_id = started.audit_id
         url = self.hook.execution_url(flow_id, audit_id)
@@ -236,7 +236,7 @@ class FollowingOperator(BaseOperator):
         from dataclasses import replace
 
         from airflow_provider_etlworks.client.errors import EtlworksUnauthorized
-        from airflow_provider_etlworks.client.following import Ending
+        from airflow_provider_etlworks.runs.follow import Ending
 
         followed = self._watch(flow_id, started.audit_id, deadline)
         if isinstance(followed.error, EtlworksUnauthorized):
@@ -249,7 +249,7 @@ class FollowingOperator(BaseOperator):
         return followed
 
     def _watch(self, flow_id: int, audit_id: int, deadline: float | None) -> Followed:
-        from airflow_provider_etlworks.client.following import follow
+        from airflow_provider_etlworks.runs.follow import follow
 
         client = self.hook.client
         followed = client.converse(
@@ -292,9 +292,9 @@ class FollowingOperator(BaseOperator):
     ) -> dict[str, Any]:
         """Turn the end of the watch into the task's end: one place for all paths."""
         from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout, EtlworksLostTouch
-        from airflow_provider_etlworks.client.following import Ending
         from airflow_provider_etlworks.client.models import Execution
-        from airflow_provider_etlworks.outcome import Outcome, outcome_of, said_by, task_result
+        from airflow_provider_etlworks.runs.follow import Ending
+        from airflow_provider_etlworks.runs.outcome import Outcome, outcome_of, said_by, task_result
 
         self._run = None
         url = self.hook.execution_url(flow_id, audit_id)
@@ -324,7 +324,7 @@ class FollowingOperator(BaseOperator):
 
     def _fail(self, execution: Execution, url: str, *, is_final: bool) -> None:
         from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
-        from airflow_provider_etlworks.outcome import bad_end
+        from airflow_provider_etlworks.runs.outcome import bad_end
 
         text = bad_end(execution, url)
         self._show_log(execution)

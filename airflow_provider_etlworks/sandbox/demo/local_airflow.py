@@ -30,7 +30,7 @@ from urllib.parse import quote
 import requests
 from cryptography.fernet import Fernet
 
-from airflow_provider_etlworks.sandbox import guardian
+from airflow_provider_etlworks.sandbox.demo import process_guard
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class LocalAirflow:
         self._fernet_key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self.env = {**self._environment(), **(environment or {})}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._process_guard: subprocess.Popen[bytes] | None = None
         self._api_token: str | None = None
 
     @property
@@ -136,8 +136,8 @@ class LocalAirflow:
     def _start_all(self) -> None:
         self._temporary.mkdir(parents=True, exist_ok=True)
         to_remove = "" if self.keep_home else str(self.home)
-        self._guardian = subprocess.Popen(  # noqa: S603  # no part of it comes from outside
-            [sys.executable, "-m", guardian.__name__, self.marker, to_remove],
+        self._process_guard = subprocess.Popen(  # noqa: S603  # no part of it comes from outside
+            [sys.executable, "-m", process_guard.__name__, self.marker, to_remove],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -154,16 +154,16 @@ class LocalAirflow:
             self._wait_until_started(component, ready)
 
     def _end_all(self) -> None:
-        if self._guardian is None:
+        if self._process_guard is None:
             return
-        assert self._guardian.stdin is not None  # noqa: S101  # it was asked for
-        self._guardian.stdin.close()
+        assert self._process_guard.stdin is not None  # noqa: S101  # it was asked for
+        self._process_guard.stdin.close()
         for process in self._running.values():
             process.wait(STOP_LIMIT)
         self._running.clear()
-        if self._guardian.wait(STOP_LIMIT):
+        if self._process_guard.wait(STOP_LIMIT):
             raise LocalAirflowError(f"Airflow's processes were ended, but {self.home} could not be removed")
-        self._guardian = None
+        self._process_guard = None
 
     def start(self, component: str) -> None:
         """
@@ -199,19 +199,19 @@ class LocalAirflow:
         process = self._running.pop(component, None)
         if process is None:
             raise LocalAirflowError(f"The {component} is not running")
-        family = guardian.tree(process.pid)
+        family = process_guard.tree(process.pid)
         if signal_number == signal.SIGKILL:
-            guardian.kill(family)
+            process_guard.kill(family)
         else:
             process.send_signal(signal_number)
         try:
             self.wait_until(
                 f"the {component} ends after signal {signal_number}",
-                lambda: not any(guardian.alive(member) for member in family),
+                lambda: not any(process_guard.alive(member) for member in family),
                 STOP_LIMIT,
             )
         finally:
-            guardian.kill(family)
+            process_guard.kill(family)
             process.wait()
 
     def _spawn(self, component: str) -> Callable[[], bool]:
@@ -265,7 +265,7 @@ class LocalAirflow:
         no_proxy = ",".join(filter(None, (inherited.get("NO_PROXY") or inherited.get("no_proxy"), "127.0.0.1")))
         return {
             **inherited,
-            guardian.MARKER: self.marker,
+            process_guard.MARKER: self.marker,
             "AIRFLOW_HOME": str(self.home),
             **{f"AIRFLOW__{name}": value for name, value in self._settings().items()},
             # Airflow 2's executor looks for the command `airflow` there.

@@ -11,23 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.bundles.report import Fate, Item, items_of
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Pause, everything
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksImportFailed,
     EtlworksImportUnknown,
     EtlworksRefused,
 )
-from airflow_provider_etlworks.client.outcomes import Fate, Item, items_of
+from airflow_provider_etlworks.client.procedure import Pause, everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation, Log
     from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Flow
+    from airflow_provider_etlworks.client.procedure import Conversation, Log
 
 IMPORT_GRACE = 120.0
 """Seconds for which the target may take to show an import whose answer was lost."""

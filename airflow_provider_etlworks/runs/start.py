@@ -13,8 +13,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Pause
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksError,
@@ -24,14 +22,16 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartRefused,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.following import VISIBILITY_GRACE, Ending, follow
 from airflow_provider_etlworks.client.models import Execution, StartStatus
+from airflow_provider_etlworks.client.procedure import Pause
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Conversation, Log
 
 _FIRST_LOOK_PAUSE = 1.0
 _LONGEST_LOOK_PAUSE = 10.0

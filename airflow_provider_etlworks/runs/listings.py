@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Log
     from airflow_provider_etlworks.client.endpoints import Answer, Call
+    from airflow_provider_etlworks.client.procedure import Log
 
 RunKey = tuple[int, int]
 """A run's flow id and audit id."""

@@ -20,15 +20,15 @@ from tenacity import (
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
-from airflow_provider_etlworks.client.following import Ending, Followed
-from airflow_provider_etlworks.client.watcher import Watcher
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from airflow_provider_etlworks.client.conversation import Log
+    from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 log = logging.getLogger(__name__)

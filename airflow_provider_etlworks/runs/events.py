@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
-from airflow_provider_etlworks.client.following import Ending, Followed
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.runs.follow import Ending, Followed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.bundles.bundle import BundleBody, Format, Inspection, Manifest, instance_of
+from airflow_provider_etlworks.bundles.preview import escaped, preview_of
+from airflow_provider_etlworks.bundles.report import Fate, names_in
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.bodies import pieces_of
-from airflow_provider_etlworks.client.bundles import BundleBody, Format, Inspection, Manifest, instance_of
 from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
@@ -20,20 +21,19 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
     redact,
 )
-from airflow_provider_etlworks.client.outcomes import Fate, names_in
-from airflow_provider_etlworks.client.previews import escaped, preview_of
+from airflow_provider_etlworks.client.streaming import pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from airflow_provider_etlworks.client.conversation import Log
+    from airflow_provider_etlworks.bundles.preview import Preview
     from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Flow
-    from airflow_provider_etlworks.client.previews import Preview
+    from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.operators.storage import StoredFile
+    from airflow_provider_etlworks.storage import StoredFile
 
 MANIFEST_ENDING = ".meta.json"
 PREVIEW_ENDING = ".preview.json"

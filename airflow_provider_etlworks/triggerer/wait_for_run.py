@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from airflow_provider_etlworks.client.awaiting import Awaited, Lookout, search
-from airflow_provider_etlworks.client.following import Ending, Followed
-from airflow_provider_etlworks.hooks.shared import followed_with_shared_watcher
-from airflow_provider_etlworks.triggers.events import WaitEvent
+from airflow_provider_etlworks.runs.events import WaitEvent
+from airflow_provider_etlworks.runs.find import Awaited, Lookout, search
+from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.triggerer.shared_watcher import followed_with_shared_watcher
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.watcher import Watcher
+    from airflow_provider_etlworks.runs.watcher import Watcher
     from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 
 # A watcher looks a little early; a sensor looks as often in the triggerer as on a worker.

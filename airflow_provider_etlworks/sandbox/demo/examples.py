@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
 
-from airflow_provider_etlworks.sandbox.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance
+from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance
 from airflow_provider_etlworks.sandbox.pages import RUN_PATH
 from airflow_provider_etlworks.sandbox.server import Sandbox
 
@@ -326,7 +326,7 @@ def example_dags_folder() -> Path:
     :return: Their folder.
     :raises FileNotFoundError: if they are in neither place.
     """
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     candidates = (package / "example_dags", package.parent / "example_dags")
     for folder in candidates:
         if any(folder.glob("*.py")):

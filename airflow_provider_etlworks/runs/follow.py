@@ -8,8 +8,6 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Once, Pause
-from airflow_provider_etlworks.client.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksConfigError,
@@ -19,13 +17,15 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnauthorized,
     redact,
 )
+from airflow_provider_etlworks.client.procedure import Once, Pause
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation, Log
     from airflow_provider_etlworks.client.models import Execution
+    from airflow_provider_etlworks.client.procedure import Conversation, Log
 
 VISIBILITY_GRACE = 60.0
 """Seconds that a 404 on the record of a run is believed to be lag."""

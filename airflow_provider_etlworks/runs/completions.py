@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.conversation import Once
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksNotFound, EtlworksUnauthorized
-from airflow_provider_etlworks.client.hints import RunsOfDay, Trust, mentions
+from airflow_provider_etlworks.client.procedure import Once
+from airflow_provider_etlworks.runs.listings import RunsOfDay, Trust, mentions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.conversation import Conversation, Log
     from airflow_provider_etlworks.client.endpoints import Page
     from airflow_provider_etlworks.client.models import Execution
+    from airflow_provider_etlworks.client.procedure import Conversation, Log
 
 # What Etlworks gives by default, so that a page is full also where the server knows no other length.
 _PAGE = 50

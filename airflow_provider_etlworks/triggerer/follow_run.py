@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow_provider_etlworks.client.following import Ending, Followed
-from airflow_provider_etlworks.client.stopping import Stop, stop
-from airflow_provider_etlworks.hooks.shared import followed_with_shared_watcher, shared_watcher
-from airflow_provider_etlworks.triggers.events import ExecutionEvent
+from airflow_provider_etlworks.runs.events import ExecutionEvent
+from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.stop import Stop, stop
+from airflow_provider_etlworks.triggerer.shared_watcher import followed_with_shared_watcher, shared_watcher
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-    from airflow_provider_etlworks.client.watcher import Watcher
+    from airflow_provider_etlworks.runs.watcher import Watcher
     from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 # Seconds. Airflow gives a killed trigger 30.

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from airflow_provider_etlworks.client.bodies import PIECE, pieces_of
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     error_message,
     excerpt,
 )
+from airflow_provider_etlworks.client.streaming import PIECE, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from airflow_provider_etlworks.client.bodies import Source
     from airflow_provider_etlworks.client.settings import ClientSettings
+    from airflow_provider_etlworks.client.streaming import Source
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"

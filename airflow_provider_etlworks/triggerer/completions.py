@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from airflow_provider_etlworks.client.endings import Endings, Notes, Rounds
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksError,
@@ -20,16 +19,17 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
 )
 from airflow_provider_etlworks.compat import AirflowNotFoundException, read_watcher_notes, write_watcher_notes
-from airflow_provider_etlworks.hooks.shared import shared_watcher
-from airflow_provider_etlworks.outcome import task_result
+from airflow_provider_etlworks.runs.completions import Endings, Notes, Rounds
+from airflow_provider_etlworks.runs.outcome import task_result
+from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-    from airflow_provider_etlworks.client.endings import End
     from airflow_provider_etlworks.client.settings import ClientSettings
-    from airflow_provider_etlworks.client.watcher import Watcher
+    from airflow_provider_etlworks.runs.completions import End
+    from airflow_provider_etlworks.runs.watcher import Watcher
     from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""What moves between Etlworks instances: exporting, previewing and importing bundles. Knows nothing of Airflow."""
