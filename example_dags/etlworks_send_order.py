@@ -7,7 +7,7 @@ try:
 except ImportError:  # Airflow 2
     from airflow.decorators import dag
 
-from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator
+from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 
 
 @dag(schedule=None, tags=["etlworks"], params={"order": 4711})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping, Sequence
 
-    from airflow_provider_etlworks.client.endpoints import Call, PagedCall
+    from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Conversation
     from airflow_provider_etlworks.client.settings import ClientSettings
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.sandbox.runs import SandboxRun
 
 BEGINNING = 1_800_000_000.0

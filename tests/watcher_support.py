@@ -14,6 +14,7 @@ from aiohttp import web
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.runs.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -238,8 +239,8 @@ class Following:
 
     def follow(self, run: ServedRun, **options: Any) -> asyncio.Task[None]:
         async def until_told() -> None:
-            options.setdefault("log", logging.getLogger("task"))
-            followed = await self.watcher.follow(run.flow_id, run.audit_id, **options)
+            log = options.pop("log", logging.getLogger("task"))
+            followed = await self.watcher.follow(RunRef(run.flow_id, run.audit_id), PollPolicy(**options), log=log)
             self.told.append(Told(run.audit_id, followed, _now()))
 
         task = asyncio.ensure_future(until_told())

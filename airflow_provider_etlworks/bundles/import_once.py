@@ -24,8 +24,8 @@ from airflow_provider_etlworks.client.procedure import Pause, everything
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.endpoints import Call
     from airflow_provider_etlworks.client.models import Flow
     from airflow_provider_etlworks.client.procedure import Conversation, Log
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.bundles.report import Fate, Item, items_of, remarks_of
-from airflow_provider_etlworks.client.errors import redact
+from airflow_provider_etlworks.client.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_etlworks.bundles.bundle import BundleBody, Format, Inspection, Manifest, instance_of
+from airflow_provider_etlworks.bundles.bundle import BundleBody, Inspection
+from airflow_provider_etlworks.bundles.manifest import Format, Manifest, instance_of
 from airflow_provider_etlworks.bundles.preview import escaped, preview_of
 from airflow_provider_etlworks.bundles.report import Fate, names_in
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.call import Answer
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksConfigError,
@@ -19,21 +20,44 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksNotFound,
     EtlworksRefused,
     EtlworksReplyError,
-    redact,
 )
+from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.streaming import pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from airflow_provider_etlworks.bundles.preview import Preview
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.models import Flow
     from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
-    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.storage import StoredFile
+
+
+class BundleFile(Protocol):
+    """Where a bundle is kept: a local file, or one in an object store."""
+
+    @property
+    def path(self) -> str:
+        """Its path or URL."""
+
+    def beside(self, ending: str) -> BundleFile:
+        """Return the file whose path is this one's with ``ending`` added."""
+
+    def opened(self) -> AbstractContextManager[IO[bytes]]:
+        """Open it for reading."""
+
+    def read(self) -> bytes | None:
+        """Read it whole; ``None`` where there is none."""
+
+    def write(self, content: bytes) -> None:
+        """Write it whole."""
+
+    def replaced(self) -> AbstractContextManager[IO[bytes]]:
+        """Open it for writing; what was there stays until all is written."""
+
 
 MANIFEST_ENDING = ".meta.json"
 PREVIEW_ENDING = ".preview.json"
@@ -48,7 +72,7 @@ _MOST_READ = 25
 
 
 def export_bundle(
-    client: EtlworksClient, flows: Sequence[Flow], file: StoredFile, *, include_connections: bool, log: Log
+    client: EtlworksClient, flows: Sequence[Flow], file: BundleFile, *, include_connections: bool, log: Log
 ) -> Manifest:
     """
     Export flows into a file, and write beside it what they are.
@@ -88,7 +112,7 @@ def export_bundle(
     return manifest
 
 
-def _received(client: EtlworksClient, call: Call[Any], file: StoredFile, format: Format) -> Inspection:  # noqa: A002  # as in Inspection
+def _received(client: EtlworksClient, call: Call[Any], file: BundleFile, format: Format) -> Inspection:  # noqa: A002  # as in Inspection
     """Write the answer to an export into a file, and check it on its way."""
 
     def take(pieces: Iterator[bytes]) -> Inspection:
@@ -106,7 +130,7 @@ def _received(client: EtlworksClient, call: Call[Any], file: StoredFile, format:
 
 
 def back_up(
-    client: EtlworksClient, bundle: OpenBundle, flows: Sequence[Flow], file: StoredFile, *, log: Log
+    client: EtlworksClient, bundle: OpenBundle, flows: Sequence[Flow], file: BundleFile, *, log: Log
 ) -> Manifest | None:
     """
     Export what the import of a bundle will overwrite.
@@ -188,7 +212,7 @@ class OpenBundle:
 
 
 @contextmanager
-def open_bundle(file: StoredFile, expected_sha256: str | None) -> Iterator[OpenBundle]:
+def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenBundle]:
     """
     Check a bundle, and open it to be sent.
 
@@ -221,7 +245,7 @@ def open_bundle(file: StoredFile, expected_sha256: str | None) -> Iterator[OpenB
         yield OpenBundle(file.path, inspected, manifest, BundleBody(source, inspected))
 
 
-def _manifest_beside(file: StoredFile) -> Manifest | None:
+def _manifest_beside(file: BundleFile) -> Manifest | None:
     beside = file.beside(MANIFEST_ENDING)
     text = beside.read()
     if text is None:
@@ -235,7 +259,7 @@ def _manifest_beside(file: StoredFile) -> Manifest | None:
 # --- Preview --------------------------------------------------------------------------------------------------------
 
 
-def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: StoredFile) -> Any:
+def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: BundleFile) -> Any:
     """
     Ask what importing a bundle would change, and keep the raw answer.
 
@@ -261,18 +285,21 @@ def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: StoredFile
         return client.receive(call, take)
 
 
-def preview_import(hook: EtlworksHook, bundle: OpenBundle, file: StoredFile, *, log: Log) -> Preview:
+def preview_import(
+    client: EtlworksClient, bundle_client: EtlworksClient, bundle: OpenBundle, file: BundleFile, *, log: Log
+) -> Preview:
     """
     Work out what importing a bundle would change. Changes nothing.
 
-    :param hook: the hook of the target.
+    :param client: the client of the target.
+    :param bundle_client: the same, with time for what takes the target minutes.
     :param bundle: the bundle.
     :param file: where the raw answer goes.
     :param log: is told what could not be read.
     :raises EtlworksError: it failed.
     """
-    answer = ask_for_preview(hook.bundle_client, bundle, file)
-    flows = list(hook.list_flows())
+    answer = ask_for_preview(bundle_client, bundle, file)
+    flows = list(client.iterate(endpoints.list_flows()))
     target_flows = [flow.name for flow in flows]
     preview = preview_of(answer, flow_names=bundle.flow_names, target_flows=target_flows, target_connections=[])
     doubtful = (*preview.missing_connections, *preview.of(Fate.UNCLEAR))
@@ -283,16 +310,16 @@ def preview_import(hook: EtlworksHook, bundle: OpenBundle, file: StoredFile, *, 
         answer,
         flow_names=bundle.flow_names,
         target_flows=target_flows,
-        target_connections=_connections_of([flow for flow in flows if flow.name in touched], hook, log),
+        target_connections=_connections_of([flow for flow in flows if flow.name in touched], client, log),
     )
 
 
-def _connections_of(flows: Sequence[Flow], hook: EtlworksHook, log: Log) -> set[str]:
+def _connections_of(flows: Sequence[Flow], client: EtlworksClient, log: Log) -> set[str]:
     """Return the names of the connections that some of these flows use."""
     names: set[str] = set()
     for flow in flows[:_MOST_READ]:
         try:
-            names.update(names_in(hook.get_flow(flow.id).raw.get("connections")))
+            names.update(names_in(client.send(endpoints.get_flow(flow.id)).raw.get("connections")))
         except EtlworksError as error:
             log.warning("Which connections flow %s uses cannot be read: %s", flow.id, error)
     return names

@@ -25,22 +25,23 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksImportUnknown,
     EtlworksStartUnknown,
-    redact,
 )
 from airflow_provider_etlworks.client.flow_selection import selected
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.compat import AirflowNotFoundException, let_commands_read_connections
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.outcome import Outcome, bad_end, outcome_of, task_result
 from airflow_provider_etlworks.runs.start import Start
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.storage import stored_file
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
 
-    from airflow_provider_etlworks.bundles.bundle import Manifest
+    from airflow_provider_etlworks.bundles.manifest import Manifest
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
     from airflow_provider_etlworks.runs.follow import Followed
     from airflow_provider_etlworks.storage import StoredFile
@@ -212,14 +213,13 @@ def _follow(hook: EtlworksHook, flow_id: int, audit_id: int, args: Namespace, sh
         show(f"Run {audit_id} of flow {flow_id}: {execution.status}")
         return execution.has_ended
 
+    deadline = None if args.timeout is None else client.clock.time() + args.timeout
     return client.converse(
         follow(
-            flow_id,
-            audit_id,
+            RunRef(flow_id, audit_id),
+            PollPolicy(args.poll_interval, deadline=deadline),
             clock=client.clock,
             log=log,
-            poll_interval=args.poll_interval,
-            deadline=None if args.timeout is None else client.clock.time() + args.timeout,
             is_over=is_over,
         )
     ).redacted(client.settings.secrets)
@@ -262,7 +262,7 @@ def promote(args: Namespace) -> ExitCode:
         with open_bundle(file, manifest.sha256) as bundle:
             with live("Asking the target what would change"):
                 raw = file.beside(PREVIEW_ENDING)
-                preview = preview_import(target, bundle, raw, log=log)
+                preview = preview_import(target.client, target.bundle_client, bundle, raw, log=log)
             terminal.show_markdown(preview.markdown(introduction(bundle, target.settings), raw.path))
             if not (args.yes or terminal.confirmed(f"Import this into {target.settings.root_url}?")):
                 say("Nothing was imported.")

@@ -14,8 +14,8 @@ from yarl import URL
 
 from airflow_provider_etlworks.client import retry
 from airflow_provider_etlworks.client.auth import Authenticator
+from airflow_provider_etlworks.client.call import Answer
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
-from airflow_provider_etlworks.client.endpoints import Answer
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.procedure import Once, Pause, SignIn
 from airflow_provider_etlworks.client.rate_limit import pace_of
@@ -32,7 +32,7 @@ from airflow_provider_etlworks.client.transport import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.call import Call, Page, PagedCall
     from airflow_provider_etlworks.client.procedure import Conversation, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 

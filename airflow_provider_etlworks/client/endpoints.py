@@ -10,23 +10,30 @@ Paths are below ``/rest`` unless ``below_root`` is set. Sources: Etlworks's REST
 
 from __future__ import annotations
 
-import json as json_module
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
+from airflow_provider_etlworks.client.call import (
+    JSON_TYPE,
+    PAGE_SIZE,
+    Answer,
+    Call,
+    PagedCall,
+    json_body,
+    list_of,
+    optional,
+    path_segment,
+    read_anything,
+    read_json,
+    read_nothing,
+    read_text,
+    url_query,
+)
 from airflow_provider_etlworks.client.errors import (
-    EtlworksApiError,
     EtlworksConfigError,
-    EtlworksRefused,
     EtlworksReplyError,
-    api_error,
-    error_message,
-    excerpt,
-    redact,
 )
 from airflow_provider_etlworks.client.models import (
     AuditEvent,
@@ -41,247 +48,16 @@ from airflow_provider_etlworks.client.models import (
     Webhook,
     mapping,
 )
-from airflow_provider_etlworks.client.retry import retry_after_seconds
+from airflow_provider_etlworks.client.redaction import excerpt
+from airflow_provider_etlworks.client.settings import DEFAULT_STOP_PATH
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from airflow_provider_etlworks.client.streaming import Body
-
-T = TypeVar("T")
-ItemT = TypeVar("ItemT")
-
-JSON_TYPE = "application/json"
-PAGE_SIZE = 200
-"""The most items Etlworks returns in one answer of a list."""
-
-_LONGEST_REFUSAL = 65_536
-
-Query = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back for a request: status, headers (a mapping that ignores case) and the whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-    @cached_property
-    def json(self) -> Any:
-        """
-        The body as JSON; an empty body is ``None``.
-
-        :raises EtlworksReplyError: it is not JSON, such as a proxy's page.
-        """
-        if not self.body.strip():
-            return None
-        try:
-            return json_module.loads(self.body)
-        except (ValueError, RecursionError) as error:
-            kind = self.headers.get("Content-Type", "no content type")
-            raise EtlworksReplyError(
-                f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self.body)!r}. "
-                "Is Host the address of an Etlworks instance, with nothing in between (a proxy, a log-in page)?"
-            ) from error
-
-    @property
-    def refusal(self) -> str | None:
-        """Why Etlworks refused, where the body says ``"success": false``; ``None`` where it does not."""
-        head = self.body[:_LONGEST_REFUSAL].lstrip()
-        if not (head.startswith(b"{") and b'"success"' in head):
-            return None
-        try:
-            body = self.json
-        except EtlworksReplyError:
-            return None
-        if body.get("success") is not False:
-            return None
-        return error_message(body) or "no reason given"
-
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds that the server asks to wait, if it does."""
-        return retry_after_seconds(self.headers.get("Retry-After"))
-
-
-@dataclass(frozen=True, eq=False)
-class Call(Generic[T]):
-    """
-    One Etlworks request, described but not sent. Equal to itself only, so that a client can keep what it made of it.
-
-    :ivar method: the HTTP method.
-    :ivar path: percent-encoded path, below ``/rest``.
-    :ivar read: turns a good answer into the value that the caller gets.
-    :ivar query: parameters of the URL, in order.
-    :ivar body: what is sent; a ``Body`` where it is too long to hold.
-    :ivar content_type: its type; ``None`` where nothing is sent.
-    :ivar repeatable: whether the server may safely receive it twice.
-    :ivar below_root: the path is below the bare host, not below ``/rest``.
-    :ivar missing_is_none: a 404 is no error but the answer "there is none".
-    :ivar authorized: whether the call carries credentials.
-    """
-
-    method: str
-    path: str
-    read: Callable[[Answer], T] = field(repr=False)
-    query: Query = field(default=(), repr=False)
-    body: bytes | Body | None = field(default=None, repr=False)
-    content_type: str | None = None
-    repeatable: bool = False
-    below_root: bool = False
-    missing_is_none: bool = False
-    authorized: bool = True
-
-    def __str__(self) -> str:
-        """Method and path, for logs and messages. The query may hold what others should not read."""
-        return f"{self.method} {self.path}"
-
-    def url(self, base_url: str, root_url: str) -> str:
-        """Return the whole URL, percent-encoded."""
-        query = f"?{urlencode(self.query)}" if self.query else ""
-        return (root_url if self.below_root else base_url) + self.path + query
-
-    def result(self, answer: Answer, secrets: Sequence[str] = ()) -> T:
-        """
-        Turn an answer into the call's value.
-
-        :param answer: what came back.
-        :param secrets: texts that no message may contain.
-        :raises EtlworksApiError: the answer is an error.
-        :raises EtlworksReplyError: the answer cannot be read.
-        """
-        try:
-            if answer.status == 404 and self.missing_is_none:
-                return self.read(replace(answer, status=200, body=b""))
-            if not 200 <= answer.status < 300:
-                raise self.error(answer, secrets)
-            if answer.refusal is not None:
-                said = excerpt(answer.refusal, secrets)
-                raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status, answer=answer.json)
-            return self.read(answer)
-        except EtlworksReplyError as error:
-            # Not ``from error``: its text may still hold a secret.
-            raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from None
-
-    def error(self, answer: Answer, secrets: Sequence[str] = ()) -> EtlworksApiError:
-        """Return the error that an answer stands for, with what the server says in plain text."""
-        try:
-            said = error_message(answer.json)
-        except EtlworksReplyError:
-            said = ""
-        return api_error(
-            str(self),
-            answer.status,
-            excerpt(said or answer.body, secrets),
-            retry_after=answer.retry_after,
-        )
-
-
-def _json(read: Callable[[Any], T]) -> Callable[[Answer], T]:
-    return lambda answer: read(answer.json)
-
-
-def _optional(read: Callable[[Any], T]) -> Callable[[Any], T | None]:
-    return lambda value: None if value is None else read(value)
-
-
-def _list_of(read: Callable[[Any], ItemT]) -> Callable[[Any], list[ItemT]]:
-    def read_list(value: Any) -> list[ItemT]:
-        if not isinstance(value, list):
-            raise EtlworksReplyError(f"Expected a list, the answer is {type(value).__name__}.")
-        return [read(item) for item in value]
-
-    return read_list
-
-
-def _text(answer: Answer) -> str:
-    return answer.body.decode("utf-8", "replace")
-
-
-def _nothing(_: Answer) -> None:
-    return None
-
-
-def _anything(answer: Answer) -> Any:
-    try:
-        return answer.json
-    except EtlworksReplyError:
-        return _text(answer)
-
-
-def _query(**parameters: Any) -> Query:
-    """Make URL parameters: ``None`` is left out, a list repeats its name, booleans are written in lower case."""
-    return [
-        (name, str(item).lower() if isinstance(item, bool) else str(item))
-        for name, value in parameters.items()
-        for item in (value if isinstance(value, (list, tuple)) else [value])
-        if item is not None
-    ]
-
-
-def _body(value: Any) -> dict[str, Any]:
-    return {"body": json_module.dumps(value, ensure_ascii=False).encode(), "content_type": JSON_TYPE}
-
-
-def _segment(name: str) -> str:
-    """Encode a name as one segment of a path: a ``/`` inside it is encoded too."""
-    return quote(name, safe="")
 
 
 # --- Lists in pages -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Page(Generic[ItemT]):
-    """A part of a list: its items, and the length of the whole list where the server tells it."""
-
-    items: list[ItemT]
-    total: int | None
-
-    def repeats(self, previous: Page[ItemT] | None) -> bool:
-        """Whether this is the page before it once more: a server that ignores ``offset`` gives the same for ever."""
-        return previous is not None and self.items == previous.items
-
-
-@dataclass(frozen=True)
-class PagedCall(Generic[ItemT]):
-    """A list that is read page by page. ``first`` is the first page's call; ``following`` gives the next, or none."""
-
-    path: str
-    read_item: Callable[[Any], ItemT] = field(repr=False)
-    query: Query = ()
-    limit: int = PAGE_SIZE
-    below_root: bool = False
-
-    def first(self) -> Call[Page[ItemT]]:
-        """Return the call for the first page."""
-        return self._call(0)
-
-    def following(self, offset: int, page: Page[ItemT]) -> Call[Page[ItemT]] | None:
-        """
-        Return the call for the page after ``page``, or ``None`` at the list's end.
-
-        :param offset: how many items have been read, ``page`` included.
-        :param page: the page just read.
-        """
-        if not page.items or len(page.items) > self.limit:
-            return None
-        is_last = len(page.items) < self.limit if page.total is None else offset >= page.total
-        return None if is_last else self._call(offset)
-
-    def _call(self, offset: int) -> Call[Page[ItemT]]:
-        return Call(
-            "GET",
-            self.path,
-            self._read,
-            query=[*self.query, ("limit", str(self.limit)), ("offset", str(offset))],
-            repeatable=True,
-            below_root=self.below_root,
-        )
-
-    def _read(self, answer: Answer) -> Page[ItemT]:
-        total = answer.headers.get("X-Total-Count", "")
-        return Page(_list_of(self.read_item)(answer.json), int(total) if total.isdecimal() else None)
 
 
 # --- Authentication -------------------------------------------------------------------------------------------------
@@ -307,7 +83,7 @@ def log_in_older(login: str, password: str) -> Call[str]:
 
 def _log_in(path: str, login: str, password: str) -> Call[str]:
     return Call(
-        "POST", path, _token, **_body({"login": login, "password": password}), repeatable=True, authorized=False
+        "POST", path, _token, **json_body({"login": login, "password": password}), repeatable=True, authorized=False
     )
 
 
@@ -318,7 +94,7 @@ def refresh_token() -> Call[str]:
 
 def switch_tenant(tenant_id: str) -> Call[str]:
     """Get a token with another tenant in context. For super admins."""
-    return Call("POST", f"/v1/token-auth/tenants/{_segment(tenant_id)}", _token, repeatable=True)
+    return Call("POST", f"/v1/token-auth/tenants/{path_segment(tenant_id)}", _token, repeatable=True)
 
 
 # --- Flows ----------------------------------------------------------------------------------------------------------
@@ -335,12 +111,12 @@ def list_flows(
     :param sort: field to sort by, ``-`` before it for descending.
     :param since: ISO 8601; only flows changed after it.
     """
-    return PagedCall("/v1/flows", Flow.from_json, query=_query(q=q, tag=list(tags), sort=sort, since=since))
+    return PagedCall("/v1/flows", Flow.from_json, query=url_query(q=q, tag=list(tags), sort=sort, since=since))
 
 
 def get_flow(flow_id: int) -> Call[Flow]:
     """Read one whole flow."""
-    return Call("GET", f"/v1/flows/{flow_id}", _json(Flow.from_json), repeatable=True)
+    return Call("GET", f"/v1/flows/{flow_id}", read_json(Flow.from_json), repeatable=True)
 
 
 def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
@@ -353,7 +129,7 @@ def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
         "PUT",
         f"/v1/flows/{flow_id}",
         lambda answer: Flow.from_json({**flow, "id": flow_id} if (value := answer.json) is None else value),
-        **_body(dict(flow)),
+        **json_body(dict(flow)),
         repeatable=True,
     )
 
@@ -370,9 +146,9 @@ def run_flow(
     return Call(
         "POST",
         f"/v1/flows/{flow_id}/run",
-        _json(FlowStart.from_json),
-        query=_query(**(options or {})),
-        **_body(dict(parameters or {})),
+        read_json(FlowStart.from_json),
+        query=url_query(**(options or {})),
+        **json_body(dict(parameters or {})),
     )
 
 
@@ -380,9 +156,9 @@ def run_flow_by_name(name: str, parameters: Mapping[str, str] | None = None) -> 
     """Start a flow by name. Its parameters travel in the URL, where logs can see them: prefer :func:`run_flow`."""
     return Call(
         "POST",
-        f"/v1/flows/flow-name/{_segment(name)}/run",
-        _json(FlowStart.from_json),
-        query=_query(**(parameters or {})),
+        f"/v1/flows/flow-name/{path_segment(name)}/run",
+        read_json(FlowStart.from_json),
+        query=url_query(**(parameters or {})),
     )
 
 
@@ -401,15 +177,11 @@ def run_flow_by_name_legacy(name: str, parameters: Mapping[str, str] | None = No
 
     return Call(
         "POST",
-        f"/plugins/flows/rest/v1/flows/flow-name/{_segment(name)}/run/",
+        f"/plugins/flows/rest/v1/flows/flow-name/{path_segment(name)}/run/",
         read,
-        query=_query(**(parameters or {})),
+        query=url_query(**(parameters or {})),
         below_root=True,
     )
-
-
-DEFAULT_STOP_PATH = "/v1/flows/{flow_id}/stop?auditId={audit_id}"
-"""Where a stop is sent. Etlworks documents that it exists, not where: an assumption, and a setting."""
 
 
 def stop_flow(flow_id: int, audit_id: int, stop_path: str = DEFAULT_STOP_PATH) -> Call[None]:
@@ -419,7 +191,7 @@ def stop_flow(flow_id: int, audit_id: int, stop_path: str = DEFAULT_STOP_PATH) -
     :param stop_path: the path, with ``{flow_id}`` and ``{audit_id}`` in it.
     """
     parts = urlsplit(stop_path.format(flow_id=flow_id, audit_id=audit_id))
-    return Call("POST", parts.path, _nothing, query=parse_qsl(parts.query, keep_blank_values=True), repeatable=True)
+    return Call("POST", parts.path, read_nothing, query=parse_qsl(parts.query, keep_blank_values=True), repeatable=True)
 
 
 # --- Executions -----------------------------------------------------------------------------------------------------
@@ -430,8 +202,8 @@ def get_execution(flow_id: int, audit_id: int) -> Call[Execution]:
     return Call(
         "GET",
         f"/v1/executions/{flow_id}",
-        _json(lambda value: Execution.from_json(value, flow_id=flow_id, audit_id=audit_id)),
-        query=_query(auditId=audit_id),
+        read_json(lambda value: Execution.from_json(value, flow_id=flow_id, audit_id=audit_id)),
+        query=url_query(auditId=audit_id),
         repeatable=True,
     )
 
@@ -448,8 +220,8 @@ def latest_execution(
     return Call(
         "GET",
         f"/v1/executions/{flow_id}",
-        _json(_optional(lambda value: Execution.from_json(value, flow_id=flow_id))),
-        query=_query(status=status, messageId=message_uuid),
+        read_json(optional(lambda value: Execution.from_json(value, flow_id=flow_id))),
+        query=url_query(status=status, messageId=message_uuid),
         repeatable=True,
         missing_is_none=True,
     )
@@ -465,7 +237,7 @@ def execution_history(flow_id: int, *, since: str | None = None, limit: int = PA
     return PagedCall(
         f"/v1/executions/{flow_id}/history",
         lambda value: Execution.from_json(value, flow_id=flow_id),
-        query=_query(since=since),
+        query=url_query(since=since),
         limit=limit,
     )
 
@@ -475,8 +247,8 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
     return Call(
         "GET",
         "/v1/executions/console/download",
-        _text,
-        query=_query(flowId=flow_id, auditId=audit_id),
+        read_text,
+        query=url_query(flowId=flow_id, auditId=audit_id),
         repeatable=True,
     )
 
@@ -487,8 +259,8 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
 
     :param days_ago: 0 is today, 1 is yesterday.
     """
-    flows_of = _list_of(lambda item: mapping(item, "a flow's runs"))
-    runs_of = _list_of(lambda item: mapping(item, "a run's record"))
+    flows_of = list_of(lambda item: mapping(item, "a flow's runs"))
+    runs_of = list_of(lambda item: mapping(item, "a run's record"))
 
     def read(value: Any) -> list[Execution]:
         return [
@@ -497,7 +269,7 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
             for run in runs_of(flow.get("executions") or [])
         ]
 
-    return Call("GET", "/v1/metrics/executions", _json(read), query=_query(offset=days_ago), repeatable=True)
+    return Call("GET", "/v1/metrics/executions", read_json(read), query=url_query(offset=days_ago), repeatable=True)
 
 
 def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[FlowTask]]:  # noqa: A002  # Etlworks's name
@@ -509,8 +281,8 @@ def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[Flow
     return Call(
         "GET",
         f"/etl/rest/v1/tasks/{audit_id}/",
-        _json(_list_of(FlowTask.from_json)),
-        query=_query(type=type),
+        read_json(list_of(FlowTask.from_json)),
+        query=url_query(type=type),
         repeatable=True,
         below_root=True,
     )
@@ -521,8 +293,8 @@ def metrics_summary(window_hours: int = 24) -> Call[MetricsSummary]:
     return Call(
         "GET",
         "/v1/metrics/executions/summary",
-        _json(MetricsSummary.from_json),
-        query=_query(windowHours=window_hours),
+        read_json(MetricsSummary.from_json),
+        query=url_query(windowHours=window_hours),
         repeatable=True,
     )
 
@@ -536,7 +308,7 @@ def export_flows(flow_ids: Sequence[int], *, include_connections: bool = True) -
         "POST",
         "/v1/io/export",
         lambda answer: answer.body,
-        **_body({"flowIds": list(flow_ids), "includeConnections": include_connections}),
+        **json_body({"flowIds": list(flow_ids), "includeConnections": include_connections}),
         repeatable=True,
     )
 
@@ -573,7 +345,7 @@ def _import_answer(answer: Answer) -> Any:
 def export_flows_older(flow_ids: Sequence[int] | None = None) -> Call[str]:
     """Export flows (``None``: all) as an encrypted dump, by the older path."""
     flows = "all" if flow_ids is None else ",".join(str(each) for each in flow_ids)
-    return Call("GET", "/v1/flows/export", _text, query=_query(flows=flows), repeatable=True)
+    return Call("GET", "/v1/flows/export", read_text, query=url_query(flows=flows), repeatable=True)
 
 
 def preview_import_older(dump: str | Body) -> Call[Any]:
@@ -582,7 +354,7 @@ def preview_import_older(dump: str | Body) -> Call[Any]:
 
     :param dump: the dump, or a whole body ``{"dump": "…"}``.
     """
-    return Call("POST", "/v1/flows/import/preview", _json(lambda value: value), **_dump_body(dump), repeatable=True)
+    return Call("POST", "/v1/flows/import/preview", read_json(lambda value: value), **_dump_body(dump), repeatable=True)
 
 
 def import_bundle_older(dump: str | Body) -> Call[Any]:
@@ -595,7 +367,7 @@ def import_bundle_older(dump: str | Body) -> Call[Any]:
 
 
 def _dump_body(dump: str | Body) -> dict[str, Any]:
-    return _body({"dump": dump}) if isinstance(dump, str) else {"body": dump, "content_type": JSON_TYPE}
+    return json_body({"dump": dump}) if isinstance(dump, str) else {"body": dump, "content_type": JSON_TYPE}
 
 
 # --- Connections, schedules, audit, webhooks ------------------------------------------------------------------------
@@ -603,22 +375,22 @@ def _dump_body(dump: str | Body) -> dict[str, Any]:
 
 def create_connection(connection: Mapping[str, Any]) -> Call[Connection]:
     """Create a connection: ``name description connectionType properties tags``."""
-    return Call("POST", "/v1/connections", _json(Connection.from_json), **_body(dict(connection)))
+    return Call("POST", "/v1/connections", read_json(Connection.from_json), **json_body(dict(connection)))
 
 
 def test_connection(connection: Mapping[str, Any]) -> Call[Any]:
     """Test a connection without saving it. The answer's shape is not documented."""
-    return Call("POST", "/v1/connections/test", _anything, **_body(dict(connection)), repeatable=True)
+    return Call("POST", "/v1/connections/test", read_anything, **json_body(dict(connection)), repeatable=True)
 
 
 def get_connection(connection_id: int) -> Call[Connection]:
     """Read a connection."""
-    return Call("GET", f"/v1/connections/{connection_id}", _json(Connection.from_json), repeatable=True)
+    return Call("GET", f"/v1/connections/{connection_id}", read_json(Connection.from_json), repeatable=True)
 
 
 def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
     """Create a schedule: ``name description flowId schedule enabled tags``."""
-    return Call("POST", "/v1/schedules", _json(Schedule.from_json), **_body(dict(schedule)))
+    return Call("POST", "/v1/schedules", read_json(Schedule.from_json), **json_body(dict(schedule)))
 
 
 def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
@@ -627,17 +399,17 @@ def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
 
     :param flow_id: only those of this flow; a server that does not know the filter lists all.
     """
-    return PagedCall("/v1/schedules", Schedule.from_json, query=_query(flowId=flow_id))
+    return PagedCall("/v1/schedules", Schedule.from_json, query=url_query(flowId=flow_id))
 
 
 def pause_schedule(schedule_id: int) -> Call[None]:
     """Turn a schedule off."""
-    return Call("PUT", f"/v1/schedules/{schedule_id}/disable", _nothing, repeatable=True)
+    return Call("PUT", f"/v1/schedules/{schedule_id}/disable", read_nothing, repeatable=True)
 
 
 def resume_schedule(schedule_id: int) -> Call[None]:
     """Turn a schedule on."""
-    return Call("PUT", f"/v1/schedules/{schedule_id}/enable", _nothing, repeatable=True)
+    return Call("PUT", f"/v1/schedules/{schedule_id}/enable", read_nothing, repeatable=True)
 
 
 def audit_events(
@@ -651,7 +423,7 @@ def audit_events(
     :param limit: how many to ask for at a time, 200 at most.
     """
     return PagedCall(
-        "/v1/audit", AuditEvent.from_json, query=_query(resourceType=resource_type, since=since), limit=limit
+        "/v1/audit", AuditEvent.from_json, query=url_query(resourceType=resource_type, since=since), limit=limit
     )
 
 
@@ -660,7 +432,7 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
     return Call(
         "GET",
         "/plugins/audit/rest/v1/audit",
-        _json(_list_of(AuditEvent.from_json)),
+        read_json(list_of(AuditEvent.from_json)),
         repeatable=True,
         below_root=True,
     )
@@ -668,7 +440,7 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
 
 def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
     """Create a webhook: ``name description events url method secret flowIncludes flowExcludes enabled``."""
-    return Call("POST", "/v1/webhooks", _json(Webhook.from_json), **_body(dict(webhook)))
+    return Call("POST", "/v1/webhooks", read_json(Webhook.from_json), **json_body(dict(webhook)))
 
 
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
@@ -707,8 +479,8 @@ def _listener(
         raise EtlworksConfigError(f"A content type looks like 'application/json'; this is {content_type!r}.")
     return Call(
         "POST",
-        "/".join([prefix, *map(_segment, segments)]),
-        _anything,
+        "/".join([prefix, *map(path_segment, segments)]),
+        read_anything,
         body=payload,
         content_type=None if payload is None else content_type,
         below_root=below_root,
@@ -755,9 +527,9 @@ def request(
     return Call(
         method,
         path,
-        _anything,
-        query=[*parse_qsl(inline_query, keep_blank_values=True), *_query(**(query or {}))],
-        **(_body(json) if json is not None else {}),
+        read_anything,
+        query=[*parse_qsl(inline_query, keep_blank_values=True), *url_query(**(query or {}))],
+        **(json_body(json) if json is not None else {}),
         repeatable=method in ("GET", "HEAD", "PUT", "DELETE"),
         below_root=below_root,
     )

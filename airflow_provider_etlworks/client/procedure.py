@@ -13,7 +13,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from airflow_provider_etlworks.client.endpoints import Call, Page, PagedCall
+from airflow_provider_etlworks.client.call import Call, Page, PagedCall
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from airflow_provider_etlworks.client.endpoints import DEFAULT_STOP_PATH
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, redact
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DEFAULT_CONNECT_TIMEOUT = 10.0
 DEFAULT_READ_TIMEOUT = 30.0
 DEFAULT_REQUESTS_PER_MINUTE = 300
+
+DEFAULT_STOP_PATH = "/v1/flows/{flow_id}/stop?auditId={audit_id}"
+"""Where a stop is sent. Etlworks documents that it exists, not where: an assumption, and a setting."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_EXAMPLE = "Write it like 'app.etlworks.com' or 'https://etlworks.example.com:8443'."

@@ -1,13 +1,14 @@
-"""Bodies of requests that are too long to hold."""
+"""Bodies of requests and of answers that are too long to hold: they pass in chunks."""
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PIECE = 65_536
 """Bytes that are held at a time."""
@@ -85,3 +86,25 @@ class FileBody:
             raise EtlworksError(
                 f"The file had {self._size} bytes, and has another length now that it is being sent.", unprocessed=True
             )
+
+
+LONGEST_LINE = 2_000
+
+
+def last_lines_of(pieces: Iterable[bytes], count: int) -> list[str]:
+    """
+    Return the last lines of a text that arrives in pieces.
+
+    :param pieces: the text, cut anywhere.
+    :param count: how many lines to keep.
+    :return: at most ``count`` lines, each cut at :data:`LONGEST_LINE` bytes.
+    """
+    lines: deque[bytes] = deque(maxlen=count)
+    rest = b""
+    for piece in pieces:
+        *complete, rest = (rest + piece).split(b"\n")
+        lines.extend(line[:LONGEST_LINE] for line in complete)
+        rest = rest[:LONGEST_LINE]
+    if rest:
+        lines.append(rest)
+    return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]

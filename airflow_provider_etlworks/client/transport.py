@@ -14,16 +14,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
-from airflow_provider_etlworks.client.errors import (
-    EtlworksConfigError,
-    EtlworksRedirected,
-    EtlworksUnreachable,
-    redact,
-)
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksRedirected, EtlworksUnreachable
+from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.endpoints import Answer, Call
+    from airflow_provider_etlworks.client.call import Answer, Call
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 COMMON_HEADERS = {

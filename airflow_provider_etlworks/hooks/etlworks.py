@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.call import JSON_TYPE
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksConflict,
@@ -43,6 +44,7 @@ from airflow_provider_etlworks.runs.find import Awaited
 from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.start import Start
 from airflow_provider_etlworks.runs.stop import Stop, stop
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -356,13 +358,10 @@ class EtlworksHook(BaseHook):
         deadline = None if timeout is None else self.client.clock.time() + timeout
         followed = self.client.converse(
             follow(
-                flow_id,
-                audit_id,
+                RunRef(flow_id, audit_id),
+                PollPolicy(poll_interval, patience, deadline),
                 clock=self.client.clock,
                 log=self.log,
-                poll_interval=poll_interval,
-                patience=patience,
-                deadline=deadline,
             )
         )
         if followed.ending is Ending.FINISHED and followed.execution is not None:
@@ -439,7 +438,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is no such run.
         :source: support pages, ``GET /v1/executions/console/download``.
         """
-        from airflow_provider_etlworks.client.tail import last_lines_of
+        from airflow_provider_etlworks.client.streaming import last_lines_of
 
         call = endpoints.execution_log(flow_id, audit_id)
         if last_lines is None:
@@ -621,9 +620,7 @@ class EtlworksHook(BaseHook):
         """
         return self.client.send(endpoints.create_webhook(webhook))
 
-    def send_to_listener(
-        self, path: str, payload: bytes | Body | None = None, *, content_type: str = endpoints.JSON_TYPE
-    ) -> Any:
+    def send_to_listener(self, path: str, payload: bytes | Body | None = None, *, content_type: str = JSON_TYPE) -> Any:
         """
         Send a payload to a user-defined endpoint, once: again only where it certainly did not reach Etlworks.
 

@@ -153,7 +153,7 @@ class FollowingOperator(BaseOperator):
         return Memory(task_state_store(context))
 
     def _is_to_be_followed(self, context: Context, remembered: RememberedStart, audit_id: int) -> bool:
-        from airflow_provider_etlworks.runs.outcome import Resumption, resumption
+        from airflow_provider_etlworks.runs.reattach import Resumption, resumption
         from airflow_provider_etlworks.runs.start import confirm
 
         client = self.hook.client
@@ -250,17 +250,15 @@ class FollowingOperator(BaseOperator):
 
     def _watch(self, flow_id: int, audit_id: int, deadline: float | None) -> Followed:
         from airflow_provider_etlworks.runs.follow import follow
+        from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
         client = self.hook.client
         followed = client.converse(
             follow(
-                flow_id,
-                audit_id,
+                RunRef(flow_id, audit_id),
+                PollPolicy(self.poll_interval, self.patience, deadline),
                 clock=client.clock,
                 log=self.log,
-                poll_interval=self.poll_interval,
-                patience=self.patience,
-                deadline=deadline,
             )
         )
         return followed.redacted(client.settings.secrets)
@@ -335,7 +333,8 @@ class FollowingOperator(BaseOperator):
 
     def _show_log(self, execution: Execution) -> None:
         """Copy the end of the flow's own log; where it cannot be read, the run's failure is still what is told."""
-        from airflow_provider_etlworks.client.errors import EtlworksError, redact
+        from airflow_provider_etlworks.client.errors import EtlworksError
+        from airflow_provider_etlworks.client.redaction import redact
 
         if self.log_lines == 0:
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.runs.start import Started
     from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart

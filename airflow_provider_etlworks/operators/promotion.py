@@ -191,7 +191,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             file = stored_file("path", self.path)
             with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
                 raw = file.beside(PREVIEW_ENDING)
-                preview = preview_import(self.hook, bundle, raw, log=self.log)
+                preview = preview_import(self.hook.client, self.hook.bundle_client, bundle, raw, log=self.log)
                 markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path)
         if missing := preview.missing_connections:
             self.log.warning("%s connections are missing in the target.", len(missing))

@@ -15,10 +15,9 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksForbidden,
     EtlworksNotFound,
     EtlworksUnauthorized,
-    redact,
 )
 from airflow_provider_etlworks.client.procedure import Once, Pause
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.client.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 VISIBILITY_GRACE = 60.0
 """Seconds that a 404 on the record of a run is believed to be lag."""
@@ -97,38 +97,24 @@ def _has_ended(execution: Execution) -> bool:
 
 
 def follow(
-    flow_id: int,
-    audit_id: int,
+    run: RunRef,
+    policy: PollPolicy,
     *,
     clock: Clock,
     log: Log,
-    poll_interval: float = DEFAULT_POLL_INTERVAL,
-    patience: float = DEFAULT_PATIENCE,
-    deadline: float | None = None,
     is_over: Callable[[Execution], bool] = _has_ended,
 ) -> Conversation[Followed]:
     """
     Look at a run until it is over. A look that fails is never taken for the run's failure.
 
-    :param flow_id: the flow.
-    :param audit_id: the run.
+    :param run: the run.
+    :param policy: how often it is polled, and when polling gives up.
     :param clock: tells the time.
     :param log: is told each change of status, and now and then that nothing changed.
-    :param poll_interval: seconds between two looks at a young run.
-    :param patience: seconds for which the status may be unreadable.
-    :param deadline: Unix time at which to look a last time; ``None`` is never.
     :param is_over: what to wait for.
     """
-    look = Once(endpoints.get_execution(flow_id, audit_id))
-    watch = Watch(
-        audit_id,
-        clock=clock,
-        log=log,
-        poll_interval=poll_interval,
-        patience=patience,
-        deadline=deadline,
-        is_over=is_over,
-    )
+    look = Once(endpoints.get_execution(run.flow_id, run.audit_id))
+    watch = Watch(run.audit_id, policy, clock=clock, log=log, is_over=is_over)
     while True:
         try:
             execution: Execution = yield look
@@ -149,7 +135,6 @@ class Watch:
     or how many seconds to wait before the next look. The parameters are those of :func:`follow`.
 
     :ivar execution: the run's last record that could be read.
-    :ivar poll_interval: seconds between two looks at the run while it is young.
     """
 
     __slots__ = (
@@ -159,7 +144,6 @@ class Watch:
         "_clock",
         "_complained",
         "_complaint",
-        "_deadline",
         "_faults",
         "_is_over",
         "_line_gap",
@@ -168,30 +152,25 @@ class Watch:
         "_missing_since",
         "_next_fault_line",
         "_next_line",
-        "_patience",
+        "_policy",
         "_unreadable_since",
         "execution",
-        "poll_interval",
     )
 
     def __init__(
         self,
         audit_id: int,
+        policy: PollPolicy,
         *,
         clock: Clock,
         log: Log,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        patience: float = DEFAULT_PATIENCE,
-        deadline: float | None = None,
         is_over: Callable[[Execution], bool] = _has_ended,
     ) -> None:
         self.execution: Execution | None = None
         self._audit_id = audit_id
         self._clock = clock
         self._log = log
-        self.poll_interval = poll_interval
-        self._patience = patience
-        self._deadline = deadline
+        self._policy = policy
         self._is_over = is_over
         self._complaint = ""
         self._began = clock.monotonic()
@@ -203,6 +182,11 @@ class Watch:
         self._complained = False
         self._next_line, self._line_gap = self._began + _FIRST_LINE_AFTER, _FIRST_LINE_AFTER
         self._alarmed = False
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between two looks at the run while it is young."""
+        return self._policy.poll_interval
 
     def interval(self, now: float) -> float:
         """
@@ -248,11 +232,11 @@ class Watch:
 
     def _unless_given_up(self, pause: float, failure: EtlworksError | None) -> Followed | float:
         """Return the pause, cut at the deadline; or the end, where deadline or patience is over."""
-        remaining = None if self._deadline is None else self._deadline - self._clock.time()
+        remaining = None if self._policy.deadline is None else self._policy.deadline - self._clock.time()
         if remaining is not None and remaining <= 0:
             return Followed(Ending.DEADLINE, self.execution, str(failure or ""), failure)
         since = self._unreadable_since
-        if since is not None and self._clock.monotonic() - since > self._patience:
+        if since is not None and self._clock.monotonic() - since > self._policy.patience:
             return Followed(Ending.LOST_TOUCH, self.execution, self._complaint, failure)
         return pause if remaining is None else min(pause, remaining)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 import msgspec
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.call import PAGE_SIZE
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksForbidden,
@@ -26,8 +27,8 @@ from airflow_provider_etlworks.client.models import ExecutionStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from airflow_provider_etlworks.client.call import Answer, Call
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.endpoints import Answer, Call
     from airflow_provider_etlworks.client.procedure import Log
 
 RunKey = tuple[int, int]
@@ -88,7 +89,7 @@ class HistoryOfFlow:
 
     def call(self, watched: int) -> Call[list[_ListedFlow]]:
         """Return the call that asks for the list; ``watched`` is how many of its runs are wanted."""
-        limit = min(max(_SHORTEST_HISTORY, 2 * watched), endpoints.PAGE_SIZE)
+        limit = min(max(_SHORTEST_HISTORY, 2 * watched), PAGE_SIZE)
         return _read_by(
             lambda answer: [_ListedFlow(self.flow_id, _decoded(answer, list[_ListedRun]))],
             endpoints.execution_history(self.flow_id, limit=limit).first(),

@@ -59,42 +59,6 @@ def said_by(execution: Execution) -> str:
     return (execution.exception or "").strip()[:_LONGEST_EXCEPTION]
 
 
-class Resumption(Enum):
-    """What a new try does about the run of an earlier one."""
-
-    FOLLOW = "follow"
-    DONE = "done"
-    START = "start"
-    REPLACE = "replace"
-
-
-def resumption(
-    execution: Execution | None,
-    *,
-    stop_asked: bool = False,
-    cleared: bool = False,
-    cancel_on_kill: bool = True,
-    fail_on_warning: bool = False,
-) -> Resumption:
-    """
-    Say what to do about the run that an earlier try of the same task started.
-
-    :param execution: that run's record; ``None`` where it is gone.
-    :param stop_asked: whether we asked Etlworks to stop it: then it counts as ended badly, whatever its status says
-        later, since a stopped streaming flow ends as ``success``.
-    :param cleared: whether somebody cleared the task since, which asks for a new run.
-    :param cancel_on_kill: whether a run is stopped when its task is cleared.
-    :param fail_on_warning: whether ``warning`` is a failure.
-    :return: follow it; it is done; start a new one; or stop it and start a new one.
-    """
-    if execution is None or stop_asked:
-        return Resumption.START
-    outcome = outcome_of(execution, fail_on_warning=fail_on_warning)
-    if outcome is Outcome.GOING:
-        return Resumption.REPLACE if cleared and cancel_on_kill else Resumption.FOLLOW
-    return Resumption.DONE if outcome is Outcome.SUCCESS and not cleared else Resumption.START
-
-
 def task_result(execution: Execution, url: str) -> dict[str, Any]:
     """
     Return what a task tells about its run: JSON-safe, times as ISO 8601 in UTC, ``None`` where Etlworks does not say.

@@ -26,6 +26,7 @@ from airflow_provider_etlworks.client.models import Execution, StartStatus
 from airflow_provider_etlworks.client.procedure import Pause
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -265,13 +266,10 @@ class Start:
         state = "is being stopped" if other.is_being_stopped else f"is {other.status}"
         self.log.info("Run %s of the flow %s; waiting for its end before starting.", other.audit_id, state)
         followed = yield from follow(
-            self.flow_id,
-            other.audit_id,
+            RunRef(self.flow_id, other.audit_id),
+            PollPolicy(self.poll_interval, self.patience, self.deadline),
             clock=self.clock,
             log=self.log,
-            poll_interval=self.poll_interval,
-            patience=self.patience,
-            deadline=self.deadline,
             is_over=lambda run: run.has_ended and not run.is_being_stopped,
         )
         if followed.ending is Ending.DEADLINE:

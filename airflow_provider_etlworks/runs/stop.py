@@ -15,7 +15,7 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.client.procedure import Once, Pause
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Conversation
 

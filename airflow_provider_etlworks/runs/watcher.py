@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.transport import POOL_SIZE
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import Ending, Followed, Watch
 from airflow_provider_etlworks.runs.listings import (
     Choice,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.procedure import Log
+    from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 T = TypeVar("T")
 
@@ -192,33 +193,23 @@ class Watcher:
 
     async def follow(
         self,
-        flow_id: int,
-        audit_id: int,
+        run: RunRef,
+        policy: PollPolicy,
         *,
         log: Log,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        patience: float = DEFAULT_PATIENCE,
-        deadline: float | None = None,
     ) -> Followed:
         """
         Follow a run until it ends, as :func:`~airflow_provider_etlworks.runs.follow.follow` does.
 
         A run that is followed already is not asked for twice. The parameters are those of that function.
         """
-        watch = Watch(
-            audit_id,
-            clock=self._clock,
-            log=log,
-            poll_interval=poll_interval,
-            patience=patience,
-            deadline=deadline,
-        )
+        watch = Watch(run.audit_id, policy, clock=self._clock, log=log)
         subscriber = _Subscriber(watch)
-        run = self._enter(flow_id, audit_id, subscriber, deadline)
+        entered = self._enter(run.flow_id, run.audit_id, subscriber, policy.deadline)
         try:
             return await subscriber.told
         finally:
-            self._leave(run, subscriber)
+            self._leave(entered, subscriber)
 
     async def close(self) -> None:
         """Ask no more."""

@@ -18,19 +18,20 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnauthorized,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.compat import AirflowNotFoundException, read_watcher_notes, write_watcher_notes
-from airflow_provider_etlworks.runs.completions import Endings, Notes, Rounds
+from airflow_provider_etlworks.compat import AirflowNotFoundException
+from airflow_provider_etlworks.runs.checkpoint import Notes
+from airflow_provider_etlworks.runs.completion_plan import Rounds
+from airflow_provider_etlworks.runs.completions import Endings
 from airflow_provider_etlworks.runs.outcome import task_result
 from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.runs.completions import End
     from airflow_provider_etlworks.runs.watcher import Watcher
-    from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +50,42 @@ _STORED_WITHIN = 10.0
 _NOBODY_ANSWERS = (EtlworksUnreachable, EtlworksRateLimited, EtlworksUnauthorized)
 
 
+@dataclass(frozen=True, eq=False)
+class FlowToWatch:
+    """
+    What the trigger of an asset's watcher is to do.
+
+    :ivar flow_id: the flow.
+    :ivar statuses: which ends are told.
+    :ivar conn_id: the Airflow connection.
+    :ivar poll_interval: seconds between two looks.
+    :ivar read_notes: reads from Airflow what was noted under a key; ``None`` where there is nothing yet.
+    :ivar write_notes: has Airflow note something under a key.
+    """
+
+    flow_id: int
+    statuses: Sequence[str]
+    conn_id: str
+    poll_interval: float
+    read_notes: Callable[[str], Awaitable[Any]]
+    write_notes: Callable[[str, Any], Awaitable[None]]
+
+
 class Watch:
     """
     One trigger that waits for the ends of a flow.
 
-    :param trigger: the trigger.
+    :param job: the flow, and which of its ends count.
     :ivar endings: finds the ends; ``None`` until the trigger's notes have been read.
     """
 
-    def __init__(self, trigger: EtlworksFlowFinishedTrigger) -> None:
-        self.flow_id = trigger.flow_id
-        self.interval = trigger.poll_interval
+    def __init__(self, job: FlowToWatch) -> None:
+        self.flow_id = job.flow_id
+        self.interval = job.poll_interval
         self.endings: Endings | None = None
-        self._statuses = frozenset(trigger.statuses)
-        self._trigger = trigger
-        name = f"etlworks_ends.{trigger.etlworks_conn_id}.{trigger.flow_id}.{'-'.join(trigger.statuses)}"
+        self._statuses = frozenset(job.statuses)
+        self._job = job
+        name = f"etlworks_ends.{job.conn_id}.{job.flow_id}.{'-'.join(job.statuses)}"
         self._key = re.sub(r"[^\w.-]", "_", name)
         self._on_the_way = 0
         self._is_sound = True
@@ -74,7 +96,7 @@ class Watch:
     async def open(self) -> Endings:
         """Read the notes of earlier days, unless that has been done."""
         if self.endings is None:
-            noted = await read_watcher_notes(self._trigger, self._key)
+            noted = await self._job.read_notes(self._key)
             try:
                 self._kept = None if noted is None else Notes.from_json(noted)
             except ValueError as error:
@@ -108,7 +130,7 @@ class Watch:
             if notes is None or notes == self._kept:
                 return
             try:
-                await write_watcher_notes(self._trigger, self._key, notes.to_json())
+                await self._job.write_notes(self._key, notes.to_json())
             except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round writes it
                 log.warning("Airflow could not note what flow %s has told: %s", self.flow_id, error)
             else:
@@ -151,9 +173,9 @@ class EndsStream:
         self._complained_at: dict[object, float] = {}
 
     @contextmanager
-    def watch(self, trigger: EtlworksFlowFinishedTrigger) -> Iterator[Watch]:
-        """Watch a trigger's flow."""
-        watch = Watch(trigger)
+    def watch(self, job: FlowToWatch) -> Iterator[Watch]:
+        """Watch a flow."""
+        watch = Watch(job)
         self._watches.append(watch)
         self._somebody_came.set()
         try:
@@ -265,22 +287,22 @@ def stream_of(etlworks_conn_id: str) -> EndsStream:
 
 
 @contextmanager
-def watch_of(trigger: EtlworksFlowFinishedTrigger) -> Iterator[Watch]:
-    """Watch a trigger's flow in the stream of its connection."""
-    with stream_of(trigger.etlworks_conn_id).watch(trigger) as watch:
+def watch_of(job: FlowToWatch) -> Iterator[Watch]:
+    """Watch a flow in the stream of its connection."""
+    with stream_of(job.conn_id).watch(job) as watch:
         yield watch
 
 
-async def payloads_of(trigger: EtlworksFlowFinishedTrigger) -> AsyncIterator[dict[str, Any]]:
+async def payloads_of(job: FlowToWatch) -> AsyncIterator[dict[str, Any]]:
     """
     Yield what the events of a trigger tell that shares nothing, for ever.
 
     Airflow does not say when an event is stored. So it is noted some seconds later: it may be told twice, and is never
     lost.
     """
-    stream = EndsStream(trigger.etlworks_conn_id)
+    stream = EndsStream(job.conn_id)
     noting: set[asyncio.Task[None]] = set()
-    with stream.watch(trigger):
+    with stream.watch(job):
         try:
             async for told in stream.ends():
                 yield told.payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -11,8 +12,13 @@ from airflow_provider_etlworks.triggerer.startup import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
+    from types import ModuleType
 
     from airflow.triggers.shared_stream import SharedStreamProducer
+
+    from airflow_provider_etlworks.triggerer.completions import FlowToWatch
+
+_COMPLETIONS = "airflow_provider_etlworks.triggerer.completions"
 
 DEFAULT_STATUSES = ("success", "warning")
 FINAL_STATUSES = ("success", "warning", "error", "canceled")
@@ -77,8 +83,8 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end, for ever. Airflow 3.3 and later share a stream instead."""
-        watching = await load("airflow_provider_etlworks.triggerer.completions")
-        async for payload in watching.payloads_of(self):
+        module = await load(_COMPLETIONS)
+        async for payload in module.payloads_of(self._job(module)):
             yield TriggerEvent(payload)
 
     def shared_stream_key(self) -> Hashable | None:
@@ -94,9 +100,22 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that is found for this trigger."""
-        watching = await load("airflow_provider_etlworks.triggerer.completions")
-        with watching.watch_of(self) as watch:
+        module = await load(_COMPLETIONS)
+        with module.watch_of(self._job(module)) as watch:
             async for told in shared_stream:
                 if told.watch is watch:
                     told.has_left = True
                     yield TriggerEvent(told.payload)
+
+    def _job(self, module: ModuleType) -> FlowToWatch:
+        from airflow_provider_etlworks.compat import read_watcher_notes, write_watcher_notes
+
+        job: FlowToWatch = module.FlowToWatch(
+            flow_id=self.flow_id,
+            statuses=self.statuses,
+            conn_id=self.etlworks_conn_id,
+            poll_interval=self.poll_interval,
+            read_notes=partial(read_watcher_notes, self),
+            write_notes=partial(write_watcher_notes, self),
+        )
+        return job

@@ -13,8 +13,11 @@ from airflow_provider_etlworks.triggerer.startup import head_start, load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import ModuleType
 
-_WATCHING = "airflow_provider_etlworks.triggerer.follow_run"
+    from airflow_provider_etlworks.triggerer.follow_run import RunToFollow
+
+_FOLLOW_RUN = "airflow_provider_etlworks.triggerer.follow_run"
 
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
@@ -78,9 +81,9 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
         await asyncio.sleep(head_start(self, self.poll_interval))
-        watching = await load(_WATCHING)
+        module = await load(_FOLLOW_RUN)
         try:
-            event = await watching.event_of(self)
+            event = await module.follow_run(self._job(module))
         except asyncio.CancelledError:
             self.log.info("No longer watching run %s here. Unless it is stopped, it goes on.", self.audit_id)
             raise
@@ -91,5 +94,15 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         if not self.cancel_on_kill:
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
-        watching = await load(_WATCHING)
-        await watching.stop_run(self)
+        module = await load(_FOLLOW_RUN)
+        await module.stop_run(self._job(module))
+
+    def _job(self, module: ModuleType) -> RunToFollow:
+        job: RunToFollow = module.RunToFollow(
+            run=module.RunRef(self.flow_id, self.audit_id),
+            policy=module.PollPolicy(self.poll_interval, self.patience, self.deadline),
+            conn_id=self.etlworks_conn_id,
+            cancel_on_kill=self.cancel_on_kill,
+            log=self.log,
+        )
+        return job

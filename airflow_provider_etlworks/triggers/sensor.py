@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -14,7 +15,7 @@ from airflow_provider_etlworks.triggerer.startup import head_start, load
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_SEARCHING = "airflow_provider_etlworks.triggerer.wait_for_run"
+_WAIT_FOR_RUN = "airflow_provider_etlworks.triggerer.wait_for_run"
 
 
 class EtlworksFlowSensorTrigger(BaseTrigger):
@@ -81,6 +82,14 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         """Wait for the run, and yield the one event."""
         waited = head_start(self, self.poll_interval)
         await asyncio.sleep(waited)
-        searching = await load(_SEARCHING)
-        event = await searching.event_of(self, pause=max(0.0, self.poll_interval - waited))
+        module = await load(_WAIT_FOR_RUN)
+        since = None if self.since is None else datetime.fromisoformat(self.since)
+        job = module.RunToAwait(
+            awaited=module.Awaited(self.flow_id, self.audit_id, self.message_uuid, since),
+            policy=module.PollPolicy(self.poll_interval, self.patience, self.deadline),
+            repetition_grace=self.repetition_grace,
+            conn_id=self.etlworks_conn_id,
+            log=self.log,
+        )
+        event = await module.wait_for_run(job, pause=max(0.0, self.poll_interval - waited))
         yield TriggerEvent(event.to_payload())

@@ -11,7 +11,7 @@ import pytest
 from client_support import Drive, ScriptedServer, VirtualClock, reply
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.endpoints import Call, PagedCall
+from airflow_provider_etlworks.client.call import Call, PagedCall
 from airflow_provider_etlworks.client.errors import EtlworksNotFound
 from airflow_provider_etlworks.client.models import StartStatus
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body

@@ -12,8 +12,7 @@ from support import BEGINNING, FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
 from airflow_provider_etlworks.compat import ObjectStoragePath
-from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator
-from airflow_provider_etlworks.operators.listener import LONGEST_ANSWER
+from airflow_provider_etlworks.operators.listener import LONGEST_ANSWER, EtlworksHttpListenerOperator
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 
 if TYPE_CHECKING:

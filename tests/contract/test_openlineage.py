@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import FLOW, Etlworks
 
-from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator, EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.sandbox import hang_up
 from airflow_provider_etlworks.worker.openlineage import lineage_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import BEGINNING, FLOW, FastClock, carry_out
 
-from airflow_provider_etlworks.client.endpoints import Page
+from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import (
     EtlworksForbidden,
     EtlworksNotFound,
@@ -22,7 +22,7 @@ from airflow_provider_etlworks.runs.find import Awaited, Lookout, Trouble
 from airflow_provider_etlworks.runs.follow import Ending, Followed
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
 
 
 def moment(seconds: float) -> datetime:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.endpoints import Answer, Call, PagedCall
+from airflow_provider_etlworks.client.call import Answer, Call, PagedCall
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksReplyError
 from airflow_provider_etlworks.client.models import StartStatus
 

@@ -10,8 +10,9 @@ import pytest
 from client_support import whole_text_of
 
 from airflow_provider_etlworks.client import endpoints, errors
-from airflow_provider_etlworks.client.endpoints import Answer
-from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksReplyError, excerpt, redact
+from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksReplyError
+from airflow_provider_etlworks.client.redaction import excerpt, redact
 
 CALL = endpoints.get_flow(7)
 PASSWORD = 'hunter2 "and, more"'

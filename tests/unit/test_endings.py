@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import FastClock, carry_out
 
-from airflow_provider_etlworks.client.endpoints import Page
+from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import EtlworksForbidden, EtlworksNotFound, EtlworksUnreachable
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.completions import Endings, Notes, Rounds
+from airflow_provider_etlworks.runs.checkpoint import Notes
+from airflow_provider_etlworks.runs.completion_plan import Rounds
+from airflow_provider_etlworks.runs.completions import Endings
 from airflow_provider_etlworks.runs.listings import _ListedFlow, _ListedRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from airflow_provider_etlworks.client.endpoints import Call
+    from airflow_provider_etlworks.client.call import Call
 
 FLOW = 7
 MOMENT = datetime(2026, 5, 9, tzinfo=timezone.utc)

@@ -21,14 +21,9 @@ from airflow_provider_etlworks.client.errors import (
     api_error,
 )
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.follow import (
-    DEFAULT_POLL_INTERVAL,
-    VISIBILITY_GRACE,
-    Ending,
-    Followed,
-    follow,
-    pause_before_next_look,
-)
+from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, Followed, follow, pause_before_next_look
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 HOUR = 3600.0
 GONE = EtlworksNotFound("No such run.", status=404)
@@ -64,7 +59,7 @@ def followed(caplog: pytest.LogCaptureFixture, timeline: Timeline, **options: An
         assert len(looks) < 100_000, "nobody ever gives up"
         return timeline(looks[-1])
 
-    conversation = follow(7, 1, clock=clock, log=logging.getLogger("follow"), **options)
+    conversation = follow(RunRef(7, 1), PollPolicy(**options), clock=clock, log=logging.getLogger("follow"))
     return Story(carry_out(conversation, clock, answer), looks, [each.getMessage() for each in caplog.records])
 
 

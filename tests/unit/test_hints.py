@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from client_support import VirtualClock
 
-from airflow_provider_etlworks.client.endpoints import Answer
+from airflow_provider_etlworks.client.call import Answer
 from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error
 from airflow_provider_etlworks.runs.listings import (
     HistoryOfFlow,

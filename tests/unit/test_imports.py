@@ -46,8 +46,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert own <= {
-        "compat", "links", "operators", "operators.base", "operators.flow", "operators.listener", "provider_info", "runs",
-        "runs.defaults",
+        "compat", "links", "operators", "operators.base", "operators.flow", "operators.listener", "provider_info",
+        "runs", "runs.defaults",
     }  # fmt: skip
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator, flat_parameters
-from airflow_provider_etlworks.runs.follow import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 

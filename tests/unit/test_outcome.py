@@ -7,7 +7,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
-from airflow_provider_etlworks.runs.outcome import Outcome, Resumption, outcome_of, resumption, task_result
+from airflow_provider_etlworks.runs.outcome import Outcome, outcome_of, task_result
+from airflow_provider_etlworks.runs.reattach import Resumption, resumption
 
 NOW = datetime(2026, 5, 9, 4, 0, tzinfo=timezone.utc)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import StateStore
 
-from airflow_provider_etlworks.bundles.bundle import BundleBody, Format, Inspection, JsonOutline, Manifest
+from airflow_provider_etlworks.bundles.bundle import BundleBody, Inspection, JsonOutline
+from airflow_provider_etlworks.bundles.manifest import Format, Manifest
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError
 from airflow_provider_etlworks.client.streaming import PIECE, FileBody
 from airflow_provider_etlworks.storage import stored_file

@@ -22,7 +22,8 @@ from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.operators.flow import EtlworksHttpListenerOperator, EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
+from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.operators.promotion import (
     EtlworksExportOperator,
     EtlworksImportOperator,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import BEGINNING, FastClock, carry_out
 
-from airflow_provider_etlworks.client.endpoints import Call, Page
+from airflow_provider_etlworks.client.call import Call, Page
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksError,

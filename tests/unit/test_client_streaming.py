@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from airflow_provider_etlworks.client.tail import LONGEST_LINE, last_lines_of
+from airflow_provider_etlworks.client.streaming import LONGEST_LINE, last_lines_of
 
 LOG = "first\r\nzweite Zeile: Łódź\n\nfourth\r\nlast".encode()
 LINES = ["first", "zweite Zeile: Łódź", "", "fourth", "last"]

@@ -1,0 +1,39 @@
+"""The values that everything about a run is asked with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """
+    One run of one flow.
+
+    :ivar flow_id: the flow.
+    :ivar audit_id: the run.
+    """
+
+    flow_id: int
+    audit_id: int
+
+    def __str__(self) -> str:
+        """Name the run, for logs and messages."""
+        return f"run {self.audit_id} of flow {self.flow_id}"
+
+
+@dataclass(frozen=True)
+class PollPolicy:
+    """
+    How often a run is polled, and when polling gives up.
+
+    :ivar poll_interval: seconds between two polls of a young run; an old run is polled less often.
+    :ivar patience: seconds for which the status may be unreadable.
+    :ivar deadline: Unix time of the last poll; ``None`` is never.
+    """
+
+    poll_interval: float = DEFAULT_POLL_INTERVAL
+    patience: float = DEFAULT_PATIENCE
+    deadline: float | None = None
