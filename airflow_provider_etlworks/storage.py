@@ -57,11 +57,11 @@ class StoredFile:
 
     path: str
 
-    def beside(self, ending: str) -> StoredFile:
+    def sibling(self, ending: str) -> StoredFile:
         """Return the file whose path is this one's, and this ending."""
         return type(self)(self.path + ending)
 
-    def opened(self) -> AbstractContextManager[IO[bytes]]:
+    def open_read(self) -> AbstractContextManager[IO[bytes]]:
         """
         Open it for reading. It can be read several times over, with ``seek``.
 
@@ -69,7 +69,7 @@ class StoredFile:
         """
         raise NotImplementedError
 
-    def replaced(self) -> AbstractContextManager[IO[bytes]]:
+    def atomic_write(self) -> AbstractContextManager[IO[bytes]]:
         """
         Give a temporary file to write to, and move it into place at the end.
 
@@ -80,14 +80,14 @@ class StoredFile:
     def read(self) -> bytes | None:
         """Return all of it; ``None`` where it is not there. For small files."""
         try:
-            with self.opened() as source:
+            with self.open_read() as source:
                 return source.read()
         except FileNotFoundError:
             return None
 
     def write(self, content: bytes) -> None:
         """Replace it. For small files."""
-        with self.replaced() as target:
+        with self.atomic_write() as target:
             target.write(content)
 
     def _neighbour(self) -> str:
@@ -100,13 +100,13 @@ class LocalFile(StoredFile):
     """A file on this machine. What is written can be read by its owner only, from its first byte on."""
 
     @contextmanager
-    def opened(self) -> Iterator[IO[bytes]]:
+    def open_read(self) -> Iterator[IO[bytes]]:
         """Open it for reading."""
         with Path(self.path).open("rb") as source:
             yield source
 
     @contextmanager
-    def replaced(self) -> Iterator[IO[bytes]]:
+    def atomic_write(self) -> Iterator[IO[bytes]]:
         """Give a temporary file to write to, and move it into place at the end."""
         place, temporary = Path(self.path), Path(self._neighbour())
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ class RemoteFile(StoredFile):
     """A file in an object store, reached as Airflow's ObjectStoragePath reaches it."""
 
     @contextmanager
-    def opened(self) -> Iterator[IO[bytes]]:
+    def open_read(self) -> Iterator[IO[bytes]]:
         """Open it for reading."""
         store, place = _located(self.path)
         # Not the path's own open(): it notes every single read as lineage.
@@ -142,7 +142,7 @@ class RemoteFile(StoredFile):
             yield source
 
     @contextmanager
-    def replaced(self) -> Iterator[IO[bytes]]:
+    def atomic_write(self) -> Iterator[IO[bytes]]:
         """Give a temporary file to write to, and move it into place at the end."""
         store, place = _located(self.path)
         temporary = _located(self._neighbour())[1]

@@ -10,7 +10,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import DRIVES, Drive, VirtualClock, whole_text_of
+from support.client import DRIVES, Drive, VirtualClock, whole_text_of
 from xdist.scheduler import LoadScopeScheduling
 
 from airflow_provider_etlworks.client.settings import ClientSettings

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from airflow_provider_etlworks.bundles.manifest import Format
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, error_message
 from airflow_provider_etlworks.client.redaction import excerpt
-from airflow_provider_etlworks.client.streaming import PIECE, pieces_of
+from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ _SPACE = b" \t\r\n"
 # --- A bundle that passes -------------------------------------------------------------------------------------------
 
 
-class JsonOutline:
+class JsonCompleteness:
     """
     Tells whether a JSON document that passes in pieces is whole, without holding it.
 
@@ -42,7 +42,7 @@ class JsonOutline:
         self._depth = 0
         self._last = b""
 
-    def take(self, piece: bytes) -> None:
+    def feed(self, piece: bytes) -> None:
         """Take the next piece."""
         data = self._held + piece
         # An escape that is cut in two waits for its second half.
@@ -61,7 +61,7 @@ class JsonOutline:
         return not (self._in_string or self._held or self._depth) and self._last in (b"}", b"]")
 
 
-class Inspection:
+class BundleInspector:
     """
     Looks at a bundle while it passes: its length, its hash, and whether it is a whole bundle at all.
 
@@ -73,25 +73,25 @@ class Inspection:
     def __init__(self, format: Format | None = None) -> None:  # noqa: A002  # what users call it
         self._format = format
         self._hash = hashlib.sha256()
-        self._outline = JsonOutline()
+        self._outline = JsonCompleteness()
         self._head = b""
         self.size = 0
         self.dump_size = 0
 
-    def take(self, piece: bytes) -> None:
+    def feed(self, piece: bytes) -> None:
         """Take the next piece."""
-        if len(self._head) < PIECE:
-            self._head += piece[: PIECE - len(self._head)]
+        if len(self._head) < CHUNK_SIZE:
+            self._head += piece[: CHUNK_SIZE - len(self._head)]
         self._hash.update(piece)
         if self.format is Format.IO:
-            self._outline.take(piece)
+            self._outline.feed(piece)
         self.size += len(piece)
         self.dump_size += len(piece) + _ESCAPE_ADDS * (len(piece) - len(piece.translate(None, _TO_ESCAPE)))
 
-    def watch(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    def tee(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Take the pieces, and hand them on."""
         for piece in pieces:
-            self.take(piece)
+            self.feed(piece)
             yield piece
 
     @property
@@ -107,10 +107,10 @@ class Inspection:
     @property
     def refusal(self) -> str | None:
         """The reason that an error gives which came in the place of a bundle; ``None`` where it is none."""
-        return _refusal(self._text) if self.size <= PIECE else None
+        return _refusal(self._text) if self.size <= CHUNK_SIZE else None
 
     @property
-    def fault(self) -> str | None:
+    def problem(self) -> str | None:
         """What is wrong with the bundle that has passed; ``None`` where it is one. Nothing of it is repeated."""
         head = self._text
         if not head:
@@ -127,7 +127,7 @@ class Inspection:
             return f"it is no JSON object, and begins with none; {self.size} bytes"
         if not self._outline.is_whole:
             return f"it is cut off, or is no JSON: its brackets are not closed after {self.size} bytes"
-        if self.size <= PIECE and not _JSON_WITH_CONTENT.search(head):
+        if self.size <= CHUNK_SIZE and not _JSON_WITH_CONTENT.search(head):
             return "it is a JSON document with nothing in it"
         return None
 
@@ -172,7 +172,7 @@ class BundleBody:
     :param inspected: the inspection of the same file.
     """
 
-    def __init__(self, source: Source, inspected: Inspection) -> None:
+    def __init__(self, source: Source, inspected: BundleInspector) -> None:
         self._source = source
         self._inspected = inspected
         self._wrapping = (b'{"dump":"', b'"}') if inspected.format is Format.OLDER else (b"", b"")
@@ -191,7 +191,7 @@ class BundleBody:
         """
         before, after = self._wrapping
         sent, hashed, held = 0, hashlib.sha256(), b""
-        for piece in pieces_of(self._source):
+        for piece in read_chunks(self._source):
             if held:
                 yield before + self._encoded(held)
                 before, sent = b"", sent + len(held)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.bundles.report import Fate, Item, items_of
+from airflow_provider_etlworks.bundles.report import Item, ItemAction, parse_items
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -19,7 +19,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksImportUnknown,
     EtlworksRefused,
 )
-from airflow_provider_etlworks.client.procedure import Pause, everything
+from airflow_provider_etlworks.client.procedure import Sleep, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Flow
-    from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
 
 IMPORT_GRACE = 120.0
 """Seconds for which the target may take to show an import whose answer was lost."""
@@ -36,7 +36,7 @@ _FIRST_LOOK_PAUSE = 1.0
 _LONGEST_LOOK_PAUSE = 15.0
 _MOST_NAMED = 20
 
-Marks = dict[str, list[list[int]]]
+FlowVersions = dict[str, list[list[int]]]
 """Flows by name, each as its id and the Unix milliseconds of its last change (0: not told). JSON."""
 
 
@@ -54,7 +54,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Import:
+class BundleImport:
     """
     An import that is to happen, and all that is needed to do it once.
 
@@ -72,34 +72,34 @@ class Import:
     clock: Clock
     log: Log
     user: str | None = None
-    remember: Callable[[bool], None] = lambda _: None
+    save_intent: Callable[[bool], None] = lambda _: None
 
-    def carry_out(self, before: Marks) -> Conversation[Imported]:
+    def import_once(self, before: FlowVersions) -> Procedure[Imported]:
         """
         Import the bundle.
 
-        :param before: what the target has, as :func:`marks_of` tells.
+        :param before: what the target has, as :func:`flow_versions` tells.
         :raises EtlworksImportFailed: Etlworks refused it, or imported only a part.
         :raises EtlworksImportUnknown: it was sent, and it cannot be told whether it was applied.
         :raises EtlworksError: nothing was imported.
         """
-        self.remember(True)
+        self.save_intent(True)
         try:
             answer = yield self.call
         except EtlworksRefused as error:
             raise EtlworksImportFailed((yield from self._refused(error, before))) from None
         except EtlworksError as error:
-            if error.unprocessed:
-                self.remember(False)
+            if error.not_processed:
+                self.save_intent(False)
                 raise
             self.log.warning("The answer to the import was lost: %s Looking in the target; nothing is repeated.", error)
-            return (yield from self.look_for(before, f"its answer was lost ({error})"))
-        items = items_of(answer)
-        if any(item.fate is Fate.FAILED for item in items):
+            return (yield from self.reconcile(before, f"its answer was lost ({error})"))
+        items = parse_items(answer)
+        if any(item.fate is ItemAction.FAILED for item in items):
             raise EtlworksImportFailed(f"Etlworks imported only a part of the bundle. {_done_and_not(items)}")
         return Imported(tuple(items))
 
-    def look_for(self, before: Marks, why: str, grace: float = IMPORT_GRACE) -> Conversation[Imported]:
+    def reconcile(self, before: FlowVersions, why: str, grace: float = IMPORT_GRACE) -> Procedure[Imported]:
         """
         Look in the target for what an import has done whose answer is not known.
 
@@ -119,7 +119,7 @@ class Import:
         while True:
             waited = self.clock.monotonic() - began
             try:
-                changed, unchanged = self._changes(before, (yield from everything(endpoints.list_flows())))
+                changed, unchanged = self._changes(before, (yield from read_all(endpoints.list_flows())))
             except EtlworksError as error:
                 if not error.retryable or waited >= grace:
                     raise EtlworksImportUnknown(
@@ -137,22 +137,22 @@ class Import:
                         f"{sent}{_both_possibilities(changed, unchanged)} Nothing was sent again. "
                         "Look at these flows in Etlworks."
                     )
-            yield Pause(pause)
+            yield Sleep(pause)
             pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)
 
-    def _changes(self, before: Marks, flows: Iterable[Flow]) -> tuple[list[str], list[str]]:
+    def _changes(self, before: FlowVersions, flows: Iterable[Flow]) -> tuple[list[str], list[str]]:
         """Return which of the bundle's flows we may have changed since, and which not."""
         ours = [flow for flow in flows if not _is_of_another(flow, self.user)]
-        now = marks_of(ours, self.flow_names)
+        now = flow_versions(ours, self.flow_names)
         changed = [name for name in now if any(mark not in before.get(name, []) for mark in now[name])]
         return changed, [name for name in dict.fromkeys(self.flow_names) if name not in changed]
 
-    def _refused(self, error: EtlworksRefused, before: Marks) -> Conversation[str]:
+    def _refused(self, error: EtlworksRefused, before: FlowVersions) -> Procedure[str]:
         """Say what is done of an import that the server refused, in part or as a whole."""
-        if items := items_of(error.answer):
+        if items := parse_items(error.answer):
             return f"{error} {_done_and_not(items)}"
         try:
-            changed, unchanged = self._changes(before, (yield from everything(endpoints.list_flows())))
+            changed, unchanged = self._changes(before, (yield from read_all(endpoints.list_flows())))
         except EtlworksError as unread:
             return f"{error} Whether a part of it was imported is not known: {unread}"
         if not changed:
@@ -160,7 +160,7 @@ class Import:
         return f"{error} In the target, changed: {named(changed)}. Not changed: {named(unchanged)}."
 
 
-def marks_of(flows: Iterable[Flow], names: Iterable[str]) -> Marks:
+def flow_versions(flows: Iterable[Flow], names: Iterable[str]) -> FlowVersions:
     """
     Return what tells later whether flows were changed.
 
@@ -168,7 +168,7 @@ def marks_of(flows: Iterable[Flow], names: Iterable[str]) -> Marks:
     :param names: the flows that matter; those that are not there are left out.
     """
     wanted = set(names)
-    marks: Marks = {}
+    marks: FlowVersions = {}
     for flow in flows:
         if flow.name in wanted:
             changed_at = int(flow.modified_at.timestamp() * 1000) if flow.modified_at else 0
@@ -202,11 +202,11 @@ def _both_possibilities(changed: Sequence[str], unchanged: Sequence[str]) -> str
 def _done_and_not(items: Sequence[Item]) -> str:
     """Say what an answer tells of each thing."""
     failed = [f"{item.label}{f' ({item.message[:200]})' if item.message else ''}" for item in items if _failed(item)]
-    done = [item.label for item in items if not _failed(item) and item.fate is not Fate.UNCLEAR]
-    not_told = [item.label for item in items if item.fate is Fate.UNCLEAR]
+    done = [item.label for item in items if not _failed(item) and item.fate is not ItemAction.UNCLEAR]
+    not_told = [item.label for item in items if item.fate is ItemAction.UNCLEAR]
     said = f"Not done: {named(failed)}. Done: {named(done)}."
     return f"{said} Not told: {named(not_told)}." if not_told else said
 
 
 def _failed(item: Item) -> bool:
-    return item.fate in (Fate.FAILED, Fate.MISSING)
+    return item.fate in (ItemAction.FAILED, ItemAction.MISSING)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.bundles.report import Fate, Item, items_of, remarks_of
+from airflow_provider_etlworks.bundles.report import Item, ItemAction, parse_items, parse_remarks
 from airflow_provider_etlworks.client.redaction import redact
 
 if TYPE_CHECKING:
@@ -29,14 +29,21 @@ _MARKUP = re.compile(r"([\\`*_\[\]()#!|~])")
 _LINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 _NO_LINK = "\u2060"
 
-_IN_ORDER = (Fate.MISSING, Fate.FAILED, Fate.REPLACED, Fate.NEW, Fate.UNCLEAR, Fate.KEPT)
+_IN_ORDER = (
+    ItemAction.MISSING,
+    ItemAction.FAILED,
+    ItemAction.REPLACED,
+    ItemAction.NEW,
+    ItemAction.UNCLEAR,
+    ItemAction.KEPT,
+)
 _SAID = {
-    Fate.MISSING: "**missing** in the target",
-    Fate.FAILED: "**cannot be imported**",
-    Fate.REPLACED: "replaced",
-    Fate.NEW: "new",
-    Fate.UNCLEAR: "not told; please check",
-    Fate.KEPT: "kept as it is",
+    ItemAction.MISSING: "**missing** in the target",
+    ItemAction.FAILED: "**cannot be imported**",
+    ItemAction.REPLACED: "replaced",
+    ItemAction.NEW: "new",
+    ItemAction.UNCLEAR: "not told; please check",
+    ItemAction.KEPT: "kept as it is",
 }
 
 
@@ -54,24 +61,24 @@ class Preview:
     remarks: tuple[str, ...]
     shape_known: bool
 
-    def of(self, fate: Fate) -> list[Item]:
+    def of(self, fate: ItemAction) -> list[Item]:
         """Return the things that this would happen to."""
         return [item for item in self.items if item.fate is fate]
 
     @property
     def missing_connections(self) -> list[Item]:
         """The connections that the target lacks. What is missing and says not what it is counts as one."""
-        return [item for item in self.of(Fate.MISSING) if item.kind in ("connection", "object")]
+        return [item for item in self.of(ItemAction.MISSING) if item.kind in ("connection", "object")]
 
     def summary(self) -> dict[str, Any]:
         """Return it as a dict of JSON, of bounded size: what is listed, and how much there is of each."""
         listed: dict[str, list[Item]] = {
-            "new": self.of(Fate.NEW),
-            "replaced": self.of(Fate.REPLACED),
-            "kept": self.of(Fate.KEPT),
-            "failed": self.of(Fate.FAILED),
-            "unclear": self.of(Fate.UNCLEAR),
-            "missing_others": [item for item in self.of(Fate.MISSING) if item not in self.missing_connections],
+            "new": self.of(ItemAction.NEW),
+            "replaced": self.of(ItemAction.REPLACED),
+            "kept": self.of(ItemAction.KEPT),
+            "failed": self.of(ItemAction.FAILED),
+            "unclear": self.of(ItemAction.UNCLEAR),
+            "missing_others": [item for item in self.of(ItemAction.MISSING) if item not in self.missing_connections],
         }
         missing = self.missing_connections
         return {
@@ -98,7 +105,7 @@ class Preview:
         if missing := self.missing_connections:
             count = f"{len(missing)} connections are" if len(missing) > 1 else "1 connection is"
             lines += [f"**{count} missing in the target.** Flows that use what is missing will not run.", ""]
-        if any(item.kind == "connection" for item in self.of(Fate.REPLACED)):
+        if any(item.kind == "connection" for item in self.of(ItemAction.REPLACED)):
             lines += ["Connections that are replaced take their settings from the bundle.", ""]
         if self.remarks:
             lines += ["Etlworks remarks:", ""]
@@ -131,18 +138,19 @@ def preview_of(
     :param target_connections: the names of connections that the target is known to have.
     """
     flows_there, connections_there = set(target_flows), set(target_connections)
-    told = items_of(answer)
+    told = parse_items(answer)
     names = {item.name for item in told if item.kind == "flow"}
     items = told + [Item("flow", each) for each in flow_names if each not in names]
     listed = {item.name for item in told if item.kind == "connection"}
     needed = list(dict.fromkeys(name for item in told for name in item.uses if name not in listed))
     # Needed, and not in the bundle: the target must have it.
     items += [
-        Item("connection", each, fate=Fate.KEPT if each in connections_there else Fate.MISSING) for each in needed
+        Item("connection", each, fate=ItemAction.KEPT if each in connections_there else ItemAction.MISSING)
+        for each in needed
     ]
     return Preview(
         tuple(_compared(item, flows_there, connections_there) for item in items),
-        tuple(remarks_of(answer)),
+        tuple(parse_remarks(answer)),
         shape_known=bool(told),
     )
 
@@ -155,12 +163,12 @@ def escaped(text: str) -> str:
 
 def _compared(item: Item, flows_there: set[str], connections_there: set[str]) -> Item:
     """Fill in what an answer leaves open."""
-    if item.fate not in (Fate.UNCLEAR, Fate.DONE):
+    if item.fate not in (ItemAction.UNCLEAR, ItemAction.DONE):
         return item
     if item.kind == "flow" and item.name:
-        return replace(item, fate=Fate.REPLACED if item.name in flows_there else Fate.NEW)
+        return replace(item, fate=ItemAction.REPLACED if item.name in flows_there else ItemAction.NEW)
     known = item.kind == "connection" and item.name in connections_there
-    return replace(item, fate=Fate.REPLACED if known else Fate.UNCLEAR)
+    return replace(item, fate=ItemAction.REPLACED if known else ItemAction.UNCLEAR)
 
 
 def _short(text: str) -> str:

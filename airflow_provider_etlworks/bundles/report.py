@@ -27,7 +27,7 @@ _FATE_FIELDS = ("action", "status", "state", "result", "outcome", "change", "ope
 _MESSAGE_FIELDS = ("message", "error", "exception", "reason")
 
 
-class Fate(str, Enum):
+class ItemAction(str, Enum):
     """What happens, or has happened, to a thing."""
 
     NEW = "new"
@@ -40,23 +40,23 @@ class Fate(str, Enum):
 
 
 # The first that matches: "not found" before "found", "unchanged" before "changed".
-_WORDS: tuple[tuple[Fate, re.Pattern[str]], ...] = (
-    (Fate.FAILED, re.compile(r"\b(fail\w*|error\w*|invalid|reject\w*|refus\w*|not imported|unsuccess\w*)\b")),
-    (Fate.MISSING, re.compile(r"\b(missing|not found|unresolved|absent|unmapped|not exist\w*)\b")),
+_WORDS: tuple[tuple[ItemAction, re.Pattern[str]], ...] = (
+    (ItemAction.FAILED, re.compile(r"\b(fail\w*|error\w*|invalid|reject\w*|refus\w*|not imported|unsuccess\w*)\b")),
+    (ItemAction.MISSING, re.compile(r"\b(missing|not found|unresolved|absent|unmapped|not exist\w*)\b")),
     (
-        Fate.KEPT,
+        ItemAction.KEPT,
         re.compile(
             r"\b(keep\w*|kept|skip\w*|unchanged|not changed|ignor\w*|same|identical|no change\w*|none|no op|noop)\b"
         ),
     ),
-    (Fate.NEW, re.compile(r"\b(new|add|adds|added|creat\w*|insert\w*)\b")),
+    (ItemAction.NEW, re.compile(r"\b(new|add|adds|added|creat\w*|insert\w*)\b")),
     (
-        Fate.REPLACED,
+        ItemAction.REPLACED,
         re.compile(
             r"\b(replac\w*|differ\w*|updat\w*|overwr\w*|modif\w*|chang\w*|exist\w*|conflict\w*|merg\w*|collision\w*)\b"
         ),
     ),
-    (Fate.DONE, re.compile(r"\b(success\w*|ok|done|imported|appl\w*)\b")),
+    (ItemAction.DONE, re.compile(r"\b(success\w*|ok|done|imported|appl\w*)\b")),
 )
 _EXISTS = re.compile(r"\b(exist\w*|found|resolved|available|present)\b")
 _WENT_WELL = re.compile(r"\b(success\w*|ok|imported|applied)\b")
@@ -81,7 +81,7 @@ class Item:
     kind: str
     name: str
     id: int | None = None
-    fate: Fate = Fate.UNCLEAR
+    fate: ItemAction = ItemAction.UNCLEAR
     status: str = ""
     message: str = ""
     uses: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Item:
         return f"{self.kind} {self.name or self.id}"
 
 
-def items_of(answer: Any) -> list[Item]:
+def parse_items(answer: Any) -> list[Item]:
     """
     Read everything that an answer tells of, each thing once.
 
@@ -101,18 +101,18 @@ def items_of(answer: Any) -> list[Item]:
     """
     items: dict[tuple[str, str, int | None], Item] = {}
     used = _graph(answer)
-    for item in _items(answer, kind="", fate=Fate.UNCLEAR, depth=0):
+    for item in _items(answer, kind="", fate=ItemAction.UNCLEAR, depth=0):
         uses = tuple(dict.fromkeys([*item.uses, *used.get(str(item.id), ()), *used.get(item.name, ())]))
         key = (item.kind, item.name, None if item.name else item.id)
         before = items.get(key)
         # Listed twice: once by kind, once by what happens to it.
-        if before is None or before.fate is Fate.UNCLEAR:
+        if before is None or before.fate is ItemAction.UNCLEAR:
             known_id = before.id if before is not None and item.id is None else item.id
             items[key] = replace(item, uses=uses, id=known_id)
     return list(items.values())
 
 
-def remarks_of(answer: Any, depth: int = 0) -> list[str]:
+def parse_remarks(answer: Any, depth: int = 0) -> list[str]:
     """Return the sentences that an answer has under ``warnings``, ``errors``, ``messages`` and the like."""
     if not isinstance(answer, Mapping) or depth > _DEEPEST:
         return []
@@ -128,11 +128,11 @@ def remarks_of(answer: Any, depth: int = 0) -> list[str]:
             )
             remarks += [each for each in texts if isinstance(each, str) and each]
         elif isinstance(value, Mapping):
-            remarks += remarks_of(value, depth + 1)
+            remarks += parse_remarks(value, depth + 1)
     return remarks
 
 
-def _items(value: Any, *, kind: str, fate: Fate, depth: int, key: str = "") -> Iterator[Item]:
+def _items(value: Any, *, kind: str, fate: ItemAction, depth: int, key: str = "") -> Iterator[Item]:
     """Yield the things below a value. ``kind`` and ``fate`` are what the names above it say."""
     if depth > _DEEPEST:
         return
@@ -140,7 +140,7 @@ def _items(value: Any, *, kind: str, fate: Fate, depth: int, key: str = "") -> I
         for each in value:
             yield from _items(each, kind=kind, fate=fate, depth=depth + 1)
     elif isinstance(value, Mapping):
-        if depth and (kind or fate is not Fate.UNCLEAR or _kind_of(value)) and _is_thing(value):
+        if depth and (kind or fate is not ItemAction.UNCLEAR or _kind_of(value)) and _is_thing(value):
             yield _item(value, kind, fate, key)
             return
         for name, each in value.items():
@@ -153,9 +153,13 @@ def _items(value: Any, *, kind: str, fate: Fate, depth: int, key: str = "") -> I
             elif isinstance(each, (Mapping, list)):
                 below = _fate_in(name)
                 yield from _items(
-                    each, kind=inside, fate=below if below is not Fate.UNCLEAR else fate, depth=depth + 1, key=str(name)
+                    each,
+                    kind=inside,
+                    fate=below if below is not ItemAction.UNCLEAR else fate,
+                    depth=depth + 1,
+                    key=str(name),
                 )
-    elif kind or fate is not Fate.UNCLEAR:
+    elif kind or fate is not ItemAction.UNCLEAR:
         if isinstance(value, str) and value.strip():
             yield Item(kind or "object", value, fate=fate)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -168,44 +172,44 @@ def _is_thing(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _item(value: Mapping[str, Any], kind: str, fate: Fate, key: str) -> Item:
+def _item(value: Mapping[str, Any], kind: str, fate: ItemAction, key: str) -> Item:
     name = next((said for field in _NAME_FIELDS if isinstance(said := value.get(field), str) and said), "")
     identity = next((number for field in _ID_FIELDS if (number := _number(value.get(field))) is not None), None)
     status = next((said for field in _FATE_FIELDS if isinstance(said := value.get(field), str) and said), "")
     message = next((said for field in _MESSAGE_FIELDS if isinstance(said := value.get(field), str) and said), "")
     own = _fate_in(status)
     kind = kind or _kind_of(value) or "object"
-    if own in (Fate.UNCLEAR, Fate.DONE):
+    if own in (ItemAction.UNCLEAR, ItemAction.DONE):
         own = next(_flagged(value, kind), own)
     return Item(
         kind=kind,
         name=name,
         id=identity if identity is not None else _number(key),
-        fate=own if own is not Fate.UNCLEAR else fate,
+        fate=own if own is not ItemAction.UNCLEAR else fate,
         status=status,
         message=message,
         uses=tuple(names_in(value.get("connections"))) if kind != "connection" else (),
     )
 
 
-def _flagged(value: Mapping[str, Any], kind: str) -> Iterator[Fate]:
+def _flagged(value: Mapping[str, Any], kind: str) -> Iterator[ItemAction]:
     """Yield what a thing's fields that are true or false say of it."""
     for name, said in value.items():
-        if said is True and (fate := _fate_in(name)) is not Fate.UNCLEAR:
+        if said is True and (fate := _fate_in(name)) is not ItemAction.UNCLEAR:
             yield fate
         elif said is False:
             words = _words(name)
             if _EXISTS.search(words):
-                yield Fate.MISSING if kind == "connection" else Fate.NEW
+                yield ItemAction.MISSING if kind == "connection" else ItemAction.NEW
             elif _WENT_WELL.search(words):
-                yield Fate.FAILED
+                yield ItemAction.FAILED
             elif _DIFFERS.search(words):
-                yield Fate.KEPT
+                yield ItemAction.KEPT
 
 
-def _named(name: str, value: Any, kind: str, fate: Fate) -> Iterator[Item]:
+def _named(name: str, value: Any, kind: str, fate: ItemAction) -> Iterator[Item]:
     """Read one entry of a map of names (or ids) to what happens."""
-    if isinstance(value, str) and (own := _fate_in(value)) is not Fate.UNCLEAR:
+    if isinstance(value, str) and (own := _fate_in(value)) is not ItemAction.UNCLEAR:
         yield Item(kind, name, fate=own, status=value)
     elif isinstance(value, str) and _number(name) is not None:
         yield Item(kind, value, id=_number(name), fate=fate)
@@ -241,9 +245,9 @@ def _kind_in(name: Any) -> str:
     return next((kind for kind in _KINDS if re.search(rf"\b{kind}s?\b", words)), "")
 
 
-def _fate_in(text: Any) -> Fate:
+def _fate_in(text: Any) -> ItemAction:
     words = _words(text)
-    return next((fate for fate, pattern in _WORDS if pattern.search(words)), Fate.UNCLEAR)
+    return next((fate for fate, pattern in _WORDS if pattern.search(words)), ItemAction.UNCLEAR)
 
 
 def _words(text: Any) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_etlworks.bundles.bundle import BundleBody, Inspection
+from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest, instance_of
 from airflow_provider_etlworks.bundles.preview import escaped, preview_of
-from airflow_provider_etlworks.bundles.report import Fate, names_in
+from airflow_provider_etlworks.bundles.report import ItemAction, names_in
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
     EtlworksConfigError,
@@ -22,7 +22,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
 )
 from airflow_provider_etlworks.client.redaction import redact
-from airflow_provider_etlworks.client.streaming import pieces_of
+from airflow_provider_etlworks.client.streaming import read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,10 +43,10 @@ class BundleFile(Protocol):
     def path(self) -> str:
         """Its path or URL."""
 
-    def beside(self, ending: str) -> BundleFile:
+    def sibling(self, ending: str) -> BundleFile:
         """Return the file whose path is this one's with ``ending`` added."""
 
-    def opened(self) -> AbstractContextManager[IO[bytes]]:
+    def open_read(self) -> AbstractContextManager[IO[bytes]]:
         """Open it for reading."""
 
     def read(self) -> bytes | None:
@@ -55,7 +55,7 @@ class BundleFile(Protocol):
     def write(self, content: bytes) -> None:
         """Write it whole."""
 
-    def replaced(self) -> AbstractContextManager[IO[bytes]]:
+    def atomic_write(self) -> AbstractContextManager[IO[bytes]]:
         """Open it for writing; what was there stays until all is written."""
 
 
@@ -95,7 +95,7 @@ def export_bundle(
         if error.status not in (404, 405):
             raise
         log.warning("%s Using the older export API, which always includes connections.", error)
-        inspected = _received(client, endpoints.export_flows_older(flow_ids), file, Format.OLDER)
+        inspected = _received(client, endpoints.export_flows_legacy(flow_ids), file, Format.OLDER)
     now = datetime.fromtimestamp(client.clock.time(), tz=timezone.utc)
     manifest = Manifest(
         format=inspected.format.value,
@@ -108,19 +108,19 @@ def export_bundle(
         flow_names=[flow.name for flow in flows],
         include_connections=include_connections or inspected.format is Format.OLDER,
     )
-    file.beside(MANIFEST_ENDING).write(manifest.to_json())
+    file.sibling(MANIFEST_ENDING).write(manifest.to_json())
     return manifest
 
 
-def _received(client: EtlworksClient, call: Call[Any], file: BundleFile, format: Format) -> Inspection:  # noqa: A002  # as in Inspection
+def _received(client: EtlworksClient, call: Call[Any], file: BundleFile, format: Format) -> BundleInspector:  # noqa: A002  # as in Inspection
     """Write the answer to an export into a file, and check it on its way."""
 
-    def take(pieces: Iterator[bytes]) -> Inspection:
-        inspected = Inspection(format)
-        with file.replaced() as target:
-            for piece in inspected.watch(pieces):
+    def take(pieces: Iterator[bytes]) -> BundleInspector:
+        inspected = BundleInspector(format)
+        with file.atomic_write() as target:
+            for piece in inspected.tee(pieces):
                 target.write(piece)
-            if (fault := inspected.fault) is not None:
+            if (fault := inspected.problem) is not None:
                 said = redact(f"The answer to {call} is no bundle: {fault}.", client.settings.secrets)
                 refused = inspected.refusal is not None
                 raise EtlworksRefused(said, status=200) if refused else EtlworksReplyError(said)
@@ -176,7 +176,7 @@ class OpenBundle:
     """
 
     path: str
-    inspected: Inspection
+    inspected: BundleInspector
     manifest: Manifest | None
     body: BundleBody
 
@@ -188,13 +188,13 @@ class OpenBundle:
     def preview_call(self) -> Call[Any]:
         """Return the call that asks what its import would change."""
         if self.inspected.format is Format.OLDER:
-            return endpoints.preview_import_older(self.body)
+            return endpoints.preview_import_legacy(self.body)
         return endpoints.preview_import(self.body)
 
     def import_call(self) -> Call[Any]:
         """Return the call that imports it."""
         if self.inspected.format is Format.OLDER:
-            return endpoints.import_bundle_older(self.body)
+            return endpoints.import_bundle_legacy(self.body)
         return endpoints.import_bundle(self.body)
 
     @contextmanager
@@ -222,13 +222,13 @@ def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenB
     """
     with ExitStack() as stack:
         try:
-            source = stack.enter_context(file.opened())
+            source = stack.enter_context(file.open_read())
         except FileNotFoundError as error:
             raise EtlworksConfigError(f"There is no bundle at {file.path!r}. Export one there first.") from error
         manifest = _manifest_beside(file)
-        inspected = Inspection(Format(manifest.format) if manifest else None)
-        for piece in pieces_of(source):
-            inspected.take(piece)
+        inspected = BundleInspector(Format(manifest.format) if manifest else None)
+        for piece in read_chunks(source):
+            inspected.feed(piece)
         if expected_sha256 is not None and inspected.sha256 != expected_sha256:
             raise EtlworksConfigError(
                 f"The bundle at {file.path!r} is not the expected one: its SHA-256 is {inspected.sha256}, expected is "
@@ -240,13 +240,13 @@ def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenB
                 f"{inspected.sha256}, and not {manifest.sha256}. Nothing was sent. It was changed after its export, or "
                 "its export was broken off; export again."
             )
-        if (fault := inspected.fault) is not None:
+        if (fault := inspected.problem) is not None:
             raise EtlworksConfigError(f"{file.path!r} is no bundle: {fault}.")
         yield OpenBundle(file.path, inspected, manifest, BundleBody(source, inspected))
 
 
 def _manifest_beside(file: BundleFile) -> Manifest | None:
-    beside = file.beside(MANIFEST_ENDING)
+    beside = file.sibling(MANIFEST_ENDING)
     text = beside.read()
     if text is None:
         return None
@@ -273,13 +273,13 @@ def ask_for_preview(client: EtlworksClient, bundle: OpenBundle, file: BundleFile
 
     def take(pieces: Iterator[bytes]) -> Any:
         kept = bytearray()
-        with file.replaced() as target:
+        with file.atomic_write() as target:
             for piece in pieces:
                 target.write(piece)
                 kept += piece[: max(0, _LONGEST_PREVIEW + 1 - len(kept))]
             if len(kept) > _LONGEST_PREVIEW:
                 return None
-            return call.result(Answer(200, {}, bytes(kept)), client.settings.secrets)
+            return call.result(Response(200, {}, bytes(kept)), client.settings.secrets)
 
     with bundle.explained(call):
         return client.receive(call, take)
@@ -302,7 +302,7 @@ def preview_import(
     flows = list(client.iterate(endpoints.list_flows()))
     target_flows = [flow.name for flow in flows]
     preview = preview_of(answer, flow_names=bundle.flow_names, target_flows=target_flows, target_connections=[])
-    doubtful = (*preview.missing_connections, *preview.of(Fate.UNCLEAR))
+    doubtful = (*preview.missing_connections, *preview.of(ItemAction.UNCLEAR))
     if not any(item.kind == "connection" for item in doubtful):
         return preview
     touched = {item.name for item in preview.items if item.kind == "flow"}

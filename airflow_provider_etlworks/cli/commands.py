@@ -8,7 +8,7 @@ from enum import IntEnum
 from functools import wraps
 from typing import TYPE_CHECKING
 
-from airflow_provider_etlworks.bundles.import_once import Import, marks_of, named
+from airflow_provider_etlworks.bundles.import_once import BundleImport, flow_versions, named
 from airflow_provider_etlworks.bundles.transfer import (
     PREVIEW_ENDING,
     back_up,
@@ -18,7 +18,7 @@ from airflow_provider_etlworks.bundles.transfer import (
     preview_import,
 )
 from airflow_provider_etlworks.cli import terminal
-from airflow_provider_etlworks.cli.terminal import live, log, only_our_lines, plain, say
+from airflow_provider_etlworks.cli.terminal import log, plain, print_status, quiet_logging, spinner
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksConfigError,
@@ -26,14 +26,14 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksImportUnknown,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.flow_selection import selected
+from airflow_provider_etlworks.client.flow_selection import select_flows
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.compat import AirflowNotFoundException, let_commands_read_connections
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.runs.follow import Ending, follow
-from airflow_provider_etlworks.runs.outcome import Outcome, bad_end, outcome_of, task_result
-from airflow_provider_etlworks.runs.start import Start
+from airflow_provider_etlworks.runs.outcome import Outcome, failure_message, outcome_of, task_result
+from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.storage import stored_file
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.bundles.manifest import Manifest
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
-    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.runs.follow import FollowResult
     from airflow_provider_etlworks.storage import StoredFile
 
 
@@ -72,7 +72,7 @@ def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], Non
     def command(args: Namespace) -> None:
         let_commands_read_connections()
         try:
-            with only_our_lines():
+            with quiet_logging():
                 code = work(args)
             # A reader that is gone is noticed here, and not when Python ends.
             sys.stdout.flush()
@@ -81,11 +81,11 @@ def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], Non
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = ExitCode.FAILED
         except (EtlworksError, AirflowNotFoundException, OSError) as error:
-            say("airflow etlworks: " + " ".join(str(error).split()))
+            print_status("airflow etlworks: " + " ".join(str(error).split()))
             unknown = isinstance(error, (EtlworksStartUnknown, EtlworksImportUnknown))
             code = ExitCode.UNKNOWN if unknown else ExitCode.FAILED
         except KeyboardInterrupt:
-            say("Interrupted.")
+            print_status("Interrupted.")
             code = ExitCode.INTERRUPTED
         if code:
             raise SystemExit(int(code))
@@ -104,7 +104,7 @@ def _flow_id(hook: EtlworksHook, flow: str) -> int:
 def flows(args: Namespace) -> ExitCode:
     """List flows."""
     hook = EtlworksHook(args.conn_id)
-    with live("Reading the flows"):
+    with spinner("Reading the flows"):
         found = list(hook.list_flows(q=args.query, tags=args.tags))
     rows = [
         {
@@ -129,9 +129,9 @@ def run(args: Namespace) -> ExitCode:
     hook = EtlworksHook(args.conn_id)
     flow_id = _flow_id(hook, args.flow)
     attempt = _Attempt(hook, flow_id, dict(args.params))
-    followed: Followed | None = None
+    followed: FollowResult | None = None
     try:
-        with live(f"Starting flow {flow_id}") as show:
+        with spinner(f"Starting flow {flow_id}") as show:
             audit_id = attempt.start()
             if args.wait:
                 followed = _follow(hook, flow_id, audit_id, args, show)
@@ -145,11 +145,11 @@ def run(args: Namespace) -> ExitCode:
         return ExitCode.SUCCESS
     if followed.ending is not Ending.FINISHED or known is None:
         timeout = f"It was still going after {args.timeout:g} s." if followed.ending is Ending.DEADLINE else ""
-        say(f"Run {audit_id} of flow {flow_id} may still be going. {timeout or followed.detail} {url}")
+        print_status(f"Run {audit_id} of flow {flow_id} may still be going. {timeout or followed.detail} {url}")
         return ExitCode.UNKNOWN
     outcome = outcome_of(known, fail_on_warning=args.fail_on_warning)
     if outcome is not Outcome.SUCCESS:
-        say(f"{bad_end(known, url)} Its log: airflow etlworks log {flow_id} {audit_id}")
+        print_status(f"{failure_message(known, url)} Its log: airflow etlworks log {flow_id} {audit_id}")
     return _OF_OUTCOME[outcome]
 
 
@@ -161,22 +161,22 @@ class _Attempt:
         self._flow_id = flow_id
         self._watermark: int | None = None
         self._audit_id: int | None = None
-        self._start = Start(
+        self._start = RunStarter(
             flow_id=flow_id,
             clock=hook.client.clock,
             log=log,
             parameters=parameters,
             user=hook.settings.login,
-            remember=self._remember,
+            save_intent=self._save_intent,
         )
 
-    def _remember(self, watermark: int | None) -> None:
+    def _save_intent(self, watermark: int | None) -> None:
         self._watermark = watermark
 
     def start(self) -> int:
         """Start the flow, once. Return the run's audit id."""
         try:
-            started = self._hook.client.converse(self._start.carry_out())
+            started = self._hook.client.run(self._start.start())
         except EtlworksAlreadyRunning as error:
             # What the error itself advises is said to the author of a DAG.
             other = f": its run is {error.audit_id}" if error.audit_id is not None else ""
@@ -192,21 +192,23 @@ class _Attempt:
         """Say what becomes of the run, or stop it."""
         audit_id = self._audit_id
         if audit_id is None and self._watermark is not None:
-            say("Interrupted. The start may have reached Etlworks; looking for its run.")
+            print_status("Interrupted. The start may have reached Etlworks; looking for its run.")
             audit_id = self._hook.find_run(self._start, self._watermark)
         if audit_id is None:
             hidden = "There is none yet; look in Etlworks once more." if self._watermark is not None else ""
-            say(hidden or "Interrupted. Nothing was started.")
+            print_status(hidden or "Interrupted. Nothing was started.")
         elif stop:
-            say(f"Interrupted. {self._hook.stop_flow(self._flow_id, audit_id).detail}")
+            print_status(f"Interrupted. {self._hook.stop_flow(self._flow_id, audit_id).detail}")
         else:
-            say(
+            print_status(
                 f"Interrupted. Run {audit_id} of flow {self._flow_id} goes on; see it, or stop it, at "
                 f"{self._hook.execution_url(self._flow_id, audit_id)}"
             )
 
 
-def _follow(hook: EtlworksHook, flow_id: int, audit_id: int, args: Namespace, show: Callable[[str], None]) -> Followed:
+def _follow(
+    hook: EtlworksHook, flow_id: int, audit_id: int, args: Namespace, show: Callable[[str], None]
+) -> FollowResult:
     client = hook.client
 
     def is_over(execution: Execution) -> bool:
@@ -214,7 +216,7 @@ def _follow(hook: EtlworksHook, flow_id: int, audit_id: int, args: Namespace, sh
         return execution.has_ended
 
     deadline = None if args.timeout is None else client.clock.time() + args.timeout
-    return client.converse(
+    return client.run(
         follow(
             RunRef(flow_id, audit_id),
             PollPolicy(args.poll_interval, deadline=deadline),
@@ -245,46 +247,48 @@ def log_of_run(args: Namespace) -> ExitCode:
 def promote(args: Namespace) -> ExitCode:
     """Export flows, show what importing them would change, ask, and import them."""
     if not (args.flow_ids or args.flow_names or args.tags):
-        say("airflow etlworks promote: give at least one --flow-id, --flow-name or --tag.")
+        print_status("airflow etlworks promote: give at least one --flow-id, --flow-name or --tag.")
         return ExitCode.USAGE
     if not (args.yes or sys.stdin.isatty()):
-        say("airflow etlworks promote: nobody can be asked here, as the standard input is no terminal. Give --yes.")
+        print_status(
+            "airflow etlworks promote: nobody can be asked here, as the standard input is no terminal. Give --yes."
+        )
         return ExitCode.USAGE
     source, target = EtlworksHook(args.source_conn_id), EtlworksHook(args.target_conn_id)
     file = stored_file("--path", args.path)
     backup = stored_file("--backup-path", args.backup_path or f"{args.path}.backup")
     importing: _Import | None = None
     try:
-        with live("Exporting"):
+        with spinner("Exporting"):
             manifest = _export(source, file, args)
         if manifest.is_from(target.settings):
             raise EtlworksConfigError(f"The flows come from {manifest.host}, and it is also the target.")
         with open_bundle(file, manifest.sha256) as bundle:
-            with live("Asking the target what would change"):
-                raw = file.beside(PREVIEW_ENDING)
+            with spinner("Asking the target what would change"):
+                raw = file.sibling(PREVIEW_ENDING)
                 preview = preview_import(target.client, target.bundle_client, bundle, raw, log=log)
             terminal.show_markdown(preview.markdown(introduction(bundle, target.settings), raw.path))
-            if not (args.yes or terminal.confirmed(f"Import this into {target.settings.root_url}?")):
-                say("Nothing was imported.")
+            if not (args.yes or terminal.confirmed(f"BundleImport this into {target.settings.root_url}?")):
+                print_status("Nothing was imported.")
                 return ExitCode.FAILED
             importing = _Import(target, bundle)
-            with live("Importing"):
-                importing.carry_out(backup)
+            with spinner("Importing"):
+                importing.start(backup)
     except KeyboardInterrupt:
         if importing is None or not importing.was_sent:
-            say("Interrupted. Nothing was imported.")
+            print_status("Interrupted. Nothing was imported.")
         else:
-            say(
+            print_status(
                 "Interrupted after the import was sent: it may have been applied, or not. "
                 f"Look at these flows in {target.settings.root_url}: {named(manifest.flow_names)}."
             )
         return ExitCode.INTERRUPTED
-    say(f"Imported {named(manifest.flow_names)} into {target.settings.root_url}.")
+    print_status(f"Imported {named(manifest.flow_names)} into {target.settings.root_url}.")
     return ExitCode.SUCCESS
 
 
 def _export(source: EtlworksHook, file: StoredFile, args: Namespace) -> Manifest:
-    chosen = selected(list(source.list_flows()), ids=args.flow_ids, names=args.flow_names, tags=args.tags)
+    chosen = select_flows(list(source.list_flows()), ids=args.flow_ids, names=args.flow_names, tags=args.tags)
     manifest = export_bundle(source.bundle_client, chosen, file, include_connections=args.include_connections, log=log)
     log.info("Exported %s to %s: %s bytes.", named(manifest.flow_names), file.path, manifest.size)
     return manifest
@@ -302,21 +306,21 @@ class _Import:
         self._target = target
         self._bundle = bundle
 
-    def carry_out(self, backup: StoredFile) -> None:
+    def start(self, backup: StoredFile) -> None:
         """Export what the import overwrites, and import."""
         client, bundle = self._target.bundle_client, self._bundle
         flows_before = list(self._target.list_flows())
         back_up(client, bundle, flows_before, backup, log=log)
-        importing = Import(
+        importing = BundleImport(
             call=bundle.import_call(),
             flow_names=bundle.flow_names,
             clock=client.clock,
             log=log,
             user=self._target.settings.login,
-            remember=self._remember,
+            save_intent=self._save_intent,
         )
         with bundle.explained(importing.call):
-            client.converse(importing.carry_out(marks_of(flows_before, bundle.flow_names)))
+            client.run(importing.import_once(flow_versions(flows_before, bundle.flow_names)))
 
-    def _remember(self, sent: bool) -> None:
+    def _save_intent(self, sent: bool) -> None:
         self.was_sent = sent

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 log = logging.getLogger("airflow_provider_etlworks")
-"""The logger above all of this package's. What it is told inside of :func:`only_our_lines` is shown, a line each."""
+"""The logger above all of this package's. What it is told inside of :func:`quiet_logging` is shown, a line each."""
 
 # All that moves and all that is logged goes through it, so that neither spoils the other.
 _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
@@ -28,7 +28,7 @@ def plain(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\t\n" else " " for each in text)
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """Write a line to the standard error."""
     sys.stderr.write(plain(text) + "\n")
     sys.stderr.flush()
@@ -46,7 +46,7 @@ def confirmed(question: str) -> bool:
 
 
 @contextmanager
-def only_our_lines() -> Iterator[None]:
+def quiet_logging() -> Iterator[None]:
     """Show what this package logs, a line each, and of all else errors only, none of it on the standard output."""
     handler = _Lines()
     level, propagate = log.level, log.propagate
@@ -83,7 +83,7 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def live(doing: str) -> Iterator[Callable[[str], None]]:
+def spinner(doing: str) -> Iterator[Callable[[str], None]]:
     """
     Show what is being done, and for how long: a line that moves on a terminal, nothing elsewhere.
 

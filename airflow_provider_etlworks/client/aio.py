@@ -14,26 +14,26 @@ from yarl import URL
 
 from airflow_provider_etlworks.client import retry
 from airflow_provider_etlworks.client.auth import Authenticator
-from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import Once, Pause, SignIn
-from airflow_provider_etlworks.client.rate_limit import pace_of
+from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     POOL_SIZE,
-    headers_of,
+    ca_bundle,
     proxy_for,
-    redirected,
+    redirect_target,
+    request_headers,
     unreachable,
-    verification,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from airflow_provider_etlworks.client.call import Call, Page, PagedCall
-    from airflow_provider_etlworks.client.procedure import Conversation, Step
+    from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class AsyncEtlworksClient:
         self.clock = clock
         self.sleep = sleep
         self._auth = Authenticator(settings, clock)
-        self._pace = pace_of(settings, clock)
+        self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = asyncio.Lock()
         # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
@@ -104,7 +104,7 @@ class AsyncEtlworksClient:
         """Carry out a call, as :meth:`EtlworksClient.send` does."""
         if attempts == 1:
             return await self._send_once(call)
-        rules = retry.rules(repeatable=call.repeatable, attempts=attempts)
+        rules = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
         return await AsyncRetrying(sleep=self.sleep, **rules)(self._send_once, call)
 
     async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
@@ -121,7 +121,7 @@ class AsyncEtlworksClient:
             offset += len(page.items)
             call, previous = paged.following(offset, page), page
 
-    async def converse(self, conversation: Conversation[T]) -> T:
+    async def run(self, conversation: Procedure[T]) -> T:
         """Carry out a conversation, and return its result."""
         try:
             step = next(conversation)
@@ -139,14 +139,14 @@ class AsyncEtlworksClient:
             conversation.close()
 
     async def _take(self, step: Step) -> Any:
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
-        if isinstance(step, SignIn):
+        if isinstance(step, RequestToken):
             return await self._exchange(step.call, step.bearer)
-        return await (self.send(step.call, attempts=1) if isinstance(step, Once) else self.send(step))
+        return await (self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step))
 
     async def _send_once(self, call: Call[T]) -> T:
-        if not call.authorized:
+        if not call.authenticated:
             return await self._exchange(call, None)
         bearer = await self._bearer()
         try:
@@ -163,21 +163,21 @@ class AsyncEtlworksClient:
                 if failure := self._auth.failure_since(renewals):
                     raise failure
                 if self._auth.bearer() is None:
-                    await self.converse(self._auth.renewal())
+                    await self.run(self._auth.renewal())
         return bearer
 
     async def _exchange(self, call: Call[T], bearer: str | None) -> T:
-        headers, url = headers_of(call, bearer), self._url(call)
+        headers, url = request_headers(call, bearer), self._url(call)
         answer = await self._ask(call, url, headers)
         redirects = 0
-        while target := redirected(call, str(url), answer, redirects):
+        while target := redirect_target(call, str(url), answer, redirects):
             url, redirects = URL(target, encoded=True), redirects + 1
             answer = await self._ask(call, url, headers)
         try:
             return call.result(answer, self._auth.secrets)
         except EtlworksRateLimited as error:
             if error.retry_after is not None:
-                self._pace.pause(error.retry_after)
+                self._rate_limiter.pause(error.retry_after)
             raise
 
     def _url(self, call: Call[Any]) -> URL:
@@ -187,11 +187,11 @@ class AsyncEtlworksClient:
             self._urls[call] = url
         return url
 
-    async def _ask(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Answer:
+    async def _ask(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
         """Send one request, when its turn has come, and read the whole answer."""
         if self._session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
-        for wait in self._pace.waits():
+        for wait in self._rate_limiter.delays():
             await self.sleep(wait)
         try:
             async with (
@@ -207,9 +207,9 @@ class AsyncEtlworksClient:
                     proxy=self._proxy,
                 ) as response,
             ):
-                return Answer(response.status, response.headers, await response.read())
+                return Response(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
+            raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
 
 
 def _never_sent(error: BaseException) -> bool:
@@ -222,6 +222,6 @@ def _never_sent(error: BaseException) -> bool:
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
     """Read certificates and find the proxy; import what the first token takes."""
     importlib.import_module("jwt")
-    verify = verification(settings)
+    verify = ca_bundle(settings)
     tls = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
     return tls, proxy_for(settings)

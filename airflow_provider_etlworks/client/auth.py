@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksBadRequest, EtlworksError, EtlworksNotFound
-from airflow_provider_etlworks.client.procedure import SignIn
+from airflow_provider_etlworks.client.procedure import RequestToken
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.procedure import Conversation
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Authenticator:
         """Return why the latest renewal failed, where it ended after ``renewals`` others: those who waited share it."""
         return self._shared_failure if self.renewals > renewals else None
 
-    def renewal(self) -> Conversation[None]:
+    def renewal(self) -> Procedure[None]:
         """
         Get a new token: refresh the present one, or log in; then switch the tenant.
 
@@ -100,7 +100,7 @@ class Authenticator:
                 self._token = _Token(present.text, self._clock.monotonic() + 5.0, present.ends_at)
                 return
             # Whatever happened to the log-in, the call that waits for it was not sent.
-            error.unprocessed = True
+            error.not_processed = True
             self._shared_failure = error
             raise
         else:
@@ -108,11 +108,11 @@ class Authenticator:
         finally:
             self.renewals += 1
 
-    def _new_token(self, present: _Token | None) -> Conversation[str]:
+    def _new_token(self, present: _Token | None) -> Procedure[str]:
         # Whether a refreshed token keeps a switched tenant is not documented, so that case logs in anew.
         if present is not None and self._settings.tenant_id is None:
             try:
-                refreshed: str = yield SignIn(endpoints.refresh_token(), present.text)
+                refreshed: str = yield RequestToken(endpoints.refresh_token(), present.text)
             except EtlworksError as error:
                 if error.retryable:
                     raise
@@ -121,18 +121,18 @@ class Authenticator:
                 return refreshed
         text: str = self._key if self._key is not None else (yield from self._logged_in())
         if self._settings.tenant_id is not None:
-            text = yield SignIn(endpoints.switch_tenant(self._settings.tenant_id), text)
+            text = yield RequestToken(endpoints.switch_tenant(self._settings.tenant_id), text)
         return text
 
-    def _logged_in(self) -> Conversation[str]:
+    def _logged_in(self) -> Procedure[str]:
         login, password = self._settings.login or "", self._settings.password
         try:
-            text: str = yield SignIn(self._log_in(login, password))
+            text: str = yield RequestToken(self._log_in(login, password))
         except (EtlworksNotFound, EtlworksBadRequest) as error:
-            if self._log_in is endpoints.log_in_older or error.status not in (404, 405):
+            if self._log_in is endpoints.log_in_legacy or error.status not in (404, 405):
                 raise
-            text = yield SignIn(endpoints.log_in_older(login, password))
-            self._log_in = endpoints.log_in_older
+            text = yield RequestToken(endpoints.log_in_legacy(login, password))
+            self._log_in = endpoints.log_in_legacy
         return text
 
     def _read(self, text: str) -> _Token:

@@ -42,7 +42,7 @@ Query = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back for a request: status, headers (a mapping that ignores case) and the whole body."""
 
     status: int
@@ -106,14 +106,14 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    read: Callable[[Answer], T] = field(repr=False)
+    read: Callable[[Response], T] = field(repr=False)
     query: Query = field(default=(), repr=False)
     body: bytes | Body | None = field(default=None, repr=False)
     content_type: str | None = None
-    repeatable: bool = False
-    below_root: bool = False
-    missing_is_none: bool = False
-    authorized: bool = True
+    idempotent: bool = False
+    from_root: bool = False
+    none_on_404: bool = False
+    authenticated: bool = True
 
     def __str__(self) -> str:
         """Method and path, for logs and messages. The query may hold what others should not read."""
@@ -122,9 +122,9 @@ class Call(Generic[T]):
     def url(self, base_url: str, root_url: str) -> str:
         """Return the whole URL, percent-encoded."""
         query = f"?{urlencode(self.query)}" if self.query else ""
-        return (root_url if self.below_root else base_url) + self.path + query
+        return (root_url if self.from_root else base_url) + self.path + query
 
-    def result(self, answer: Answer, secrets: Sequence[str] = ()) -> T:
+    def result(self, answer: Response, secrets: Sequence[str] = ()) -> T:
         """
         Turn an answer into the call's value.
 
@@ -134,7 +134,7 @@ class Call(Generic[T]):
         :raises EtlworksReplyError: the answer cannot be read.
         """
         try:
-            if answer.status == 404 and self.missing_is_none:
+            if answer.status == 404 and self.none_on_404:
                 return self.read(replace(answer, status=200, body=b""))
             if not 200 <= answer.status < 300:
                 raise self.error(answer, secrets)
@@ -146,7 +146,7 @@ class Call(Generic[T]):
             # Not ``from error``: its text may still hold a secret.
             raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from None
 
-    def error(self, answer: Answer, secrets: Sequence[str] = ()) -> EtlworksApiError:
+    def error(self, answer: Response, secrets: Sequence[str] = ()) -> EtlworksApiError:
         """Return the error that an answer stands for, with what the server says in plain text."""
         try:
             said = error_message(answer.json)
@@ -160,7 +160,7 @@ class Call(Generic[T]):
         )
 
 
-def read_json(read: Callable[[Any], T]) -> Callable[[Answer], T]:
+def read_json(read: Callable[[Any], T]) -> Callable[[Response], T]:
     """Read the body as JSON, and that with ``read``."""
     return lambda answer: read(answer.json)
 
@@ -181,16 +181,16 @@ def list_of(read: Callable[[Any], ItemT]) -> Callable[[Any], list[ItemT]]:
     return read_list
 
 
-def read_text(answer: Answer) -> str:
+def read_text(answer: Response) -> str:
     """Read the body as text."""
     return answer.body.decode("utf-8", "replace")
 
 
-def read_nothing(_: Answer) -> None:
+def read_nothing(_: Response) -> None:
     """Read nothing: the status says all."""
 
 
-def read_anything(answer: Answer) -> Any:
+def read_anything(answer: Response) -> Any:
     """Read the body as JSON, else as text."""
     try:
         return answer.json
@@ -238,7 +238,7 @@ class PagedCall(Generic[ItemT]):
     read_item: Callable[[Any], ItemT] = field(repr=False)
     query: Query = ()
     limit: int = PAGE_SIZE
-    below_root: bool = False
+    from_root: bool = False
 
     def first(self) -> Call[Page[ItemT]]:
         """Return the call for the first page."""
@@ -262,10 +262,10 @@ class PagedCall(Generic[ItemT]):
             self.path,
             self._read,
             query=[*self.query, ("limit", str(self.limit)), ("offset", str(offset))],
-            repeatable=True,
-            below_root=self.below_root,
+            idempotent=True,
+            from_root=self.from_root,
         )
 
-    def _read(self, answer: Answer) -> Page[ItemT]:
+    def _read(self, answer: Response) -> Page[ItemT]:
         total = answer.headers.get("X-Total-Count", "")
         return Page(list_of(self.read_item)(answer.json), int(total) if total.isdecimal() else None)

@@ -4,7 +4,7 @@ Every call to Etlworks, defined once, as a value.
 A function here returns a :class:`Call`: the whole request, how to read its answer, and whether the server may safely
 receive it twice. Nothing is sent; ``EtlworksClient.send(call)`` and ``await AsyncEtlworksClient.send(call)`` do that.
 
-Paths are below ``/rest`` unless ``below_root`` is set. Sources: Etlworks's REST quickstart and code examples
+Paths are below ``/rest`` unless ``from_root`` is set. Sources: Etlworks's REST quickstart and code examples
 (https://app.etlworks.com/rest is the cloud's base), and the older "Integrations and APIs" page for the legacy paths.
 """
 
@@ -18,9 +18,9 @@ from urllib.parse import parse_qsl, urlsplit
 from airflow_provider_etlworks.client.call import (
     JSON_TYPE,
     PAGE_SIZE,
-    Answer,
     Call,
     PagedCall,
+    Response,
     json_body,
     list_of,
     optional,
@@ -46,7 +46,7 @@ from airflow_provider_etlworks.client.models import (
     Schedule,
     StartStatus,
     Webhook,
-    mapping,
+    as_object,
 )
 from airflow_provider_etlworks.client.redaction import excerpt
 from airflow_provider_etlworks.client.settings import DEFAULT_STOP_PATH
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 # --- Authentication -------------------------------------------------------------------------------------------------
 
 
-def _token(answer: Answer) -> str:
-    token = mapping(answer.json, "a token").get("token")
+def _token(answer: Response) -> str:
+    token = as_object(answer.json, "a token").get("token")
     # What no header can hold is none.
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise EtlworksReplyError("The answer to a log-in has no token.")
@@ -76,25 +76,25 @@ def log_in(login: str, password: str) -> Call[str]:
     return _log_in("/v1/token-auth", login, password)
 
 
-def log_in_older(login: str, password: str) -> Call[str]:
+def log_in_legacy(login: str, password: str) -> Call[str]:
     """Exchange login and password for a token, on servers that only have the older path."""
     return _log_in("/v1/token-auth/issue", login, password)
 
 
 def _log_in(path: str, login: str, password: str) -> Call[str]:
     return Call(
-        "POST", path, _token, **json_body({"login": login, "password": password}), repeatable=True, authorized=False
+        "POST", path, _token, **json_body({"login": login, "password": password}), idempotent=True, authenticated=False
     )
 
 
 def refresh_token() -> Call[str]:
     """Exchange a token that is still valid for a new one."""
-    return Call("POST", "/v1/token-auth/refresh", _token, repeatable=True)
+    return Call("POST", "/v1/token-auth/refresh", _token, idempotent=True)
 
 
 def switch_tenant(tenant_id: str) -> Call[str]:
     """Get a token with another tenant in context. For super admins."""
-    return Call("POST", f"/v1/token-auth/tenants/{path_segment(tenant_id)}", _token, repeatable=True)
+    return Call("POST", f"/v1/token-auth/tenants/{path_segment(tenant_id)}", _token, idempotent=True)
 
 
 # --- Flows ----------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def list_flows(
 
 def get_flow(flow_id: int) -> Call[Flow]:
     """Read one whole flow."""
-    return Call("GET", f"/v1/flows/{flow_id}", read_json(Flow.from_json), repeatable=True)
+    return Call("GET", f"/v1/flows/{flow_id}", read_json(Flow.from_json), idempotent=True)
 
 
 def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
@@ -130,7 +130,7 @@ def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
         f"/v1/flows/{flow_id}",
         lambda answer: Flow.from_json({**flow, "id": flow_id} if (value := answer.json) is None else value),
         **json_body(dict(flow)),
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -170,7 +170,7 @@ def run_flow_by_name_legacy(name: str, parameters: Mapping[str, str] | None = No
     ``StartStatus.SUCCEEDED`` and ``StartStatus.FAILED``.
     """
 
-    def read(answer: Answer) -> FlowStart:
+    def read(answer: Response) -> FlowStart:
         start = FlowStart.from_json(answer.json)
         ended = {0: "SUCCEEDED", 1: "FAILED"}.get(start.status_code if start.status_code is not None else -1)
         return replace(start, status=StartStatus[ended] if ended else None)
@@ -180,7 +180,7 @@ def run_flow_by_name_legacy(name: str, parameters: Mapping[str, str] | None = No
         f"/plugins/flows/rest/v1/flows/flow-name/{path_segment(name)}/run/",
         read,
         query=url_query(**(parameters or {})),
-        below_root=True,
+        from_root=True,
     )
 
 
@@ -191,7 +191,7 @@ def stop_flow(flow_id: int, audit_id: int, stop_path: str = DEFAULT_STOP_PATH) -
     :param stop_path: the path, with ``{flow_id}`` and ``{audit_id}`` in it.
     """
     parts = urlsplit(stop_path.format(flow_id=flow_id, audit_id=audit_id))
-    return Call("POST", parts.path, read_nothing, query=parse_qsl(parts.query, keep_blank_values=True), repeatable=True)
+    return Call("POST", parts.path, read_nothing, query=parse_qsl(parts.query, keep_blank_values=True), idempotent=True)
 
 
 # --- Executions -----------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def get_execution(flow_id: int, audit_id: int) -> Call[Execution]:
         f"/v1/executions/{flow_id}",
         read_json(lambda value: Execution.from_json(value, flow_id=flow_id, audit_id=audit_id)),
         query=url_query(auditId=audit_id),
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -222,8 +222,8 @@ def latest_execution(
         f"/v1/executions/{flow_id}",
         read_json(optional(lambda value: Execution.from_json(value, flow_id=flow_id))),
         query=url_query(status=status, messageId=message_uuid),
-        repeatable=True,
-        missing_is_none=True,
+        idempotent=True,
+        none_on_404=True,
     )
 
 
@@ -249,7 +249,7 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
         "/v1/executions/console/download",
         read_text,
         query=url_query(flowId=flow_id, auditId=audit_id),
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -259,8 +259,8 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
 
     :param days_ago: 0 is today, 1 is yesterday.
     """
-    flows_of = list_of(lambda item: mapping(item, "a flow's runs"))
-    runs_of = list_of(lambda item: mapping(item, "a run's record"))
+    flows_of = list_of(lambda item: as_object(item, "a flow's runs"))
+    runs_of = list_of(lambda item: as_object(item, "a run's record"))
 
     def read(value: Any) -> list[Execution]:
         return [
@@ -269,7 +269,7 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
             for run in runs_of(flow.get("executions") or [])
         ]
 
-    return Call("GET", "/v1/metrics/executions", read_json(read), query=url_query(offset=days_ago), repeatable=True)
+    return Call("GET", "/v1/metrics/executions", read_json(read), query=url_query(offset=days_ago), idempotent=True)
 
 
 def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[FlowTask]]:  # noqa: A002  # Etlworks's name
@@ -283,8 +283,8 @@ def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[Flow
         f"/etl/rest/v1/tasks/{audit_id}/",
         read_json(list_of(FlowTask.from_json)),
         query=url_query(type=type),
-        repeatable=True,
-        below_root=True,
+        idempotent=True,
+        from_root=True,
     )
 
 
@@ -295,7 +295,7 @@ def metrics_summary(window_hours: int = 24) -> Call[MetricsSummary]:
         "/v1/metrics/executions/summary",
         read_json(MetricsSummary.from_json),
         query=url_query(windowHours=window_hours),
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -309,7 +309,7 @@ def export_flows(flow_ids: Sequence[int], *, include_connections: bool = True) -
         "/v1/io/export",
         lambda answer: answer.body,
         **json_body({"flowIds": list(flow_ids), "includeConnections": include_connections}),
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -321,7 +321,7 @@ def preview_import(bundle: bytes | Body) -> Call[Any]:
         _import_answer,
         body=bundle,
         content_type=JSON_TYPE,
-        repeatable=True,
+        idempotent=True,
     )
 
 
@@ -330,7 +330,7 @@ def import_bundle(bundle: bytes | Body) -> Call[Any]:
     return Call("POST", "/v1/io/import", _import_answer, body=bundle, content_type=JSON_TYPE)
 
 
-def _import_answer(answer: Answer) -> Any:
+def _import_answer(answer: Response) -> Any:
     """Read the answer to an import or its preview. An empty one says nothing, unless its status is 204."""
     if answer.status != 204 and not answer.body.strip():
         raise EtlworksReplyError("The answer is empty.")
@@ -342,22 +342,22 @@ def _import_answer(answer: Answer) -> Any:
         raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are none{said}.") from None
 
 
-def export_flows_older(flow_ids: Sequence[int] | None = None) -> Call[str]:
+def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
     """Export flows (``None``: all) as an encrypted dump, by the older path."""
     flows = "all" if flow_ids is None else ",".join(str(each) for each in flow_ids)
-    return Call("GET", "/v1/flows/export", read_text, query=url_query(flows=flows), repeatable=True)
+    return Call("GET", "/v1/flows/export", read_text, query=url_query(flows=flows), idempotent=True)
 
 
-def preview_import_older(dump: str | Body) -> Call[Any]:
+def preview_import_legacy(dump: str | Body) -> Call[Any]:
     """
     Ask what importing a dump would change: ``graph``, ``flows``, ``connections``, ``formats``, ``schedules``.
 
     :param dump: the dump, or a whole body ``{"dump": "…"}``.
     """
-    return Call("POST", "/v1/flows/import/preview", read_json(lambda value: value), **_dump_body(dump), repeatable=True)
+    return Call("POST", "/v1/flows/import/preview", read_json(lambda value: value), **_dump_body(dump), idempotent=True)
 
 
-def import_bundle_older(dump: str | Body) -> Call[Any]:
+def import_bundle_legacy(dump: str | Body) -> Call[Any]:
     """
     Import a dump, by the older path. Path and body are an assumption of ours.
 
@@ -380,12 +380,12 @@ def create_connection(connection: Mapping[str, Any]) -> Call[Connection]:
 
 def test_connection(connection: Mapping[str, Any]) -> Call[Any]:
     """Test a connection without saving it. The answer's shape is not documented."""
-    return Call("POST", "/v1/connections/test", read_anything, **json_body(dict(connection)), repeatable=True)
+    return Call("POST", "/v1/connections/test", read_anything, **json_body(dict(connection)), idempotent=True)
 
 
 def get_connection(connection_id: int) -> Call[Connection]:
     """Read a connection."""
-    return Call("GET", f"/v1/connections/{connection_id}", read_json(Connection.from_json), repeatable=True)
+    return Call("GET", f"/v1/connections/{connection_id}", read_json(Connection.from_json), idempotent=True)
 
 
 def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
@@ -404,12 +404,12 @@ def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
 
 def pause_schedule(schedule_id: int) -> Call[None]:
     """Turn a schedule off."""
-    return Call("PUT", f"/v1/schedules/{schedule_id}/disable", read_nothing, repeatable=True)
+    return Call("PUT", f"/v1/schedules/{schedule_id}/disable", read_nothing, idempotent=True)
 
 
 def resume_schedule(schedule_id: int) -> Call[None]:
     """Turn a schedule on."""
-    return Call("PUT", f"/v1/schedules/{schedule_id}/enable", read_nothing, repeatable=True)
+    return Call("PUT", f"/v1/schedules/{schedule_id}/enable", read_nothing, idempotent=True)
 
 
 def audit_events(
@@ -433,8 +433,8 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
         "GET",
         "/plugins/audit/rest/v1/audit",
         read_json(list_of(AuditEvent.from_json)),
-        repeatable=True,
-        below_root=True,
+        idempotent=True,
+        from_root=True,
     )
 
 
@@ -457,21 +457,19 @@ def send_to_listener(path: str, payload: bytes | Body | None = None, content_typ
     :param content_type: its type, any that the author expects.
     :return: the author's own answer: JSON where it is JSON, else text.
     """
-    return _listener("/v1/httplistener", path, payload, content_type, below_root=False)
+    return _listener("/v1/httplistener", path, payload, content_type, from_root=False)
 
 
 def send_to_listener_legacy(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
     """Send a payload to a user-defined endpoint, by the legacy path."""
-    return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, below_root=True)
+    return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, from_root=True)
 
 
 # As much as a header may hold.
 _CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
 
 
-def _listener(
-    prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, below_root: bool
-) -> Call[Any]:
+def _listener(prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, from_root: bool) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")
@@ -483,7 +481,7 @@ def _listener(
         read_anything,
         body=payload,
         content_type=None if payload is None else content_type,
-        below_root=below_root,
+        from_root=from_root,
     )
 
 
@@ -511,8 +509,8 @@ def request(
     """
     method = method.upper()
     parts = urlsplit(path)
-    below_root = bool(parts.scheme or parts.netloc)
-    if below_root:
+    from_root = bool(parts.scheme or parts.netloc)
+    if from_root:
         if not f"{path}/".startswith(f"{root_url}/"):
             raise EtlworksConfigError(
                 f"{parts.scheme}://{parts.netloc} is another host than the connection's {root_url}: "
@@ -530,6 +528,6 @@ def request(
         read_anything,
         query=[*parse_qsl(inline_query, keep_blank_values=True), *url_query(**(query or {}))],
         **(json_body(json) if json is not None else {}),
-        repeatable=method in ("GET", "HEAD", "PUT", "DELETE"),
-        below_root=below_root,
+        idempotent=method in ("GET", "HEAD", "PUT", "DELETE"),
+        from_root=from_root,
     )

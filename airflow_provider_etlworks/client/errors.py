@@ -24,7 +24,7 @@ EtlworksError
 ├── EtlworksExecutionTimeout     the run was still going at the deadline
 └── EtlworksLostTouch            the run's status could not be read for too long
 
-Two questions matter to whoever catches one. ``retryable``: could the same request succeed later? ``unprocessed``: is
+Two questions matter to whoever catches one. ``retryable``: could the same request succeed later? ``not_processed``: is
 it certain that the server did not act on it? "It failed over there" and "we could not ask" are never the same type.
 """
 
@@ -45,24 +45,24 @@ class EtlworksError(Exception):
     :param unprocessed: whether it is certain that the server did not act on the request.
     """
 
-    def __init__(self, message: str, *, retryable: bool = False, unprocessed: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, not_processed: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
-        self.unprocessed = unprocessed
+        self.not_processed = not_processed
 
 
 class EtlworksConfigError(EtlworksError, ValueError):
     """A setting of the connection, or an argument, cannot work. Nothing was sent."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, unprocessed=True)
+        super().__init__(message, not_processed=True)
 
 
 class EtlworksUnreachable(EtlworksError):
     """No answer came: the connection was refused, was dropped, or timed out."""
 
-    def __init__(self, message: str, *, unprocessed: bool = False) -> None:
-        super().__init__(message, retryable=True, unprocessed=unprocessed)
+    def __init__(self, message: str, *, not_processed: bool = False) -> None:
+        super().__init__(message, retryable=True, not_processed=not_processed)
 
 
 class EtlworksReplyError(EtlworksError):
@@ -81,10 +81,10 @@ class EtlworksApiError(EtlworksError):
     """
 
     retryable_by_nature = False
-    unprocessed_by_nature = True
+    not_processed_by_nature = True
 
     def __init__(self, message: str, *, status: int, retry_after: float | None = None) -> None:
-        super().__init__(message, retryable=self.retryable_by_nature, unprocessed=self.unprocessed_by_nature)
+        super().__init__(message, retryable=self.retryable_by_nature, not_processed=self.not_processed_by_nature)
         self.status = status
         self.retry_after = retry_after
 
@@ -119,7 +119,7 @@ class EtlworksServerError(EtlworksApiError):
     """A passing fault of the server or of a proxy before it (5xx, 408, 425). The request may have been carried out."""
 
     retryable_by_nature = True
-    unprocessed_by_nature = False
+    not_processed_by_nature = False
 
 
 class EtlworksRedirected(EtlworksApiError):
@@ -134,7 +134,7 @@ class EtlworksRefused(EtlworksApiError):
     """
 
     # Some endpoints report an application error after doing part of the work.
-    unprocessed_by_nature = False
+    not_processed_by_nature = False
 
     def __init__(self, message: str, *, status: int, answer: Any = None) -> None:
         super().__init__(message, status=status)
@@ -145,7 +145,7 @@ class EtlworksStartRefused(EtlworksError):
     """Etlworks answered the start of a flow, and started nothing."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, unprocessed=True)
+        super().__init__(message, not_processed=True)
 
 
 class EtlworksAlreadyRunning(EtlworksStartRefused):

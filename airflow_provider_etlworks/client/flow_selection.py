@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Flow
 
 
-def flow_named(name: str, flows: Sequence[Flow]) -> Flow:
+def find_by_name(name: str, flows: Sequence[Flow]) -> Flow:
     """
     Return the one flow with exactly this name.
 
@@ -31,7 +31,7 @@ def flow_named(name: str, flows: Sequence[Flow]) -> Flow:
     raise EtlworksConfigError(f"No flow is called {name!r} among the {len(flows)} that this user can see. {hint}")
 
 
-def flow_with_id(flow_id: int, flows: Sequence[Flow]) -> Flow:
+def find_by_id(flow_id: int, flows: Sequence[Flow]) -> Flow:
     """
     Return the flow with this id.
 
@@ -44,7 +44,7 @@ def flow_with_id(flow_id: int, flows: Sequence[Flow]) -> Flow:
     raise EtlworksConfigError(f"No flow has the id {flow_id} among the {len(flows)} that this user can see.")
 
 
-def selected(
+def select_flows(
     flows: Sequence[Flow], *, ids: Iterable[int] = (), names: Iterable[str] = (), tags: Iterable[str] = ()
 ) -> list[Flow]:
     """
@@ -57,8 +57,8 @@ def selected(
     :raises EtlworksConfigError: an id or a name has not exactly one flow, or no flow is selected at all.
     """
     wanted = set(tags)
-    found = [flow_with_id(each, flows) for each in ids]
-    found += [flow_named(each, flows) for each in names]
+    found = [find_by_id(each, flows) for each in ids]
+    found += [find_by_name(each, flows) for each in names]
     found += [flow for flow in flows if wanted.intersection(flow.tags)]
     if not found:
         known = sorted({tag for flow in flows for tag in flow.tags})

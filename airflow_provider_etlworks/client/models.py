@@ -47,7 +47,7 @@ class StartStatus(int, Enum):
     FAILED = 5
 
 
-def integer(value: Any) -> int | None:
+def as_int(value: Any) -> int | None:
     """Read a whole number, also from text; anything else is ``None``."""
     # Most fields of a record are what they should be, or are missing: such a record is read thousands of times.
     if value is None or type(value) is int:
@@ -60,7 +60,7 @@ def integer(value: Any) -> int | None:
         return None
 
 
-def text(value: Any) -> str | None:
+def as_str(value: Any) -> str | None:
     """Read a text; a number becomes its digits; empty, missing and nested values are ``None``."""
     if value is None or type(value) is str:
         return value or None
@@ -69,9 +69,9 @@ def text(value: Any) -> str | None:
     return str(value) or None
 
 
-def moment(value: Any) -> datetime | None:
+def as_datetime(value: Any) -> datetime | None:
     """Read a Unix time in milliseconds; anything else, and 0, is ``None``."""
-    milliseconds = integer(value)
+    milliseconds = as_int(value)
     if not milliseconds:
         return None
     try:
@@ -80,12 +80,12 @@ def moment(value: Any) -> datetime | None:
         return None
 
 
-def texts(value: Any) -> tuple[str, ...]:
+def as_str_tuple(value: Any) -> tuple[str, ...]:
     """Read a list of texts, without the items that are none; anything else is empty."""
-    return tuple(item for each in value if (item := text(each)) is not None) if isinstance(value, list) else ()
+    return tuple(item for each in value if (item := as_str(each)) is not None) if isinstance(value, list) else ()
 
 
-def mapping(value: Any, what: str) -> Mapping[str, Any]:
+def as_object(value: Any, what: str) -> Mapping[str, Any]:
     """Return a JSON object, or say what came instead of it."""
     if not isinstance(value, dict):
         raise EtlworksReplyError(f"Expected {what} as a JSON object, but the answer is {type(value).__name__}.")
@@ -156,8 +156,8 @@ class Execution(Model):
         :param audit_id: the run that was asked for; a record of another run is refused.
         :raises EtlworksReplyError: it is no record, or one of another run.
         """
-        record = mapping(value, "a run's record")
-        run, flow = integer(record.get("auditId")), integer(record.get("flowId"))
+        record = as_object(value, "a run's record")
+        run, flow = as_int(record.get("auditId")), as_int(record.get("flowId"))
         for name, asked, got in (("auditId", audit_id, run), ("flowId", flow_id, flow)):
             if asked is not None and got is not None and asked != got:
                 raise EtlworksReplyError(f"Asked for the run with {name} {asked}, the answer is about {got}.")
@@ -167,17 +167,17 @@ class Execution(Model):
         return cls(
             flow_id=flow,
             audit_id=run,
-            status=(text(record.get("status")) or "").strip().lower() or None,
-            started_at=moment(record.get("started")),
-            ended_at=moment(record.get("ended")),
-            user=text(record.get("user")),
-            records=integer(record.get("records")),
-            exception=text(record.get("exception")),
-            flow_name=text(record.get("flowName")) or text(record.get("name")),
+            status=(as_str(record.get("status")) or "").strip().lower() or None,
+            started_at=as_datetime(record.get("started")),
+            ended_at=as_datetime(record.get("ended")),
+            user=as_str(record.get("user")),
+            records=as_int(record.get("records")),
+            exception=as_str(record.get("exception")),
+            flow_name=as_str(record.get("flowName")) or as_str(record.get("name")),
             # 0 and -1 stand for "none" in records of this kind.
-            event_id=None if (event := text(record.get("eventId"))) in ("0", "-1") else event,
-            message_uuid=text(record.get("messageId")) or text(record.get("messageUuid")),
-            parent_audit_id=parent if (parent := integer(record.get("parentAuditId")) or 0) > 0 else None,
+            event_id=None if (event := as_str(record.get("eventId"))) in ("0", "-1") else event,
+            message_uuid=as_str(record.get("messageId")) or as_str(record.get("messageUuid")),
+            parent_audit_id=parent if (parent := as_int(record.get("parentAuditId")) or 0) > 0 else None,
             raw=record,
         )
 
@@ -188,7 +188,7 @@ class Execution(Model):
 
         :raises EtlworksReplyError: it is no such dict.
         """
-        record = mapping(value, "a run")
+        record = as_object(value, "a run")
         known = {each.name for each in fields(cls)}
         values = {name: item for name, item in record.items() if name in known}
         try:
@@ -249,15 +249,15 @@ class FlowStart(Model):
     @classmethod
     def from_json(cls, value: Any) -> FlowStart:
         """Read a FlowExecutionResponse, also the legacy one that has only ``status`` and ``exception``."""
-        record = mapping(value, "the answer to a start")
-        code = integer(record.get("status"))
+        record = as_object(value, "the answer to a start")
+        code = as_int(record.get("status"))
         return cls(
-            flow_id=integer(record.get("flowId")),
-            audit_id=integer(record.get("auditId")) or None,
+            flow_id=as_int(record.get("flowId")),
+            audit_id=as_int(record.get("auditId")) or None,
             status=StartStatus(code) if code in {each.value for each in StartStatus} else None,
             status_code=code,
-            message_uuid=text(record.get("messageUuid")),
-            exception=text(record.get("exception")),
+            message_uuid=as_str(record.get("messageUuid")),
+            exception=as_str(record.get("exception")),
             raw=record,
         )
 
@@ -293,21 +293,21 @@ class Flow(Model):
     @classmethod
     def from_json(cls, value: Any) -> Flow:
         """Read a flow. ``raw`` is what a later replacement must send back whole."""
-        record = mapping(value, "a flow")
-        flow_id = integer(record.get("id"))
+        record = as_object(value, "a flow")
+        flow_id = as_int(record.get("id"))
         if flow_id is None:
             raise EtlworksReplyError("The answer is no flow: it has no id.")
         return cls(
             id=flow_id,
-            name=text(record.get("name")) or "",
-            description=text(record.get("description")),
-            flow_type=text(record.get("flowType")),
-            tags=texts(record.get("tags")),
-            enabled_schedules=integer(record.get("enabledSchedules")),
-            disabled_schedules=integer(record.get("disabledSchedules")),
-            latest_finished_status=text(record.get("latestFinishedStatus")),
-            created_at=moment(record.get("created")),
-            modified_at=moment(record.get("modified")),
+            name=as_str(record.get("name")) or "",
+            description=as_str(record.get("description")),
+            flow_type=as_str(record.get("flowType")),
+            tags=as_str_tuple(record.get("tags")),
+            enabled_schedules=as_int(record.get("enabledSchedules")),
+            disabled_schedules=as_int(record.get("disabledSchedules")),
+            latest_finished_status=as_str(record.get("latestFinishedStatus")),
+            created_at=as_datetime(record.get("created")),
+            modified_at=as_datetime(record.get("modified")),
             raw=record,
         )
 
@@ -333,13 +333,13 @@ class Connection(Model):
     @classmethod
     def from_json(cls, value: Any) -> Connection:
         """Read a connection. Its properties, which may hold secrets, stay in ``raw``."""
-        record = mapping(value, "a connection")
+        record = as_object(value, "a connection")
         return cls(
-            id=integer(record.get("id")),
-            name=text(record.get("name")),
-            connection_type=text(record.get("connectionType")),
-            description=text(record.get("description")),
-            tags=texts(record.get("tags")),
+            id=as_int(record.get("id")),
+            name=as_str(record.get("name")),
+            connection_type=as_str(record.get("connectionType")),
+            description=as_str(record.get("description")),
+            tags=as_str_tuple(record.get("tags")),
             raw=record,
         )
 
@@ -365,13 +365,13 @@ class Schedule(Model):
     @classmethod
     def from_json(cls, value: Any) -> Schedule:
         """Read a FlowSchedule."""
-        record = mapping(value, "a schedule")
+        record = as_object(value, "a schedule")
         enabled = record.get("enabled")
         return cls(
-            id=integer(record.get("id")),
-            flow_id=integer(record.get("flowId")),
-            name=text(record.get("name")),
-            schedule=text(record.get("schedule")),
+            id=as_int(record.get("id")),
+            flow_id=as_int(record.get("flowId")),
+            name=as_str(record.get("name")),
+            schedule=as_str(record.get("schedule")),
             enabled=enabled if isinstance(enabled, bool) else None,
             raw=record,
         )
@@ -398,13 +398,13 @@ class Webhook(Model):
     @classmethod
     def from_json(cls, value: Any) -> Webhook:
         """Read a webhook."""
-        record = mapping(value, "a webhook")
+        record = as_object(value, "a webhook")
         enabled = record.get("enabled")
         return cls(
-            id=integer(record.get("id")),
-            name=text(record.get("name")),
-            url=text(record.get("url")),
-            events=texts(record.get("events")),
+            id=as_int(record.get("id")),
+            name=as_str(record.get("name")),
+            url=as_str(record.get("url")),
+            events=as_str_tuple(record.get("events")),
             enabled=enabled if isinstance(enabled, bool) else None,
             raw=record,
         )
@@ -429,12 +429,12 @@ class AuditEvent(Model):
     @classmethod
     def from_json(cls, value: Any) -> AuditEvent:
         """Read a line of the audit log."""
-        record = mapping(value, "an audit event")
+        record = as_object(value, "an audit event")
         return cls(
-            at=moment(record.get("timestamp")),
-            user=text(record.get("user")),
-            action=text(record.get("action")),
-            resource_id=text(record.get("resourceId")),
+            at=as_datetime(record.get("timestamp")),
+            user=as_str(record.get("user")),
+            action=as_str(record.get("action")),
+            resource_id=as_str(record.get("resourceId")),
             raw=record,
         )
 
@@ -460,13 +460,13 @@ class MetricsSummary(Model):
     @classmethod
     def from_json(cls, value: Any) -> MetricsSummary:
         """Read the summary of the metrics."""
-        record = mapping(value, "a summary")
+        record = as_object(value, "a summary")
         return cls(
-            total=integer(record.get("total")),
-            succeeded=integer(record.get("succeeded")),
-            failed=integer(record.get("failed")),
-            average_duration_ms=integer(record.get("avgDurationMs")),
-            p95_duration_ms=integer(record.get("p95DurationMs")),
+            total=as_int(record.get("total")),
+            succeeded=as_int(record.get("succeeded")),
+            failed=as_int(record.get("failed")),
+            average_duration_ms=as_int(record.get("avgDurationMs")),
+            p95_duration_ms=as_int(record.get("p95DurationMs")),
             raw=record,
         )
 
@@ -492,12 +492,12 @@ class FlowTask(Model):
     @classmethod
     def from_json(cls, value: Any) -> FlowTask:
         """Read a task of a run."""
-        record = mapping(value, "a task of a run")
+        record = as_object(value, "a task of a run")
         return cls(
-            name=text(record.get("name")),
-            type=text(record.get("type")),
-            started_at=moment(record.get("started")),
-            duration_ms=integer(record.get("duration")),
-            records=integer(record.get("recordsProcessed")),
+            name=as_str(record.get("name")),
+            type=as_str(record.get("type")),
+            started_at=as_datetime(record.get("started")),
+            duration_ms=as_int(record.get("duration")),
+            records=as_int(record.get("recordsProcessed")),
             raw=record,
         )

@@ -2,8 +2,8 @@
 What takes more than one call, written once for both transports.
 
 A conversation is a generator. It yields a :class:`~airflow_provider_etlworks.client.endpoints.Call` and is sent the
-call's value (or is thrown its error), or yields a :class:`Pause` and is resumed after it. What it returns is the
-result. ``EtlworksClient.converse`` and ``AsyncEtlworksClient.converse`` carry it out; a test can do so by hand, without
+call's value (or is thrown its error), or yields a :class:`Sleep` and is resumed after it. What it returns is the
+result. ``EtlworksClient.run`` and ``AsyncEtlworksClient.run`` carry it out; a test can do so by hand, without
 a network and without waiting.
 """
 
@@ -30,32 +30,32 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True)
-class Pause:
+class Sleep:
     """Wait before the next step. ``seconds`` may be 0."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Once:
+class SendOnce:
     """Send a call a single time: the conversation itself decides what to do about a failure."""
 
     call: Call[Any]
 
 
 @dataclass(frozen=True)
-class SignIn:
+class RequestToken:
     """Send a call that gets a token, a single time, as the given bearer or as nobody."""
 
     call: Call[str]
     bearer: str | None = None
 
 
-Step = Call[Any] | Once | Pause | SignIn
-Conversation = Generator[Step, Any, ResultT]
+Step = Call[Any] | SendOnce | Sleep | RequestToken
+Procedure = Generator[Step, Any, ResultT]
 
 
-def everything(paged: PagedCall[ItemT]) -> Conversation[list[ItemT]]:
+def read_all(paged: PagedCall[ItemT]) -> Procedure[list[ItemT]]:
     """Read a list to its end, page by page."""
     items: list[ItemT] = []
     previous: Page[ItemT] | None = None

@@ -16,15 +16,15 @@ _MINUTE = 60.0
 _CAREFUL_RATE = 600
 
 
-def pace_of(settings: ClientSettings, clock: Clock) -> Pace:
+def rate_limiter_for(settings: ClientSettings, clock: Clock) -> RateLimiter:
     """Return the pace of a connection: one for all clients that this process has, or had, of it."""
     limit = settings.requests_per_minute
     # A hash, so that no secret is kept here.
     who = hash((settings.login, settings.password, settings.tenant_id))
-    return _OF_CONNECTION.setdefault((settings.root_url, who, limit, clock), Pace(limit, clock))
+    return _OF_CONNECTION.setdefault((settings.root_url, who, limit, clock), RateLimiter(limit, clock))
 
 
-class Pace:
+class RateLimiter:
     """
     Gives every request its moment.
 
@@ -47,7 +47,7 @@ class Pace:
         self._slack = self._interval * (burst - 1)
         self._next = 0.0
 
-    def waits(self) -> Iterator[float]:
+    def delays(self) -> Iterator[float]:
         """Yield the seconds to wait before a request may go: none, once, or again where a pause came in between."""
         while True:
             wait, moment = self._reserve()
@@ -76,4 +76,4 @@ class Pace:
             self._next = max(self._next, self._resume_at)
 
 
-_OF_CONNECTION: dict[tuple[str, int, int, Clock], Pace] = {}
+_OF_CONNECTION: dict[tuple[str, int, int, Clock], RateLimiter] = {}

@@ -51,17 +51,17 @@ def retry_after_seconds(header: str | None, now: Callable[[], float] = time.time
     return min(seconds, LONGEST_RETRY_AFTER)
 
 
-def worth_repeating(error: BaseException, *, repeatable: bool) -> bool:
+def is_retryable(error: BaseException, *, idempotent: bool) -> bool:
     """
     Whether a failed call may be sent again as it is.
 
     :param repeatable: whether the server may safely receive the call twice. If not, only a call that the server
         certainly did not act on is repeated.
     """
-    return isinstance(error, EtlworksError) and error.retryable and (repeatable or error.unprocessed)
+    return isinstance(error, EtlworksError) and error.retryable and (idempotent or error.not_processed)
 
 
-def rules(*, repeatable: bool, attempts: int = ATTEMPTS) -> dict[str, Any]:
+def tenacity_options(*, idempotent: bool, attempts: int = ATTEMPTS) -> dict[str, Any]:
     """Return the arguments for tenacity's ``Retrying`` and ``AsyncRetrying`` alike."""
     # A DAG file's import must not load tenacity.
     from tenacity import retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -79,7 +79,7 @@ def rules(*, repeatable: bool, attempts: int = ATTEMPTS) -> dict[str, Any]:
         log.warning("%s Trying again in %.0f s.", error, pause)
 
     return {
-        "retry": retry_if_exception(lambda error: worth_repeating(error, repeatable=repeatable)),
+        "retry": retry_if_exception(lambda error: is_retryable(error, idempotent=idempotent)),
         "stop": stop_after_attempt(attempts),
         "wait": wait,
         "before_sleep": say,

@@ -10,7 +10,7 @@ from airflow_provider_etlworks.client.errors import EtlworksError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-PIECE = 65_536
+CHUNK_SIZE = 65_536
 """Bytes that are held at a time."""
 
 
@@ -38,7 +38,7 @@ class Source(Protocol):
         """Go to a place in it."""
 
 
-def pieces_of(source: Source) -> Iterator[bytes]:
+def read_chunks(source: Source) -> Iterator[bytes]:
     """
     Read a file from its start, in pieces.
 
@@ -46,11 +46,11 @@ def pieces_of(source: Source) -> Iterator[bytes]:
     """
     try:
         source.seek(0)
-        while piece := source.read(PIECE):
+        while piece := source.read(CHUNK_SIZE):
             yield piece
     except Exception as error:  # each object store has errors of its own
         raise EtlworksError(
-            f"The file cannot be read: {type(error).__name__}: {error}", retryable=True, unprocessed=True
+            f"The file cannot be read: {type(error).__name__}: {error}", retryable=True, not_processed=True
         ) from error
 
 
@@ -77,21 +77,22 @@ class FileBody:
         :raises EtlworksError: it cannot be read, or has another length by now.
         """
         given = 0
-        for piece in pieces_of(self._source):
+        for piece in read_chunks(self._source):
             given += len(piece)
             if given > self._size:
                 break
             yield piece
         if given != self._size:
             raise EtlworksError(
-                f"The file had {self._size} bytes, and has another length now that it is being sent.", unprocessed=True
+                f"The file had {self._size} bytes, and has another length now that it is being sent.",
+                not_processed=True,
             )
 
 
 LONGEST_LINE = 2_000
 
 
-def last_lines_of(pieces: Iterable[bytes], count: int) -> list[str]:
+def tail_lines(pieces: Iterable[bytes], count: int) -> list[str]:
     """
     Return the last lines of a text that arrives in pieces.
 

@@ -17,26 +17,26 @@ from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
 from airflow_provider_etlworks.client.auth import Authenticator
-from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import Once, Pause, SignIn
-from airflow_provider_etlworks.client.rate_limit import pace_of
+from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     POOL_SIZE,
-    headers_of,
+    ca_bundle,
     proxy_for,
-    redirected,
+    redirect_target,
+    request_headers,
     unreachable,
-    verification,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow_provider_etlworks.client.call import Call, Page, PagedCall
-    from airflow_provider_etlworks.client.procedure import Conversation, Step
+    from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class EtlworksClient:
         self.clock = clock
         self._sleep = sleep
         self._auth = Authenticator(settings, clock)
-        self._pace = pace_of(settings, clock)
+        self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = threading.Lock()
         self._session = requests.Session()
         self._session.headers.update(COMMON_HEADERS)
@@ -74,7 +74,7 @@ class EtlworksClient:
         # may replace our bearer.
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._session.verify = verification(settings)
+        self._session.verify = ca_bundle(settings)
         if proxy := proxy_for(settings):
             self._session.proxies = {"http": proxy, "https": proxy}
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
@@ -102,7 +102,7 @@ class EtlworksClient:
         """
         if attempts == 1:
             return self._send_once(call)
-        rules = retry.rules(repeatable=call.repeatable, attempts=attempts)
+        rules = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
         value: T = Retrying(sleep=self._sleep, **rules)(self._send_once, call)
         return value
 
@@ -119,7 +119,7 @@ class EtlworksClient:
             offset += len(page.items)
             call, previous = paged.following(offset, page), page
 
-    def converse(self, conversation: Conversation[T]) -> T:
+    def run(self, conversation: Procedure[T]) -> T:
         """Carry out a conversation, and return its result."""
         try:
             step = next(conversation)
@@ -169,18 +169,20 @@ class EtlworksClient:
             with self.stream(call) as pieces:
                 return take(pieces)
 
-        value: T = Retrying(sleep=self._sleep, **retry.rules(repeatable=call.repeatable, attempts=attempts))(once)
+        value: T = Retrying(sleep=self._sleep, **retry.tenacity_options(idempotent=call.idempotent, attempts=attempts))(
+            once
+        )
         return value
 
     def _take(self, step: Step) -> Any:
-        if isinstance(step, Pause):
+        if isinstance(step, Sleep):
             return self._sleep(step.seconds)
-        if isinstance(step, SignIn):
+        if isinstance(step, RequestToken):
             return self._exchange(step.call, step.bearer)
-        return self.send(step.call, attempts=1) if isinstance(step, Once) else self.send(step)
+        return self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step)
 
     def _send_once(self, call: Call[T]) -> T:
-        if not call.authorized:
+        if not call.authenticated:
             return self._exchange(call, None)
         bearer = self._bearer()
         try:
@@ -197,7 +199,7 @@ class EtlworksClient:
                 if failure := self._auth.failure_since(renewals):
                     raise failure
                 if self._auth.bearer() is None:
-                    self.converse(self._auth.renewal())
+                    self.run(self._auth.renewal())
         return bearer
 
     def _exchange(self, call: Call[T], bearer: str | None) -> T:
@@ -209,9 +211,9 @@ class EtlworksClient:
     def _open(self, call: Call[Any], bearer: str | None) -> Iterator[requests.Response]:
         """Send a call, follow its redirects, and give the answer with its body still to be read."""
         url = call.url(self.settings.base_url, self.settings.root_url)
-        headers, redirects = headers_of(call, bearer), 0
+        headers, redirects = request_headers(call, bearer), 0
         while True:
-            for wait in self._pace.waits():
+            for wait in self._rate_limiter.delays():
                 self._sleep(wait)
             try:
                 response = self._session.request(
@@ -224,15 +226,15 @@ class EtlworksClient:
                     stream=True,
                 )
             except requests.RequestException as error:
-                raise unreachable(call, self.settings, error, unprocessed=_never_sent(error)) from None
+                raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
             with response:
-                target = redirected(call, url, _answer(response, b""), redirects)
+                target = redirect_target(call, url, _answer(response, b""), redirects)
                 if target is None:
                     try:
                         yield response
                     except EtlworksRateLimited as error:
                         if error.retry_after is not None:
-                            self._pace.pause(error.retry_after)
+                            self._rate_limiter.pause(error.retry_after)
                         raise
                     return
                 url, redirects = target, redirects + 1
@@ -243,11 +245,11 @@ class EtlworksClient:
         try:
             yield from response.iter_content(_CHUNK)
         except requests.RequestException as error:
-            raise unreachable(call, self.settings, error, unprocessed=False) from None
+            raise unreachable(call, self.settings, error, not_processed=False) from None
 
 
-def _answer(response: requests.Response, body: bytes) -> Answer:
-    return Answer(response.status_code, response.headers, body)
+def _answer(response: requests.Response, body: bytes) -> Response:
+    return Response(response.status_code, response.headers, body)
 
 
 _NO_CONNECTION = (

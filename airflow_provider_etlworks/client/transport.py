@@ -19,7 +19,7 @@ from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.call import Answer, Call
+    from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 COMMON_HEADERS = {
@@ -36,7 +36,7 @@ _LONGEST_REDIRECT_CHAIN = 5
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
-def headers_of(call: Call[Any], bearer: str | None) -> dict[str, str]:
+def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     """Return the headers that a call has besides :data:`COMMON_HEADERS`."""
     headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
     if call.content_type is not None:
@@ -44,7 +44,7 @@ def headers_of(call: Call[Any], bearer: str | None) -> dict[str, str]:
     return headers
 
 
-def redirected(call: Call[Any], url: str, answer: Answer, redirects: int = 0) -> str | None:
+def redirect_target(call: Call[Any], url: str, answer: Response, redirects: int = 0) -> str | None:
     """
     Return the URL that an answer redirects to; ``None`` for an answer that redirects nowhere.
 
@@ -87,7 +87,7 @@ def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
 
 
 def unreachable(
-    call: Call[Any], settings: ClientSettings, error: BaseException, *, unprocessed: bool
+    call: Call[Any], settings: ClientSettings, error: BaseException, *, not_processed: bool
 ) -> EtlworksUnreachable:
     """
     Return the error for a request that got no (whole) answer.
@@ -95,10 +95,10 @@ def unreachable(
     It tells all that ``error`` says but secrets: raise it ``from None``, so that no traceback repeats the original.
     """
     cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
-    sent = "It did not reach the server." if unprocessed else "The server may have received it."
+    sent = "It did not reach the server." if not_processed else "The server may have received it."
     return EtlworksUnreachable(
         f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {sent}",
-        unprocessed=unprocessed,
+        not_processed=not_processed,
     )
 
 
@@ -117,7 +117,7 @@ def proxy_for(settings: ClientSettings) -> str | None:
     return found and proxy_url(found, "The proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)")
 
 
-def verification(settings: ClientSettings) -> bool | str:
+def ca_bundle(settings: ClientSettings) -> bool | str:
     """
     Return what to check certificates with: ``False``, or the path of a CA bundle; the same for both transports.
 

@@ -18,7 +18,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksLostTouch,
     EtlworksNotFound,
 )
-from airflow_provider_etlworks.client.flow_selection import flow_named
+from airflow_provider_etlworks.client.flow_selection import find_by_name
 from airflow_provider_etlworks.client.models import (
     AuditEvent,
     Connection,
@@ -40,10 +40,10 @@ from airflow_provider_etlworks.provider_info import (
     FIELD_BEHAVIOUR,
 )
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.runs.find import Awaited
+from airflow_provider_etlworks.runs.find import RunSelector
 from airflow_provider_etlworks.runs.follow import Ending, follow
-from airflow_provider_etlworks.runs.start import Start
-from airflow_provider_etlworks.runs.stop import Stop, stop
+from airflow_provider_etlworks.runs.start import RunStarter
+from airflow_provider_etlworks.runs.stop import StopResult, stop_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
         :source: quickstart, ``GET /v1/flows``.
         """
-        return flow_named(name, list(self.list_flows()))
+        return find_by_name(name, list(self.list_flows()))
 
     def replace_flow(self, flow_id: int, flow: Mapping[str, Any]) -> Flow:
         """
@@ -294,7 +294,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
-        start = Start(
+        start = RunStarter(
             flow_id=flow_id,
             clock=self.client.clock,
             log=self.log,
@@ -302,7 +302,7 @@ class EtlworksHook(BaseHook):
             options=dict(run_options or {}),
             user=self.settings.login,
         )
-        started = self.client.converse(start.carry_out())
+        started = self.client.run(start.start())
         audit_id = started.audit_id if started else None
         return FlowStart(flow_id=flow_id, audit_id=audit_id, status=StartStatus.STARTED, status_code=0)
 
@@ -356,7 +356,7 @@ class EtlworksHook(BaseHook):
         :source: quickstart, ``GET /v1/executions/{flowId}?auditId=``.
         """
         deadline = None if timeout is None else self.client.clock.time() + timeout
-        followed = self.client.converse(
+        followed = self.client.run(
             follow(
                 RunRef(flow_id, audit_id),
                 PollPolicy(poll_interval, patience, deadline),
@@ -372,7 +372,7 @@ class EtlworksHook(BaseHook):
             raise followed.error
         raise EtlworksLostTouch(f"Run {audit_id} of flow {flow_id} may still be going. {followed.detail}")
 
-    def stop_flow(self, flow_id: int, audit_id: int) -> Stop:
+    def stop_flow(self, flow_id: int, audit_id: int) -> StopResult:
         """
         Ask Etlworks to stop a run. It may take minutes until the run has really stopped.
 
@@ -380,13 +380,14 @@ class EtlworksHook(BaseHook):
 
         :param flow_id: the flow.
         :param audit_id: the run.
-        :return: a ``Stop``: whether Etlworks accepted, and a sentence for a person. What Etlworks causes is not raised.
+        :return: a ``StopResult``: whether Etlworks accepted, and a sentence for a person. Nothing that
+            Etlworks causes is raised.
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
-            return client.converse(stop(flow_id, audit_id, self.settings.stop_path))
+            return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
 
-    def find_run(self, start: Start, watermark: int) -> int | None:
+    def find_run(self, start: RunStarter, watermark: int) -> int | None:
         """
         Look at once for the run of a start whose answer is not known, in as little time as a killed task has.
 
@@ -398,7 +399,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
-            return client.converse(replace(start, patience=0.0).find(watermark, grace=0.0))
+            return client.run(replace(start, patience=0.0).find(watermark, grace=0.0))
 
     def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
         """
@@ -412,7 +413,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksError: Etlworks cannot be asked.
         """
         with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
-            found = client.converse(Awaited(flow_id, message_uuid=message_uuid).find())
+            found = client.run(RunSelector(flow_id, message_uuid=message_uuid).find())
         return None if found is None else found.audit_id
 
     def execution_history(self, flow_id: int, *, since: datetime | str | None = None) -> Iterator[Execution]:
@@ -438,13 +439,13 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is no such run.
         :source: support pages, ``GET /v1/executions/console/download``.
         """
-        from airflow_provider_etlworks.client.streaming import last_lines_of
+        from airflow_provider_etlworks.client.streaming import tail_lines
 
         call = endpoints.execution_log(flow_id, audit_id)
         if last_lines is None:
             return self.client.send(call)
         with self.client.stream(call) as pieces:
-            return "\n".join(last_lines_of(pieces, last_lines))
+            return "\n".join(tail_lines(pieces, last_lines))
 
     def execution_tasks(self, audit_id: int, *, type: str | None = None) -> list[FlowTask]:  # noqa: A002  # Etlworks's name
         """
@@ -527,7 +528,7 @@ class EtlworksHook(BaseHook):
         :param bundle: what :meth:`export_flows` returned.
         :return: Etlworks's answer, whose shape is not documented.
         :raises EtlworksRefused: the answer says ``"success": false``; part of it may have been applied.
-        :raises EtlworksUnreachable: no answer came; unless ``unprocessed`` is set, it may have been applied.
+        :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been applied.
         :source: code examples, ``POST /v1/io/import``.
         """
         return self.client.send(endpoints.import_bundle(bundle))
@@ -630,7 +631,7 @@ class EtlworksHook(BaseHook):
         :return: the author's own answer: JSON where it is JSON, else text. A ``messageUuid`` in it finds the run that
             it started: ``get_execution(flow_id, message_uuid=…)``.
         :raises EtlworksNotFound: nobody listens there.
-        :raises EtlworksUnreachable: no answer came; unless ``unprocessed`` is set, it may have been received.
+        :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been received.
         :source: support pages, ``POST /v1/httplistener/{path}``.
         """
         return self.client.send(endpoints.send_to_listener(path, payload, content_type))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.runs.follow import FollowResult
     from airflow_provider_etlworks.runs.start import Started
-    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
+    from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 
 AUDIT_ID_KEY = "audit_id"
 """XCom key of the run's audit id, set as soon as it is known."""
@@ -29,7 +29,7 @@ TRIGGER_BUFFER = 120.0
 _TIMEOUT_MARGIN = 10.0
 
 
-class FollowingOperator(BaseOperator):
+class RunOperator(BaseOperator):
     """
     The base of the operators that follow a run. Their docstrings tell what the parameters mean.
 
@@ -70,7 +70,7 @@ class FollowingOperator(BaseOperator):
         self._run: tuple[int, int] | None = None
         self._killed = False
         self._stopped: int | None = None
-        self._memory: Memory | None = None
+        self._memory: LaunchRecordStore | None = None
         self._told: dict[str, Any] | None = None
         self._check_following()
 
@@ -93,12 +93,12 @@ class FollowingOperator(BaseOperator):
         from airflow_provider_etlworks.runs.events import ExecutionEvent
 
         told = ExecutionEvent.from_payload(event)
-        return self._conclude(context, told.flow_id, told.audit_id, told.followed, is_ours=is_ours)
+        return self._finish(context, told.flow_id, told.audit_id, told.followed, is_ours=is_ours)
 
     def on_kill(self) -> None:
         """Stop the run. Airflow calls this on the worker when the task is killed or times out."""
         self._killed = True
-        run = self._run or self._run_in_flight()
+        run = self._run or self._find_in_flight_run()
         if run is None:
             return
         flow_id, audit_id = run
@@ -109,7 +109,7 @@ class FollowingOperator(BaseOperator):
         self._stop(flow_id, audit_id)
         if self._memory is not None:
             # Last, since a signal may have interrupted a talk with Airflow that this one then waits for.
-            self._memory.add(audit_id=audit_id, stop_asked=True)
+            self._memory.update(audit_id=audit_id, stop_asked=True)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """
@@ -122,11 +122,11 @@ class FollowingOperator(BaseOperator):
 
         return lineage_of(self.flow_id, self._told)
 
-    def _run_in_flight(self) -> tuple[int, int] | None:
+    def _find_in_flight_run(self) -> tuple[int, int] | None:
         """Return the run of a start that was sent, and whose answer a kill cut off, where it can be told."""
         return None
 
-    def _stay_killed(self) -> None:
+    def _abort_if_killed(self) -> None:
         """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`on_kill`."""
         from airflow_provider_etlworks.client.errors import EtlworksError
 
@@ -147,18 +147,18 @@ class FollowingOperator(BaseOperator):
         if isinstance(self.log_lines, bool) or not isinstance(self.log_lines, int) or self.log_lines < 0:
             raise ValueError(f"{self.task_id}: log_lines is {self.log_lines!r}; it is a whole number, 0 for none.")
 
-    def _memory_of(self, context: Context) -> Memory:
-        from airflow_provider_etlworks.worker.launch_record import Memory
+    def _memory_of(self, context: Context) -> LaunchRecordStore:
+        from airflow_provider_etlworks.worker.launch_record import LaunchRecordStore
 
-        return Memory(task_state_store(context))
+        return LaunchRecordStore(task_state_store(context))
 
-    def _is_to_be_followed(self, context: Context, remembered: RememberedStart, audit_id: int) -> bool:
-        from airflow_provider_etlworks.runs.reattach import Resumption, resumption
-        from airflow_provider_etlworks.runs.start import confirm
+    def _is_to_be_followed(self, context: Context, remembered: LaunchRecord, audit_id: int) -> bool:
+        from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
+        from airflow_provider_etlworks.runs.start import read_accepted_run
 
         client = self.hook.client
-        execution = client.converse(confirm(remembered.flow_id, audit_id, clock=client.clock, log=self.log))
-        decision = resumption(
+        execution = client.run(read_accepted_run(remembered.flow_id, audit_id, clock=client.clock, log=self.log))
+        decision = decide_reattach(
             execution,
             stop_asked=remembered.stop_asked,
             cleared=remembered.max_tries != context["ti"].max_tries,
@@ -166,11 +166,11 @@ class FollowingOperator(BaseOperator):
             fail_on_warning=self.fail_on_warning,
         )
         state = execution.status if execution else "no longer known to Etlworks"
-        if decision in (Resumption.FOLLOW, Resumption.DONE):
+        if decision in (ReattachDecision.FOLLOW, ReattachDecision.DONE):
             self.log.info("An earlier try started run %s, which is %s. Following it; no new run.", audit_id, state)
             return True
         self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", audit_id, state)
-        if decision is Resumption.REPLACE:
+        if decision is ReattachDecision.REPLACE:
             self._stop(remembered.flow_id, audit_id)
         return False
 
@@ -197,8 +197,8 @@ class FollowingOperator(BaseOperator):
         deadline, _ = self._deadline(context)
         if self.deferrable and not self._has_ended_already(flow_id, audit_id):
             self._defer(flow_id, started, deadline)
-        followed = self._follow_here(flow_id, started, deadline)
-        return self._conclude(context, flow_id, audit_id, followed, is_ours=started.is_ours)
+        followed = self._follow_on_worker(flow_id, started, deadline)
+        return self._finish(context, flow_id, audit_id, followed, is_ours=started.is_ours)
 
     def _has_ended_already(self, flow_id: int, audit_id: int) -> bool:
         """Look once before deferring: a short run needs no triggerer."""
@@ -231,7 +231,7 @@ class FollowingOperator(BaseOperator):
             timeout=None if seconds is None else timedelta(seconds=seconds),
         )
 
-    def _follow_here(self, flow_id: int, started: Started, deadline: float | None) -> Followed:
+    def _follow_on_worker(self, flow_id: int, started: Started, deadline: float | None) -> FollowResult:
         """Follow the run on the worker, as the trigger does in the triggerer."""
         from dataclasses import replace
 
@@ -248,12 +248,12 @@ class FollowingOperator(BaseOperator):
             followed = replace(followed, detail=self._stop(flow_id, started.audit_id))
         return followed
 
-    def _watch(self, flow_id: int, audit_id: int, deadline: float | None) -> Followed:
+    def _watch(self, flow_id: int, audit_id: int, deadline: float | None) -> FollowResult:
         from airflow_provider_etlworks.runs.follow import follow
         from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
         client = self.hook.client
-        followed = client.converse(
+        followed = client.run(
             follow(
                 RunRef(flow_id, audit_id),
                 PollPolicy(self.poll_interval, self.patience, deadline),
@@ -285,14 +285,14 @@ class FollowingOperator(BaseOperator):
 
     # --- After it -------------------------------------------------------------------------------------------------
 
-    def _conclude(
-        self, context: Context, flow_id: int, audit_id: int, followed: Followed, *, is_ours: bool
+    def _finish(
+        self, context: Context, flow_id: int, audit_id: int, followed: FollowResult, *, is_ours: bool
     ) -> dict[str, Any]:
         """Turn the end of the watch into the task's end: one place for all paths."""
         from airflow_provider_etlworks.client.errors import EtlworksExecutionTimeout, EtlworksLostTouch
         from airflow_provider_etlworks.client.models import Execution
         from airflow_provider_etlworks.runs.follow import Ending
-        from airflow_provider_etlworks.runs.outcome import Outcome, outcome_of, said_by, task_result
+        from airflow_provider_etlworks.runs.outcome import Outcome, error_text, outcome_of, task_result
 
         self._run = None
         url = self.hook.execution_url(flow_id, audit_id)
@@ -301,7 +301,7 @@ class FollowingOperator(BaseOperator):
         if followed.ending is Ending.DEADLINE:
             stop_asked = is_ours and self.cancel_on_kill
             if stop_asked:
-                self._memory_of(context).add(stop_asked=True)
+                self._memory_of(context).update(stop_asked=True)
             by_airflow = self._deadline(context)[1]
             limit = f"execution_timeout ({self.execution_timeout})" if by_airflow else f"timeout ({self.timeout} s)"
             done = followed.detail if stop_asked else "It was left going."
@@ -315,16 +315,16 @@ class FollowingOperator(BaseOperator):
             # Where we stopped it ourselves, since the worker goes down, Airflow may try again.
             self._fail(execution, url, is_final=outcome is Outcome.CANCELED and not self._killed)
         if execution.status == "warning":
-            self.log.warning("%s ended with a warning. %s", run, said_by(execution))
+            self.log.warning("%s ended with a warning. %s", run, error_text(execution))
         records = "" if execution.records is None else f", {execution.records} records"
         self.log.info("%s ended: %s%s. %s", run, execution.status, records, url)
         return told
 
     def _fail(self, execution: Execution, url: str, *, is_final: bool) -> None:
         from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
-        from airflow_provider_etlworks.runs.outcome import bad_end
+        from airflow_provider_etlworks.runs.outcome import failure_message
 
-        text = bad_end(execution, url)
+        text = failure_message(execution, url)
         self._show_log(execution)
         failed = EtlworksExecutionFailed(text, execution=execution)
         if is_final:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import AirflowSkipException, conf
-from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, FollowingOperator
+from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, RunOperator
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.runs.start import Start, Started
-    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
+    from airflow_provider_etlworks.runs.start import RunStarter, Started
+    from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 
 __all__ = ["AUDIT_ID_KEY", "EtlworksHttpListenerOperator", "EtlworksRunFlowOperator", "flat_parameters"]
 
 _ON_ALREADY_RUNNING = ("fail", "wait", "attach", "skip")
 
 
-class EtlworksRunFlowOperator(FollowingOperator):
+class EtlworksRunFlowOperator(RunOperator):
     """
     Start an Etlworks flow and, unless told otherwise, wait for its run to end.
 
@@ -114,25 +114,25 @@ class EtlworksRunFlowOperator(FollowingOperator):
         self.run_options = run_options
         self.on_already_running = on_already_running
         self.durable = durable
-        self._in_flight: tuple[Start, int] | None = None
+        self._in_flight: tuple[RunStarter, int] | None = None
         self._check_arguments()
 
     # --- Airflow calls these --------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the flow, and follow its run."""
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             parameters = flat_parameters(self.parameters)
             options = self._checked_options()
             flow_id = self._find_flow_id()
             start = self._start_request(context, flow_id, parameters, options)
         memory = self._memory = self._memory_of(context)
-        started = self._earlier_run(context, memory, start) or self._start(context, memory, start)
+        started = self._reattach(context, memory, start) or self._start(context, memory, start)
         return self._follow(context, flow_id, started)
 
-    def _run_in_flight(self) -> tuple[int, int] | None:
+    def _find_in_flight_run(self) -> tuple[int, int] | None:
         from airflow_provider_etlworks.client.errors import EtlworksStartUnknown
 
         if self._in_flight is None:
@@ -172,7 +172,7 @@ class EtlworksRunFlowOperator(FollowingOperator):
 
     def _find_flow_id(self) -> int:
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
-        from airflow_provider_etlworks.worker.arguments import whole_number
+        from airflow_provider_etlworks.worker.arguments import parse_id
 
         if self.flow_name is not None:
             if not isinstance(self.flow_name, str) or not self.flow_name.strip():
@@ -180,28 +180,28 @@ class EtlworksRunFlowOperator(FollowingOperator):
             flow = self.hook.find_flow(self.flow_name)
             self.log.info("Flow %r has the id %s.", flow.name, flow.id)
             return flow.id
-        return whole_number("flow_id", self.flow_id, " For a name, use flow_name.")
+        return parse_id("flow_id", self.flow_id, " For a name, use flow_name.")
 
     # --- The start ------------------------------------------------------------------------------------------------
 
     def _start_request(
         self, context: Context, flow_id: int, parameters: dict[str, str], options: dict[str, Any]
-    ) -> Start:
-        from airflow_provider_etlworks.runs.start import OnAlreadyRunning, Start
+    ) -> RunStarter:
+        from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
 
         memory = self._memory_of(context)
 
-        def remember(watermark: int | None) -> None:
-            self._stay_killed()
+        def save_intent(watermark: int | None) -> None:
+            self._abort_if_killed()
             if watermark is None:
                 self._in_flight = None
-                memory.forget()
+                memory.clear()
             else:
-                memory.keep(self._remembered(context, flow_id, watermark))
+                memory.save(self._remembered(context, flow_id, watermark))
                 self._in_flight = (start, watermark)
-                self._stay_killed()
+                self._abort_if_killed()
 
-        start = Start(
+        start = RunStarter(
             flow_id=flow_id,
             clock=self.hook.client.clock,
             log=self.log,
@@ -212,29 +212,29 @@ class EtlworksRunFlowOperator(FollowingOperator):
             patience=self.patience,
             deadline=self._deadline(context)[0],
             on_already_running=OnAlreadyRunning(self.on_already_running),
-            remember=remember,
+            save_intent=save_intent,
         )
         return start
 
-    def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> RememberedStart:
-        from airflow_provider_etlworks.worker.launch_record import RememberedStart
+    def _remembered(self, context: Context, flow_id: int, watermark: int, **known: Any) -> LaunchRecord:
+        from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 
-        return RememberedStart(
+        return LaunchRecord(
             flow_id, watermark, self.hook.client.clock.time(), max_tries=context["ti"].max_tries, **known
         )
 
-    def _memory_of(self, context: Context) -> Memory:
-        from airflow_provider_etlworks.worker.launch_record import Memory
+    def _memory_of(self, context: Context) -> LaunchRecordStore:
+        from airflow_provider_etlworks.worker.launch_record import LaunchRecordStore
 
-        return super()._memory_of(context) if self.durable else Memory(None)
+        return super()._memory_of(context) if self.durable else LaunchRecordStore(None)
 
-    def _earlier_run(self, context: Context, memory: Memory, start: Start) -> Started | None:
+    def _reattach(self, context: Context, memory: LaunchRecordStore, start: RunStarter) -> Started | None:
         """Return the run that an earlier try of this task started, where it is to be followed."""
         if not self.durable:
             return None
         if not memory.is_durable:
             return self._run_in_history(context, start)
-        remembered = memory.recall()
+        remembered = memory.load()
         if remembered is None or remembered.flow_id != start.flow_id:
             return None
         audit_id = remembered.audit_id or self._run_of_lost_start(memory, remembered, start)
@@ -248,25 +248,25 @@ class EtlworksRunFlowOperator(FollowingOperator):
         self._run = None
         return None
 
-    def _run_of_lost_start(self, memory: Memory, remembered: RememberedStart, start: Start) -> int | None:
+    def _run_of_lost_start(self, memory: LaunchRecordStore, remembered: LaunchRecord, start: RunStarter) -> int | None:
         """Look for the run of a start whose worker was lost before it knew the audit id."""
         from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
 
         self.log.info("An earlier try may have started flow %s; looking for its run.", start.flow_id)
         grace = VISIBILITY_GRACE - (start.clock.time() - remembered.asked_at)
-        audit_id = self.hook.client.converse(start.find(remembered.watermark, grace=max(0.0, grace)))
+        audit_id = self.hook.client.run(start.find(remembered.watermark, grace=max(0.0, grace)))
         if audit_id is None:
             self.log.info("No run came of it.")
         else:
-            memory.add(audit_id=audit_id)
+            memory.update(audit_id=audit_id)
         return audit_id
 
-    def _run_in_history(self, context: Context, start: Start) -> Started | None:
+    def _run_in_history(self, context: Context, start: RunStarter) -> Started | None:
         """Recognize the run of an earlier try by the server's history: the best there is before Airflow 3.3."""
         if context["ti"].try_number <= 1:
             return None
         newest, began = self.hook.get_execution(start.flow_id), context["dag_run"].start_date
-        if newest is None or newest.has_ended or not start.may_be_ours(newest):
+        if newest is None or newest.has_ended or not start.is_candidate(newest):
             return None
         if newest.started_at is None or began is None or newest.started_at < began:
             return None
@@ -276,23 +276,23 @@ class EtlworksRunFlowOperator(FollowingOperator):
         self._run = (start.flow_id, newest.audit_id)
         return self._started(newest.audit_id)
 
-    def _start(self, context: Context, memory: Memory, start: Start) -> Started:
+    def _start(self, context: Context, memory: LaunchRecordStore, start: RunStarter) -> Started:
         names = ", ".join(sorted(start.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", start.flow_id, self.hook.settings.root_url, names)
-        started = self.hook.client.converse(start.carry_out())
+        started = self.hook.client.run(start.start())
         if started is None:
             raise AirflowSkipException(f"Flow {start.flow_id} is already running; on_already_running is 'skip'.")
         audit_id = started.audit_id
         self._in_flight = None
         if started.is_ours:
             self._run = (start.flow_id, audit_id)
-            memory.add(audit_id=audit_id)
+            memory.update(audit_id=audit_id)
             if self._killed and self._stopped != audit_id:
                 self.on_kill()
-            self._stay_killed()
+            self._abort_if_killed()
         else:
             # Our own start did nothing and is forgotten; what a retry goes on with is this run.
-            memory.keep(self._remembered(context, start.flow_id, audit_id, audit_id=audit_id, is_ours=False))
+            memory.save(self._remembered(context, start.flow_id, audit_id, audit_id=audit_id, is_ours=False))
         return started
 
 

@@ -7,7 +7,7 @@ from os import SEEK_END
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import AirflowFailException, conf
-from airflow_provider_etlworks.operators.base import FollowingOperator
+from airflow_provider_etlworks.operators.base import RunOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.runs.start import Started
-    from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
+    from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 
 LONGEST_ANSWER = 10_000
 """Characters of a listener's answer, as JSON, that a task tells at most."""
 
 
-class EtlworksHttpListenerOperator(FollowingOperator):
+class EtlworksHttpListenerOperator(RunOperator):
     """
     Send a payload to a user-defined endpoint of Etlworks and, if asked to, follow the run that it starts.
 
@@ -131,11 +131,11 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         from contextlib import ExitStack
 
         from airflow_provider_etlworks.client.endpoints import send_to_listener
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, whole_number
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
 
         with ExitStack() as opened:
-            with hopeless_tries_fail_for_good():
-                flow_id = None if self.flow_id is None else whole_number("flow_id", self.flow_id)
+            with fail_without_retry_on_config_error():
+                flow_id = None if self.flow_id is None else parse_id("flow_id", self.flow_id)
                 call = send_to_listener(self.path, self._body(opened), self.content_type)
                 url = self.hook.settings.root_url
             if flow_id is None or not self.wait_for_completion:
@@ -143,13 +143,13 @@ class EtlworksHttpListenerOperator(FollowingOperator):
                 message_uuid, answer = self._send(call)
                 return {"message_uuid": message_uuid, "answer": answer}
             memory = self._memory = self._memory_of(context)
-            started = self._earlier_run(context, memory, flow_id)
+            started = self._reattach(context, memory, flow_id)
             if started is None:
                 self.log.info("Sending a payload to %s at %s, for flow %s.", call, url, flow_id)
                 started = self._start(context, memory, flow_id, call)
         return self._follow(context, flow_id, started)
 
-    def _run_in_flight(self) -> tuple[int, int] | None:
+    def _find_in_flight_run(self) -> tuple[int, int] | None:
         from airflow_provider_etlworks.client.errors import EtlworksError
 
         if self._message is None:
@@ -202,7 +202,7 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         try:
             answer = self.hook.client.send(call)
         except EtlworksError as error:
-            if error.unprocessed:
+            if error.not_processed:
                 raise
             raise AirflowFailException(
                 f"{error} The payload may have been received, so it is not sent again. Look in Etlworks whether it "
@@ -213,18 +213,18 @@ class EtlworksHttpListenerOperator(FollowingOperator):
         self.log.info("The listener answered. Message: %s.", message_uuid)
         return message_uuid, bounded_answer(answer, self.hook.settings.secrets)
 
-    def _start(self, context: Context, memory: Memory, flow_id: int, call: Call[Any]) -> Started:
+    def _start(self, context: Context, memory: LaunchRecordStore, flow_id: int, call: Call[Any]) -> Started:
         """Send the payload, and find the run that it started."""
         from airflow_provider_etlworks.client.errors import EtlworksError
 
-        self._stay_killed()
-        memory.keep(self._remembered(context, flow_id))
+        self._abort_if_killed()
+        memory.save(self._remembered(context, flow_id))
         self._message = (flow_id, "")
         try:
             message_uuid, answer = self._send(call)
         except EtlworksError:
             self._message = None
-            memory.forget()
+            memory.clear()
             raise
         if message_uuid is None:
             raise AirflowFailException(
@@ -232,37 +232,37 @@ class EtlworksHttpListenerOperator(FollowingOperator):
                 f"cannot be followed. The answer: {str(answer)[:500]!r}. Let the flow at {self.path!r} answer with it, "
                 "or set wait_for_completion=False."
             )
-        memory.add(message_uuid=message_uuid)
+        memory.update(message_uuid=message_uuid)
         self._message = (flow_id, message_uuid)
         return self._run_of_message(memory, flow_id, message_uuid)
 
-    def _run_of_message(self, memory: Memory, flow_id: int, message_uuid: str) -> Started:
+    def _run_of_message(self, memory: LaunchRecordStore, flow_id: int, message_uuid: str) -> Started:
         from airflow_provider_etlworks.client.errors import EtlworksStartUnknown
-        from airflow_provider_etlworks.runs.find import run_of_message
+        from airflow_provider_etlworks.runs.find import find_message_run
 
         client = self.hook.client
         try:
-            run = client.converse(
-                run_of_message(flow_id, message_uuid, clock=client.clock, log=self.log, patience=self.patience)
+            run = client.run(
+                find_message_run(flow_id, message_uuid, clock=client.clock, log=self.log, patience=self.patience)
             )
         except EtlworksStartUnknown as error:
             raise AirflowFailException(f"{error} The payload is not sent again.") from error
         self._run, self._message = (flow_id, run.audit_id), None
-        memory.add(audit_id=run.audit_id)
+        memory.update(audit_id=run.audit_id)
         if self._killed and self._stopped != run.audit_id:
             self.on_kill()
-        self._stay_killed()
+        self._abort_if_killed()
         return self._started(run.audit_id)
 
-    def _remembered(self, context: Context, flow_id: int) -> RememberedStart:
-        from airflow_provider_etlworks.worker.launch_record import RememberedStart
+    def _remembered(self, context: Context, flow_id: int) -> LaunchRecord:
+        from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 
         now = self.hook.client.clock.time()
-        return RememberedStart(flow_id, watermark=0, asked_at=now, max_tries=context["ti"].max_tries)
+        return LaunchRecord(flow_id, watermark=0, asked_at=now, max_tries=context["ti"].max_tries)
 
-    def _earlier_run(self, context: Context, memory: Memory, flow_id: int) -> Started | None:
+    def _reattach(self, context: Context, memory: LaunchRecordStore, flow_id: int) -> Started | None:
         """Return the run that an earlier try of this task started, where it is to be followed."""
-        remembered = memory.recall()
+        remembered = memory.load()
         if remembered is None or remembered.flow_id != flow_id:
             return None
         cleared = remembered.max_tries != context["ti"].max_tries
@@ -289,7 +289,7 @@ def _file_body(path: Any) -> Iterator[Body]:
     from airflow_provider_etlworks.client.streaming import FileBody
     from airflow_provider_etlworks.storage import stored_file
 
-    with stored_file("payload_path", path).opened() as source:
+    with stored_file("payload_path", path).open_read() as source:
         yield FileBody(source, source.seek(0, SEEK_END))
 
 

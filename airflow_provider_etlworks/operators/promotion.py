@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.bundles.import_once import Import, Imported
+    from airflow_provider_etlworks.bundles.import_once import BundleImport, Imported
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
     from airflow_provider_etlworks.client.models import Flow
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.storage import StoredFile
-    from airflow_provider_etlworks.worker.launch_record import ImportMemory, RememberedImport
+    from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
 IMPORT_FAILED_KEY = "import_failed"
 """XCom key under which an import that Etlworks refused, or carried out in part, tells what undoes it: the backup."""
@@ -103,9 +103,9 @@ class EtlworksExportOperator(_BundleOperator):
         """Export the flows."""
         from airflow_provider_etlworks.bundles.transfer import export_bundle
         from airflow_provider_etlworks.storage import stored_file
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             file = stored_file("path", self.path)
             manifest = export_bundle(
                 self.hook.bundle_client,
@@ -131,14 +131,14 @@ class EtlworksExportOperator(_BundleOperator):
         }
 
     def _selected_flows(self) -> list[Flow]:
-        from airflow_provider_etlworks.client.flow_selection import selected
-        from airflow_provider_etlworks.worker.arguments import texts, whole_numbers
+        from airflow_provider_etlworks.client.flow_selection import select_flows
+        from airflow_provider_etlworks.worker.arguments import parse_ids, parse_names
 
-        return selected(
+        return select_flows(
             list(self.hook.list_flows()),
-            ids=[] if self.flow_ids is None else whole_numbers("flow_ids", self.flow_ids),
-            names=[] if self.flow_names is None else texts("flow_names", self.flow_names),
-            tags=[] if self.tags is None else texts("tags", self.tags),
+            ids=[] if self.flow_ids is None else parse_ids("flow_ids", self.flow_ids),
+            names=[] if self.flow_names is None else parse_names("flow_names", self.flow_names),
+            tags=[] if self.tags is None else parse_names("tags", self.tags),
         )
 
 
@@ -184,13 +184,13 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             preview_import,
         )
         from airflow_provider_etlworks.storage import stored_file
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, sha256
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_sha256
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             _check_rendered(self, self._needs)
             file = stored_file("path", self.path)
-            with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
-                raw = file.beside(PREVIEW_ENDING)
+            with open_bundle(file, parse_sha256("expected_sha256", self.expected_sha256)) as bundle:
+                raw = file.sibling(PREVIEW_ENDING)
                 preview = preview_import(self.hook.client, self.hook.bundle_client, bundle, raw, log=self.log)
                 markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path)
         if missing := preview.missing_connections:
@@ -262,13 +262,13 @@ class EtlworksImportOperator(_BundleOperator):
         from airflow_provider_etlworks.bundles.transfer import open_bundle
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed, EtlworksImportUnknown
         from airflow_provider_etlworks.storage import stored_file
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good, sha256
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_sha256
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             _check_rendered(self, self._needs)
             file = stored_file("path", self.path)
             backup_file = None if self.backup_path is None else stored_file("backup_path", self.backup_path)
-            with open_bundle(file, sha256("expected_sha256", self.expected_sha256)) as bundle:
+            with open_bundle(file, parse_sha256("expected_sha256", self.expected_sha256)) as bundle:
                 self._check_origin(bundle)
                 try:
                     imported, note = self._import(context, bundle, backup_file)
@@ -303,28 +303,28 @@ class EtlworksImportOperator(_BundleOperator):
 
     def _import(
         self, context: Context, bundle: OpenBundle, backup_file: StoredFile | None
-    ) -> tuple[Imported, RememberedImport]:
+    ) -> tuple[Imported, ImportRecord]:
         """Carry the import out, unless an earlier try of this task did."""
-        from airflow_provider_etlworks.bundles.import_once import Import, marks_of
+        from airflow_provider_etlworks.bundles.import_once import BundleImport, flow_versions
         from airflow_provider_etlworks.bundles.transfer import back_up
         from airflow_provider_etlworks.client.errors import EtlworksImportFailed
-        from airflow_provider_etlworks.worker.launch_record import ImportMemory, RememberedImport
+        from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
-        client, memory = self.hook.bundle_client, ImportMemory(task_state_store(context))
+        client, memory = self.hook.bundle_client, ImportRecordStore(task_state_store(context))
 
-        def remember(sent: bool) -> None:
+        def save_intent(sent: bool) -> None:
             if sent:
-                memory.keep(note)
+                memory.save(note)
             else:
-                memory.forget()
+                memory.clear()
 
-        importing = Import(
+        importing = BundleImport(
             call=bundle.import_call(),
             flow_names=bundle.flow_names,
             clock=client.clock,
             log=self.log,
             user=self.hook.settings.login,
-            remember=remember,
+            save_intent=save_intent,
         )
         if (earlier := self._earlier_import(context, memory, bundle, importing)) is not None:
             return earlier
@@ -334,9 +334,9 @@ class EtlworksImportOperator(_BundleOperator):
         backup = None
         if backup_file is not None:
             backup = back_up(client, bundle, flows, backup_file, log=self.log)
-        note = RememberedImport(
+        note = ImportRecord(
             sha256=bundle.inspected.sha256,
-            before=marks_of(flows, bundle.flow_names),
+            before=flow_versions(flows, bundle.flow_names),
             max_tries=context["ti"].max_tries,
             backup_path=backup_file.path if backup_file is not None and backup is not None else None,
             backup_sha256=backup.sha256 if backup is not None else None,
@@ -349,17 +349,17 @@ class EtlworksImportOperator(_BundleOperator):
         )
         with bundle.explained(importing.call):
             try:
-                return client.converse(importing.carry_out(note.before)), note
+                return client.run(importing.import_once(note.before)), note
             except EtlworksImportFailed:
                 undo = {name: getattr(note, name) for name in ("backup_path", "backup_sha256")}
                 context["ti"].xcom_push(key=IMPORT_FAILED_KEY, value={**undo, "flow_names": bundle.flow_names})
                 raise
 
     def _earlier_import(
-        self, context: Context, memory: ImportMemory, bundle: OpenBundle, importing: Import
-    ) -> tuple[Imported, RememberedImport] | None:
+        self, context: Context, memory: ImportRecordStore, bundle: OpenBundle, importing: BundleImport
+    ) -> tuple[Imported, ImportRecord] | None:
         """Return what an earlier try of this task imported, if it sent the same bundle and its end is not known."""
-        note = memory.recall()
+        note = memory.load()
         if note is None or note.sha256 != bundle.inspected.sha256:
             return None
         if note.max_tries != context["ti"].max_tries:
@@ -367,9 +367,9 @@ class EtlworksImportOperator(_BundleOperator):
             return None
         self.log.warning("An earlier try sent this import. Looking in the target; nothing is repeated.")
         why = "the task ended before the answer came"
-        return self.hook.bundle_client.converse(importing.look_for(note.before, why)), note
+        return self.hook.bundle_client.run(importing.reconcile(note.before, why)), note
 
-    def _check_target_untouched(self, context: Context, importing: Import, flows: list[Flow]) -> None:
+    def _check_target_untouched(self, context: Context, importing: BundleImport, flows: list[Flow]) -> None:
         """
         Make sure that no earlier try of this task has imported: all that can be done before Airflow 3.3.
 
@@ -397,9 +397,9 @@ class EtlworksImportOperator(_BundleOperator):
 
     # --- After it -------------------------------------------------------------------------------------------------
 
-    def _result(self, bundle: OpenBundle, imported: Imported, note: RememberedImport) -> dict[str, Any]:
+    def _result(self, bundle: OpenBundle, imported: Imported, note: ImportRecord) -> dict[str, Any]:
         from airflow_provider_etlworks.bundles.import_once import named
-        from airflow_provider_etlworks.bundles.report import Fate
+        from airflow_provider_etlworks.bundles.report import ItemAction
         from airflow_provider_etlworks.client.errors import EtlworksError
 
         flow_ids: list[int] = []
@@ -412,7 +412,7 @@ class EtlworksImportOperator(_BundleOperator):
             flow_ids = [ids[name] for name in bundle.flow_names if name in ids]
             if absent := [name for name in bundle.flow_names if name not in ids]:
                 self.log.warning("Etlworks took the import, but does not list these flows: %s", named(absent))
-        if missing := [item.label for item in imported.items if item.fate is Fate.MISSING]:
+        if missing := [item.label for item in imported.items if item.fate is ItemAction.MISSING]:
             self.log.warning("Etlworks took the import, and says that these are missing: %s", named(missing))
         self.log.info("Imported %s.", named(bundle.flow_names) if bundle.flow_names else bundle.path)
         return {

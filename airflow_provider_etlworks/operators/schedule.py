@@ -82,9 +82,9 @@ class EtlworksScheduleOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[int]:
         """Turn the schedules off or on."""
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             was_on = self._selected(context)
         to_change = self._to_change(context, was_on)
         kept = [each for each in was_on if each not in to_change]
@@ -98,12 +98,12 @@ class EtlworksScheduleOperator(BaseOperator):
 
     def _selected(self, context: Context) -> dict[int, bool | None]:
         """Return the selected schedules, and whether each is on; ``None`` where that cannot be told."""
-        from airflow_provider_etlworks.worker.arguments import whole_numbers
+        from airflow_provider_etlworks.worker.arguments import parse_ids
 
         if self.flow_ids is not None:
-            flow_ids = whole_numbers("flow_ids", self.flow_ids)
+            flow_ids = parse_ids("flow_ids", self.flow_ids)
             return {id_: on for flow_id in flow_ids for id_, on in self._schedules_of(flow_id).items()}
-        return self._states_of(whole_numbers("schedule_ids", self.schedule_ids))
+        return self._states_of(parse_ids("schedule_ids", self.schedule_ids))
 
     def _schedules_of(self, flow_id: int) -> dict[int, bool | None]:
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
@@ -150,7 +150,7 @@ class EtlworksScheduleOperator(BaseOperator):
         turns_on = self.action == "resume"
         by_earlier_try = self._recall(context)
         to_change = [each for each, on in was_on.items() if on is not turns_on or each in by_earlier_try]
-        self._remember(context, to_change)
+        self._save_intent(context, to_change)
         return to_change
 
     def _recall(self, context: Context) -> set[int]:
@@ -167,7 +167,7 @@ class EtlworksScheduleOperator(BaseOperator):
         # Clearing a task changes max_tries, a retry does not: what was changed then may have been changed back since.
         return set(kept["ids"]) if isinstance(kept, dict) and kept.get("max_tries") == ti.max_tries else set()
 
-    def _remember(self, context: Context, to_change: list[int]) -> None:
+    def _save_intent(self, context: Context, to_change: list[int]) -> None:
         store = task_state_store(context)
         if store is not None:
             store.set(_MEMORY_KEY, {"ids": to_change, "max_tries": context["ti"].max_tries})
@@ -215,7 +215,7 @@ class EtlworksScheduleOperator(BaseOperator):
             except EtlworksError as error:
                 self.log.warning("Schedule %s could not be %sd: %s", each, action, error)
                 failed[each] = str(error)
-                if error.unprocessed:
+                if error.not_processed:
                     touched.remove(each)
         return failed
 

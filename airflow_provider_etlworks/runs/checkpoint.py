@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Notes:
+class Checkpoint:
     """
     Which runs of a flow are settled: they have ended, and whoever wants to know was told.
 
@@ -30,13 +30,13 @@ class Notes:
         """Whether a run is settled."""
         return audit_id in self.settled or (audit_id <= self.floor and audit_id not in self.going)
 
-    def settle(self, audit_id: int) -> Notes:
+    def settle(self, audit_id: int) -> Checkpoint:
         """Return these notes with one more run settled."""
         if audit_id <= self.floor:
-            return Notes(self.floor, self.settled, self.going - {audit_id})
-        return Notes(self.floor, self.settled | {audit_id}, self.going)
+            return Checkpoint(self.floor, self.settled, self.going - {audit_id})
+        return Checkpoint(self.floor, self.settled | {audit_id}, self.going)
 
-    def raise_floor(self, floor: int, known: Iterable[int]) -> Notes:
+    def raise_floor(self, floor: int, known: Iterable[int]) -> Checkpoint:
         """
         Return these notes with a higher floor.
 
@@ -45,14 +45,14 @@ class Notes:
         if floor <= self.floor:
             return self
         left = {audit_id for audit_id in known if self.floor < audit_id <= floor and audit_id not in self.settled}
-        return Notes(floor, frozenset(each for each in self.settled if each > floor), self.going | left)
+        return Checkpoint(floor, frozenset(each for each in self.settled if each > floor), self.going | left)
 
     def to_json(self) -> dict[str, Any]:
         """Return the notes as plain JSON."""
         return {"floor": self.floor, "settled": sorted(self.settled), "going": sorted(self.going)}
 
     @classmethod
-    def from_json(cls, value: Any) -> Notes:
+    def from_json(cls, value: Any) -> Checkpoint:
         """
         Read back what ``to_json`` wrote.
 

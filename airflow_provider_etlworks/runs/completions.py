@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksNotFound
-from airflow_provider_etlworks.client.procedure import Once
-from airflow_provider_etlworks.runs.checkpoint import Notes
+from airflow_provider_etlworks.client.procedure import SendOnce
+from airflow_provider_etlworks.runs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from airflow_provider_etlworks.client.call import Page
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
 
 # What Etlworks gives by default, so that a page is full also where the server knows no other length.
 _PAGE = 50
@@ -32,7 +32,7 @@ _LOOKS_BEFORE_GONE = 3
 
 
 @dataclass(frozen=True)
-class End:
+class Completion:
     """
     A run that has ended.
 
@@ -41,10 +41,10 @@ class End:
     """
 
     execution: Execution
-    notes: Notes
+    notes: Checkpoint
 
 
-class Endings:
+class CompletionTracker:
     """
     Finds the ends of one flow's runs.
 
@@ -52,21 +52,21 @@ class Endings:
     :param notes: what was noted of it; ``None`` is a first start: what has ended by then is not told.
     :param log: is told what is lost.
     :ivar notes: what is settled, the ends that the last look has found included.
-    :ivar claimed: runs that a list takes to have ended: the next look asks for their own records.
+    :ivar reported_done: runs that a list takes to have ended: the next look asks for their own records.
     :ivar found: the runs whose ends the last look has found.
     :ivar going: the runs that were going at the last look.
     """
 
-    def __init__(self, flow_id: int, notes: Notes | None, log: Log) -> None:
+    def __init__(self, flow_id: int, notes: Checkpoint | None, log: Log) -> None:
         self.flow_id = flow_id
         self.notes = notes
-        self.claimed: frozenset[int] = frozenset()
+        self.reported_done: frozenset[int] = frozenset()
         self.found: frozenset[int] = frozenset()
         self.going: frozenset[int] = frozenset()
         self._log = log
         self._missing: Counter[int] = Counter()
 
-    def look(self) -> Conversation[list[End]]:
+    def look(self) -> Procedure[list[Completion]]:
         """
         Read the history, page by page, down to what is settled and no further; at a first start, its first page.
 
@@ -76,22 +76,22 @@ class Endings:
         runs = yield from self._newest()
         over = {run.audit_id: run for run in runs.values() if _is_over(run)}
         if self.notes is None:
-            before_all = Notes(floor=min(runs, default=1) - 1)
+            before_all = Checkpoint(floor=min(runs, default=1) - 1)
             self.notes = self._settle(before_all, runs, over)[1]
-            ends: list[End] = []
+            ends: list[Completion] = []
         else:
             older = yield from self._older(self.notes.going - runs.keys())
-            claimed = yield from self._records_of(self.claimed - over.keys())
-            over |= {run.audit_id: run for run in (*older.values(), *claimed.values()) if run.has_ended}
+            reported_done = yield from self._records_of(self.reported_done - over.keys())
+            over |= {run.audit_id: run for run in (*older.values(), *reported_done.values()) if run.has_ended}
             news = yield from self._confirmed(run for run in over.values() if not self.notes.has(run.audit_id))
             ends, self.notes = self._settle(self.notes, runs.keys() | over.keys(), news)
             self.found = frozenset(news)
         self.going = self.notes.going | {audit_id for audit_id in runs if not self.notes.has(audit_id)}
         return ends
 
-    def _newest(self) -> Conversation[dict[int, Execution]]:
+    def _newest(self) -> Procedure[dict[int, Execution]]:
         paged = endpoints.execution_history(self.flow_id, limit=_PAGE)
-        page: Page[Execution] = yield Once(paged.first())
+        page: Page[Execution] = yield SendOnce(paged.first())
         runs = {run.audit_id: run for run in page.items}
         offset = len(page.items)
         while self.notes is not None and runs and min(runs) > self.notes.floor:
@@ -106,7 +106,7 @@ class Endings:
             offset += len(page.items)
         return runs
 
-    def _older(self, going: frozenset[int]) -> Conversation[dict[int, Execution]]:
+    def _older(self, going: frozenset[int]) -> Procedure[dict[int, Execution]]:
         """Read the records of runs below the pages that were read. What is gone several times is given up."""
         records = yield from self._records_of(going)
         self._missing = Counter({audit_id: self._missing[audit_id] + 1 for audit_id in going - records.keys()})
@@ -118,16 +118,16 @@ class Endings:
                 )
         return records
 
-    def _records_of(self, audit_ids: Iterable[int]) -> Conversation[dict[int, Execution]]:
+    def _records_of(self, audit_ids: Iterable[int]) -> Procedure[dict[int, Execution]]:
         records: dict[int, Execution] = {}
         for audit_id in sorted(audit_ids):
             try:
-                records[audit_id] = yield Once(endpoints.get_execution(self.flow_id, audit_id))
+                records[audit_id] = yield SendOnce(endpoints.get_execution(self.flow_id, audit_id))
             except EtlworksNotFound:
                 continue
         return records
 
-    def _confirmed(self, runs: Iterable[Execution]) -> Conversation[dict[int, Execution]]:
+    def _confirmed(self, runs: Iterable[Execution]) -> Procedure[dict[int, Execution]]:
         """Let a run's own record decide where the history's tells too little to."""
         confirmed: dict[int, Execution] = {}
         for run in runs:
@@ -141,14 +141,16 @@ class Endings:
         return confirmed
 
     @staticmethod
-    def _settle(notes: Notes, known: Iterable[int], over: Mapping[int, Execution]) -> tuple[list[End], Notes]:
+    def _settle(
+        notes: Checkpoint, known: Iterable[int], over: Mapping[int, Execution]
+    ) -> tuple[list[Completion], Checkpoint]:
         """
         Settle runs one after the other, so that what is noted after each is true of all before it.
 
         :param known: all runs above the floor, and perhaps others.
         :param over: those of them that have ended, and are not settled.
         """
-        ends: list[End] = []
+        ends: list[Completion] = []
         ordered = sorted(known)
         lowest = bisect_right(ordered, notes.floor)
         for position, audit_id in enumerate(ordered):
@@ -159,7 +161,7 @@ class Endings:
                 notes = notes.raise_floor(ordered[below - 1], ordered[lowest:below])
                 lowest = below
             if audit_id in over:
-                ends.append(End(over[audit_id], notes))
+                ends.append(Completion(over[audit_id], notes))
         return ends, notes
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ class ExecutionEvent:
 
     flow_id: int
     audit_id: int
-    followed: Followed
+    followed: FollowResult
 
     def to_payload(self) -> dict[str, Any]:
         """Return ``{"ending", "flow_id", "audit_id", "status", "detail", "execution"}``, JSON-safe."""
@@ -61,7 +61,7 @@ class WaitEvent:
     """
 
     flow_id: int
-    followed: Followed
+    followed: FollowResult
 
     def to_payload(self) -> dict[str, Any]:
         """Return what an :class:`ExecutionEvent` does; ``audit_id`` is ``None`` where no run was found."""
@@ -79,7 +79,7 @@ class WaitEvent:
             return cls(int(payload["flow_id"]), _followed(payload))
 
 
-def _payload(flow_id: int, audit_id: int | None, followed: Followed) -> dict[str, Any]:
+def _payload(flow_id: int, audit_id: int | None, followed: FollowResult) -> dict[str, Any]:
     execution = followed.execution
     record = execution.to_dict() if execution else None
     if record and record["exception"]:
@@ -94,9 +94,9 @@ def _payload(flow_id: int, audit_id: int | None, followed: Followed) -> dict[str
     }
 
 
-def _followed(payload: Any) -> Followed:
+def _followed(payload: Any) -> FollowResult:
     record = payload.get("execution")
-    return Followed(
+    return FollowResult(
         Ending(payload["ending"]),
         Execution.from_dict(record) if record is not None else None,
         str(payload.get("detail") or ""),

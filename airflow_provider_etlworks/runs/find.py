@@ -1,8 +1,8 @@
 """
 Which run of a flow is waited for, whoever started it, and when it is over.
 
-A sensor looks in all its modes with :class:`Lookout`: a look is one conversation, and keeps nothing that the next look
-needs, but for the moments in :class:`Trouble`, which are plain numbers.
+A sensor looks in all its modes with :class:`RunWaiter`: a poll is one procedure, and keeps nothing that the next
+poll needs, but for the times in :class:`ReadOutage`, which are plain numbers.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
-from airflow_provider_etlworks.client.procedure import Once, Pause
+from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
-from airflow_provider_etlworks.runs.follow import ENDS_AT_ONCE, VISIBILITY_GRACE, Ending, Followed
+from airflow_provider_etlworks.runs.follow import FATAL_ERRORS, VISIBILITY_GRACE, Ending, FollowResult
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 10.0
 
 
 @dataclass(frozen=True)
-class Awaited:
+class RunSelector:
     """
     The run that is waited for: one by its audit id, one by its message, or the newest that started since a moment.
 
@@ -62,7 +62,7 @@ class Awaited:
         """Whether it is one certain run, not the newest at the time."""
         return self.audit_id is not None or self.message_uuid is not None
 
-    def find(self) -> Conversation[Execution | None]:
+    def find(self) -> Procedure[Execution | None]:
         """
         Look for the run.
 
@@ -70,13 +70,15 @@ class Awaited:
         :raises EtlworksError: Etlworks cannot be asked, or does not know the audit id.
         """
         if self.audit_id is not None:
-            known: Execution = yield Once(endpoints.get_execution(self.flow_id, self.audit_id))
+            known: Execution = yield SendOnce(endpoints.get_execution(self.flow_id, self.audit_id))
             return known
-        latest: Execution | None = yield Once(endpoints.latest_execution(self.flow_id, message_uuid=self.message_uuid))
+        latest: Execution | None = yield SendOnce(
+            endpoints.latest_execution(self.flow_id, message_uuid=self.message_uuid)
+        )
         if latest is None or self._counts(latest):
             return latest
         if self.message_uuid is None and self._never_started(latest):
-            page = yield Once(endpoints.execution_history(self.flow_id).first())
+            page = yield SendOnce(endpoints.execution_history(self.flow_id).first())
             return max(filter(self._counts, page.items), key=lambda run: run.audit_id, default=None)
         return None
 
@@ -101,7 +103,7 @@ class Awaited:
 
 
 @dataclass
-class Trouble:
+class ReadOutage:
     """
     Since when the run cannot be read: all that a look has to know of those before it, as Unix times.
 
@@ -114,7 +116,7 @@ class Trouble:
 
 
 @dataclass
-class Lookout:
+class RunWaiter:
     """
     Looks for a run, as often as it is told to.
 
@@ -126,15 +128,15 @@ class Lookout:
     :ivar trouble: since when the run cannot be read.
     """
 
-    awaited: Awaited
+    awaited: RunSelector
     clock: Clock
     log: Log
     patience: float = DEFAULT_PATIENCE
     repetition_grace: float = DEFAULT_REPETITION_GRACE
-    trouble: Trouble = field(default_factory=Trouble)
+    trouble: ReadOutage = field(default_factory=ReadOutage)
     _told: Any = None
 
-    def look(self, ended: Execution | None = None) -> Conversation[Followed | Execution | None]:
+    def poll(self, ended: Execution | None = None) -> Procedure[FollowResult | Execution | None]:
         """
         Look once. A look that fails is never taken for the run's failure.
 
@@ -152,7 +154,7 @@ class Lookout:
             self._tell((), "%s is not there yet.", self.awaited)
             return None
         if self._is_over(execution, now):
-            return Followed(Ending.FINISHED, execution)
+            return FollowResult(Ending.FINISHED, execution)
         self._tell((execution.audit_id, execution.status), "Run %s is %s.", execution.audit_id, execution.status)
         if execution.known_status is not None:
             self.trouble.unreadable_since = None
@@ -160,7 +162,7 @@ class Lookout:
         said = f"Etlworks gives run {execution.audit_id} a status that is not known here: {execution.status!r}."
         return self._unreadable(said, now, execution) or execution
 
-    def _last_attempt(self, ended: Execution | None) -> Conversation[Execution | None]:
+    def _last_attempt(self, ended: Execution | None) -> Procedure[Execution | None]:
         """Find the run, or what Etlworks's own retries have made of it."""
         # Where the newest run is waited for, there may be a newer one by now.
         execution = ended if ended is not None and self.awaited.is_one_run else (yield from self.awaited.find())
@@ -169,13 +171,13 @@ class Lookout:
             if repetition is None:
                 break
             self.log.info("Etlworks repeated run %s as run %s.", execution.audit_id, repetition)
-            execution = yield Once(endpoints.get_execution(execution.flow_id, repetition))
+            execution = yield SendOnce(endpoints.get_execution(execution.flow_id, repetition))
         return execution
 
-    def _repetition_of(self, execution: Execution) -> Conversation[int | None]:
+    def _repetition_of(self, execution: Execution) -> Procedure[int | None]:
         """Find the newest run that repeats this one, among the flow's newest."""
         try:
-            page = yield Once(endpoints.execution_history(execution.flow_id).first())
+            page = yield SendOnce(endpoints.execution_history(execution.flow_id).first())
         except EtlworksError as error:
             if error.retryable:
                 raise
@@ -194,20 +196,20 @@ class Lookout:
             return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
         return execution.has_ended
 
-    def _failed(self, error: EtlworksError, now: float) -> Followed | None:
-        if isinstance(error, ENDS_AT_ONCE):
-            return Followed(Ending.DENIED, detail=str(error), error=error)
+    def _failed(self, error: EtlworksError, now: float) -> FollowResult | None:
+        if isinstance(error, FATAL_ERRORS):
+            return FollowResult(Ending.DENIED, detail=str(error), error=error)
         if isinstance(error, EtlworksNotFound):
             since = self.trouble.missing_since = self.trouble.missing_since or now
             if now - since > VISIBILITY_GRACE:
                 detail = f"Etlworks has no record of it. {error}"
-                return Followed(Ending.LOST_TOUCH, detail=detail, error=error)
+                return FollowResult(Ending.LOST_TOUCH, detail=detail, error=error)
         return self._unreadable(str(error), now)
 
-    def _unreadable(self, complaint: str, now: float, execution: Execution | None = None) -> Followed | None:
+    def _unreadable(self, complaint: str, now: float, execution: Execution | None = None) -> FollowResult | None:
         since = self.trouble.unreadable_since = self.trouble.unreadable_since or now
         if now - since > self.patience:
-            return Followed(Ending.LOST_TOUCH, execution, complaint)
+            return FollowResult(Ending.LOST_TOUCH, execution, complaint)
         if self._told != complaint:
             self._told = complaint
             self.log.warning("Cannot read the status, trying on: %s", complaint)
@@ -219,14 +221,14 @@ class Lookout:
             self.log.info(text, *args)
 
 
-def search(
-    lookout: Lookout,
+def wait_until_found(
+    lookout: RunWaiter,
     *,
     poll_interval: float,
     deadline: float | None = None,
     pause: float = 0.0,
     ended: Execution | None = None,
-) -> Conversation[Followed | Execution]:
+) -> Procedure[FollowResult | Execution]:
     """
     Look until the run is there, or the wait is over. A run that still goes is given back one interval later, so that
     whoever follows it can look at once.
@@ -240,29 +242,29 @@ def search(
     def at_most(seconds: float) -> float:
         return seconds if deadline is None else max(0.0, min(seconds, deadline - lookout.clock.time()))
 
-    yield Pause(at_most(pause))
+    yield Sleep(at_most(pause))
     while True:
-        seen = yield from lookout.look(ended)
-        if isinstance(seen, Followed):
+        seen = yield from lookout.poll(ended)
+        if isinstance(seen, FollowResult):
             return seen
         if deadline is not None and lookout.clock.time() >= deadline:
-            return Followed(Ending.DEADLINE, seen)
-        yield Pause(at_most(poll_interval))
+            return FollowResult(Ending.DEADLINE, seen)
+        yield Sleep(at_most(poll_interval))
         if seen is not None and not seen.has_ended:
             return seen
         ended = None
 
 
-def run_of_message(
+def find_message_run(
     flow_id: int, message_uuid: str, *, clock: Clock, log: Log, patience: float = DEFAULT_PATIENCE
-) -> Conversation[Execution]:
+) -> Procedure[Execution]:
     """
     Find the run that a message to a listener started. It may take a moment to appear.
 
     :param patience: seconds for which Etlworks may be out of reach meanwhile.
     :raises EtlworksStartUnknown: no run appeared within the grace for new runs, or Etlworks cannot be asked.
     """
-    awaited = Awaited(flow_id, message_uuid=message_uuid)
+    awaited = RunSelector(flow_id, message_uuid=message_uuid)
     began = clock.monotonic()
     pause = _FIRST_PAUSE
     while True:
@@ -283,5 +285,5 @@ def run_of_message(
                     f"Etlworks took message {message_uuid}, but shows no run of flow {flow_id} for it after "
                     f"{waited:.0f} s. Is it flow {flow_id} that listens there?"
                 )
-        yield Pause(pause)
+        yield Sleep(pause)
         pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -16,7 +16,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksNotFound,
     EtlworksUnauthorized,
 )
-from airflow_provider_etlworks.client.procedure import Once, Pause
+from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 from airflow_provider_etlworks.client.redaction import redact
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
     from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 VISIBILITY_GRACE = 60.0
@@ -40,7 +40,7 @@ _LINES_EVERY_AT_MOST = 600.0
 _ALARM_AFTER = 24 * 3600.0
 _LONGEST_EXCEPTION = 8_000
 
-ENDS_AT_ONCE = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
+FATAL_ERRORS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
 """What the server would say again however often it is asked. Anything else may pass."""
 
 
@@ -54,7 +54,7 @@ class Ending(str, Enum):
 
 
 @dataclass(frozen=True)
-class Followed:
+class FollowResult:
     """
     How the following of a run ended.
 
@@ -69,7 +69,7 @@ class Followed:
     detail: str = ""
     error: EtlworksError | None = None
 
-    def redacted(self, secrets: Iterable[str]) -> Followed:
+    def redacted(self, secrets: Iterable[str]) -> FollowResult:
         """
         Return the same with the server's error text fit to be told: bounded, and without secrets.
 
@@ -81,7 +81,7 @@ class Followed:
         return replace(self, execution=replace(self.execution, exception=said))
 
 
-def pause_before_next_look(age: float, poll_interval: float) -> float:
+def poll_delay(age: float, poll_interval: float) -> float:
     """
     Return the seconds until the next look at a run: an old run is asked less often than a young one.
 
@@ -103,7 +103,7 @@ def follow(
     clock: Clock,
     log: Log,
     is_over: Callable[[Execution], bool] = _has_ended,
-) -> Conversation[Followed]:
+) -> Procedure[FollowResult]:
     """
     Look at a run until it is over. A look that fails is never taken for the run's failure.
 
@@ -113,21 +113,21 @@ def follow(
     :param log: is told each change of status, and now and then that nothing changed.
     :param is_over: what to wait for.
     """
-    look = Once(endpoints.get_execution(run.flow_id, run.audit_id))
-    watch = Watch(run.audit_id, policy, clock=clock, log=log, is_over=is_over)
+    look = SendOnce(endpoints.get_execution(run.flow_id, run.audit_id))
+    watch = RunPoller(run.audit_id, policy, clock=clock, log=log, is_over=is_over)
     while True:
         try:
             execution: Execution = yield look
         except EtlworksError as error:
-            verdict = watch.failed(error)
+            verdict = watch.on_error(error)
         else:
-            verdict = watch.saw(execution)
-        if isinstance(verdict, Followed):
+            verdict = watch.on_record(execution)
+        if isinstance(verdict, FollowResult):
             return verdict
-        yield Pause(verdict)
+        yield Sleep(verdict)
 
 
-class Watch:
+class RunPoller:
     """
     What is remembered between two looks at a run, what the log is told about it, and what a look means.
 
@@ -194,22 +194,22 @@ class Watch:
 
         :param now: the present, as the clock's ``monotonic`` has it.
         """
-        return pause_before_next_look(now - self._began, self.poll_interval)
+        return poll_delay(now - self._began, self.poll_interval)
 
-    def saw(self, execution: Execution) -> Followed | float:
+    def on_record(self, execution: Execution) -> FollowResult | float:
         """Take in a record. Return the end, or the seconds until the next look."""
         now = self._clock.monotonic()
         self._note(execution, now)
         if self._is_over(execution):
-            return Followed(Ending.FINISHED, execution)
+            return FollowResult(Ending.FINISHED, execution)
         # A little early, and not everybody at once.
         early: float = random.uniform(*_EARLY)  # noqa: S311  # no secret
         return self._unless_given_up(self.interval(now) * early, None)
 
-    def failed(self, error: EtlworksError) -> Followed | float:
+    def on_error(self, error: EtlworksError) -> FollowResult | float:
         """Take in a look that failed. Return the end, or the seconds until the next look: more each time."""
-        if isinstance(error, ENDS_AT_ONCE):
-            return Followed(Ending.DENIED, self.execution, str(error), error)
+        if isinstance(error, FATAL_ERRORS):
+            return FollowResult(Ending.DENIED, self.execution, str(error), error)
         now = self._clock.monotonic()
         self._complaint = str(error)
         if self._unreadable_since is None:
@@ -219,7 +219,7 @@ class Watch:
             if self._missing_since is None:
                 self._missing_since = now
             if self._missing >= _LOOKS_BEFORE_GONE and now - self._missing_since >= VISIBILITY_GRACE:
-                return Followed(Ending.LOST_TOUCH, self.execution, f"The run's record is gone. {error}", error)
+                return FollowResult(Ending.LOST_TOUCH, self.execution, f"The run's record is gone. {error}", error)
         self._faults += 1
         if now >= self._next_fault_line:
             self._next_fault_line = now + _FAULT_LINES_EVERY
@@ -230,14 +230,14 @@ class Watch:
         asked: float | None = getattr(error, "retry_after", None)
         return self._unless_given_up(max(pause, asked or 0.0), error)
 
-    def _unless_given_up(self, pause: float, failure: EtlworksError | None) -> Followed | float:
+    def _unless_given_up(self, pause: float, failure: EtlworksError | None) -> FollowResult | float:
         """Return the pause, cut at the deadline; or the end, where deadline or patience is over."""
         remaining = None if self._policy.deadline is None else self._policy.deadline - self._clock.time()
         if remaining is not None and remaining <= 0:
-            return Followed(Ending.DEADLINE, self.execution, str(failure or ""), failure)
+            return FollowResult(Ending.DEADLINE, self.execution, str(failure or ""), failure)
         since = self._unreadable_since
         if since is not None and self._clock.monotonic() - since > self._policy.patience:
-            return Followed(Ending.LOST_TOUCH, self.execution, self._complaint, failure)
+            return FollowResult(Ending.LOST_TOUCH, self.execution, self._complaint, failure)
         return pause if remaining is None else min(pause, remaining)
 
     def _note(self, execution: Execution, now: float) -> None:

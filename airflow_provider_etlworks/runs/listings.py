@@ -27,7 +27,7 @@ from airflow_provider_etlworks.client.models import ExecutionStatus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from airflow_provider_etlworks.client.call import Answer, Call
+    from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.procedure import Log
 
@@ -61,7 +61,7 @@ class _ListedFlow(msgspec.Struct, rename="camel", gc=False):
 
 
 @dataclass(frozen=True)
-class RunsOfDay:
+class DayListing:
     """
     The runs of all flows of one day: ``/v1/metrics/executions``.
 
@@ -77,7 +77,7 @@ class RunsOfDay:
 
 
 @dataclass(frozen=True)
-class HistoryOfFlow:
+class FlowHistoryListing:
     """
     The newest runs of one flow: ``/v1/executions/{flowId}/history``.
 
@@ -96,10 +96,10 @@ class HistoryOfFlow:
         )
 
 
-RunList = RunsOfDay | HistoryOfFlow
+Listing = DayListing | FlowHistoryListing
 
 
-def mentions(flows: Iterable[_ListedFlow]) -> Iterator[tuple[RunKey, bool]]:
+def listed_runs(flows: Iterable[_ListedFlow]) -> Iterator[tuple[RunKey, bool]]:
     """Yield each run of a list, and whether the list takes it to be going."""
     for flow in flows:
         of_flow = _number(flow.flow_id)
@@ -132,7 +132,7 @@ WatchedT = TypeVar("WatchedT", bound=Watched)
 
 
 @dataclass(frozen=True)
-class Choice(Generic[WatchedT]):
+class ListingPlan(Generic[WatchedT]):
     """
     What a list is asked for.
 
@@ -144,7 +144,9 @@ class Choice(Generic[WatchedT]):
     interval: float
 
 
-def worth_asking(runs: Iterable[WatchedT], is_usable: Callable[[RunList], bool]) -> dict[RunList, Choice[WatchedT]]:
+def choose_listings(
+    runs: Iterable[WatchedT], is_usable: Callable[[Listing], bool]
+) -> dict[Listing, ListingPlan[WatchedT]]:
     """
     Choose the lists with which the fewest requests follow the runs.
 
@@ -155,21 +157,21 @@ def worth_asking(runs: Iterable[WatchedT], is_usable: Callable[[RunList], bool])
     days: dict[int | None, list[WatchedT]] = defaultdict(list)
     for run in runs:
         days[run.day].append(run)
-    chosen: dict[RunList, Choice[WatchedT]] = {}
+    chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for day, of_day in days.items():
         histories = _histories_worth_asking(of_day, is_usable)
         rate = requests_a_second(of_day, histories.values())
         needed = _as_fresh_as_needed(of_day)
-        if day is not None and _is_worth_it(needed.interval, rate) and is_usable(RunsOfDay(day)):
+        if day is not None and _is_worth_it(needed.interval, rate) and is_usable(DayListing(day)):
             # One list for all costs so little that old runs need not wait longer than young ones.
             young = min([run.poll_interval for run in of_day])
-            chosen[RunsOfDay(day)] = Choice(of_day, young) if _is_worth_it(young, rate) else needed
+            chosen[DayListing(day)] = ListingPlan(of_day, young) if _is_worth_it(young, rate) else needed
         else:
             chosen |= histories
     return chosen
 
 
-def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[Choice[WatchedT]]) -> float:
+def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[ListingPlan[WatchedT]]) -> float:
     """Return how many requests a second it takes to follow runs, where lists tell about some of them."""
     rate = sum([1 / run.interval for run in runs])
     for each in lists:
@@ -178,24 +180,24 @@ def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[Choice[WatchedT]
 
 
 def _histories_worth_asking(
-    runs: list[WatchedT], is_usable: Callable[[RunList], bool]
-) -> dict[RunList, Choice[WatchedT]]:
+    runs: list[WatchedT], is_usable: Callable[[Listing], bool]
+) -> dict[Listing, ListingPlan[WatchedT]]:
     if len({run.flow_id for run in runs}) == len(runs):
         return {}
     flows: dict[int, list[WatchedT]] = defaultdict(list)
     for run in runs:
         if run.is_in_history():
             flows[run.flow_id].append(run)
-    chosen: dict[RunList, Choice[WatchedT]] = {}
+    chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for flow_id, of_flow in flows.items():
         choice = _as_fresh_as_needed(of_flow)
-        if _is_worth_it(choice.interval, requests_a_second(of_flow, ())) and is_usable(HistoryOfFlow(flow_id)):
-            chosen[HistoryOfFlow(flow_id)] = choice
+        if _is_worth_it(choice.interval, requests_a_second(of_flow, ())) and is_usable(FlowHistoryListing(flow_id)):
+            chosen[FlowHistoryListing(flow_id)] = choice
     return chosen
 
 
-def _as_fresh_as_needed(runs: list[WatchedT]) -> Choice[WatchedT]:
-    return Choice(runs, min([run.interval for run in runs]))
+def _as_fresh_as_needed(runs: list[WatchedT]) -> ListingPlan[WatchedT]:
+    return ListingPlan(runs, min([run.interval for run in runs]))
 
 
 def _is_worth_it(interval: float, rate: float) -> bool:
@@ -203,7 +205,7 @@ def _is_worth_it(interval: float, rate: float) -> bool:
     return _WORTH_IT / interval < rate
 
 
-class Trust:
+class ListingBreaker:
     """
     Which kinds of list can be used at present. Where one cannot, that is said once.
 
@@ -214,19 +216,19 @@ class Trust:
     def __init__(self, clock: Clock, log: Log) -> None:
         self._clock = clock
         self._log = log
-        self._unusable_until: dict[type[RunList], float] = {}
-        self._failures: Counter[type[RunList]] = Counter()
-        self._said: set[type[RunList]] = set()
+        self._unusable_until: dict[type[Listing], float] = {}
+        self._failures: Counter[type[Listing]] = Counter()
+        self._said: set[type[Listing]] = set()
 
-    def allows(self, source: RunList) -> bool:
+    def is_available(self, source: Listing) -> bool:
         """Whether a list can be used now."""
         return self._clock.monotonic() >= self._unusable_until.get(type(source), 0.0)
 
-    def served(self, source: RunList) -> None:
+    def record_success(self, source: Listing) -> None:
         """Note that a list was answered as it should be."""
         del self._failures[type(source)]
 
-    def failed(self, source: RunList, error: Exception) -> None:
+    def record_failure(self, source: Listing, error: Exception) -> None:
         """Note that a list could not be read. One passing fault is let pass."""
         failures = self._failures[type(source)]
         self._failures[type(source)] += 1
@@ -235,11 +237,11 @@ class Trust:
         elif failures or isinstance(error, EtlworksReplyError):
             self._do_without(source, str(error), min(_FAILED_FOR * 2 ** max(0, failures - 1), _FAILED_FOR_AT_MOST))
 
-    def lied(self, source: RunList, audit_id: int) -> None:
+    def record_stale(self, source: Listing, audit_id: int) -> None:
         """Note that a list calls a run going whose own record says that it ended before."""
         self._do_without(source, f"It is out of date: it has run {audit_id} still going.", _LIED_FOR)
 
-    def _do_without(self, source: RunList, why: str, seconds: float) -> None:
+    def _do_without(self, source: Listing, why: str, seconds: float) -> None:
         kind = type(source)
         self._unusable_until[kind] = self._clock.monotonic() + seconds
         if kind not in self._said:
@@ -247,7 +249,7 @@ class Trust:
             self._log.info("Runs are followed without %s. %s", source.title, why)
 
 
-def _read_by(read: Callable[[Answer], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:
+def _read_by(read: Callable[[Response], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:
     return replace(call, read=read)
 
 
@@ -263,7 +265,7 @@ def _decoder(shape: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(shape)
 
 
-def _decoded(answer: Answer, shape: Any) -> Any:
+def _decoded(answer: Response, shape: Any) -> Any:
     """Read a list. Ten times as fast as the whole list as Python objects: the event loop waits meanwhile."""
     try:
         return _decoder(shape).decode(answer.body)

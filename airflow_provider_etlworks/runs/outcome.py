@@ -43,18 +43,18 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
     return Outcome.FAILURE
 
 
-def bad_end(execution: Execution, url: str) -> str:
+def failure_message(execution: Execution, url: str) -> str:
     """
     Say in a sentence how a run ended badly, and why as far as the server tells.
 
     :param execution: the run's last record.
     :param url: where a person looks at the run.
     """
-    reason = said_by(execution) or "Etlworks gives no reason."
+    reason = error_text(execution) or "Etlworks gives no reason."
     return f"Run {execution.audit_id} of flow {execution.flow_id} ended: {execution.status}. {reason} {url}"
 
 
-def said_by(execution: Execution) -> str:
+def error_text(execution: Execution) -> str:
     """Return the server's text about a run's end, of a length fit for a log; empty where there is none."""
     return (execution.exception or "").strip()[:_LONGEST_EXCEPTION]
 

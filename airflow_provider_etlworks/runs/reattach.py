@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
 
 
-class Resumption(Enum):
+class ReattachDecision(Enum):
     """What a new try does about the run of an earlier one."""
 
     FOLLOW = "follow"
@@ -20,14 +20,14 @@ class Resumption(Enum):
     REPLACE = "replace"
 
 
-def resumption(
+def decide_reattach(
     execution: Execution | None,
     *,
     stop_asked: bool = False,
     cleared: bool = False,
     cancel_on_kill: bool = True,
     fail_on_warning: bool = False,
-) -> Resumption:
+) -> ReattachDecision:
     """
     Say what to do about the run that an earlier try of the same task started.
 
@@ -40,8 +40,8 @@ def resumption(
     :return: follow it; it is done; start a new one; or stop it and start a new one.
     """
     if execution is None or stop_asked:
-        return Resumption.START
+        return ReattachDecision.START
     outcome = outcome_of(execution, fail_on_warning=fail_on_warning)
     if outcome is Outcome.GOING:
-        return Resumption.REPLACE if cleared and cancel_on_kill else Resumption.FOLLOW
-    return Resumption.DONE if outcome is Outcome.SUCCESS and not cleared else Resumption.START
+        return ReattachDecision.REPLACE if cleared and cancel_on_kill else ReattachDecision.FOLLOW
+    return ReattachDecision.DONE if outcome is Outcome.SUCCESS and not cleared else ReattachDecision.START

@@ -23,7 +23,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.models import Execution, StartStatus
-from airflow_provider_etlworks.client.procedure import Pause
+from airflow_provider_etlworks.client.procedure import Sleep
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.procedure import Conversation, Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
 
 _FIRST_LOOK_PAUSE = 1.0
 _LONGEST_LOOK_PAUSE = 10.0
@@ -62,7 +62,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Start:
+class RunStarter:
     """
     A start that is to happen, and all that is needed to do it once.
 
@@ -90,9 +90,9 @@ class Start:
     patience: float = DEFAULT_PATIENCE
     deadline: float | None = None
     on_already_running: OnAlreadyRunning = OnAlreadyRunning.FAIL
-    remember: Callable[[int | None], None] = lambda _: None
+    save_intent: Callable[[int | None], None] = lambda _: None
 
-    def carry_out(self) -> Conversation[Started | None]:
+    def start(self) -> Procedure[Started | None]:
         """
         Start the flow, or do what ``on_already_running`` says.
 
@@ -105,11 +105,11 @@ class Start:
         hidden_since: float | None = None
         while True:
             watermark = yield from self._newest_audit_id()
-            self.remember(watermark)
+            self.save_intent(watermark)
             try:
                 return Started((yield from self._once(watermark)))
             except EtlworksAlreadyRunning as error:
-                self.remember(None)
+                self.save_intent(None)
                 other = yield from self._other_run(error)
                 if self.on_already_running is OnAlreadyRunning.SKIP:
                     self.log.info("%s This start is skipped.", error)
@@ -119,7 +119,7 @@ class Start:
                     now = self.clock.monotonic()
                     hidden_since = now if hidden_since is None else hidden_since
                     self._check_hidden_run(error, now - hidden_since)
-                    yield Pause(self.poll_interval)
+                    yield Sleep(self.poll_interval)
                     continue
                 hidden_since = None
                 if other.is_being_stopped or self.on_already_running is OnAlreadyRunning.WAIT:
@@ -135,11 +135,11 @@ class Start:
                         audit_id=other.audit_id,
                     ) from error
             except EtlworksError as error:
-                if error.unprocessed:
-                    self.remember(None)
+                if error.not_processed:
+                    self.save_intent(None)
                 raise
 
-    def find(self, watermark: int, grace: float = VISIBILITY_GRACE) -> Conversation[int | None]:
+    def find(self, watermark: int, grace: float = VISIBILITY_GRACE) -> Procedure[int | None]:
         """
         Look for the run of a start whose answer was lost.
 
@@ -168,7 +168,7 @@ class Start:
                         f"does not tell whether run {hidden.audit_id} came of it. Nothing was sent again.",
                         candidates=[hidden.audit_id],
                     )
-                candidates = [run for run in newer if self.may_be_ours(run)]
+                candidates = [run for run in newer if self.is_candidate(run)]
                 if len(newer) == len(candidates) == 1:
                     self.log.info("Found the run: its audit id is %s.", newer[0].audit_id)
                     return newer[0].audit_id
@@ -181,16 +181,16 @@ class Start:
                     )
                 if waited >= grace:
                     return None
-            yield Pause(pause)
+            yield Sleep(pause)
             pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)
 
-    def _once(self, watermark: int) -> Conversation[int]:
+    def _once(self, watermark: int) -> Procedure[int]:
         lost: EtlworksError | None = None
         for _ in range(2):
             try:
                 answer = yield endpoints.run_flow(self.flow_id, self.parameters, self.options)
             except EtlworksError as error:
-                if error.unprocessed or not error.retryable:
+                if error.not_processed or not error.retryable:
                     raise
                 lost = error
                 self.log.warning(
@@ -224,14 +224,14 @@ class Start:
             f"appeared. Nothing was sent again. The last fault: {lost}"
         )
 
-    def _newest_audit_id(self) -> Conversation[int]:
+    def _newest_audit_id(self) -> Procedure[int]:
         latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
         if latest is not None:
             return latest.audit_id
         # How Etlworks says "it never ran" is not documented, so the history is asked as well.
         return max((run.audit_id for run in (yield from self._history())), default=0)
 
-    def _newer_runs(self, watermark: int) -> Conversation[tuple[list[Execution], Execution | None]]:
+    def _newer_runs(self, watermark: int) -> Procedure[tuple[list[Execution], Execution | None]]:
         """Return the runs above the watermark, and the newest one where the history does not have it (yet)."""
         newer = [run for run in (yield from self._history()) if run.audit_id > watermark]
         if newer:
@@ -240,7 +240,7 @@ class Start:
         latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
         return [], latest if latest is not None and latest.audit_id > watermark else None
 
-    def _history(self) -> Conversation[list[Execution]]:
+    def _history(self) -> Procedure[list[Execution]]:
         try:
             page = yield endpoints.execution_history(self.flow_id, limit=_LOOK_PAGE).first()
         except EtlworksNotFound:
@@ -248,13 +248,13 @@ class Start:
         items: list[Execution] = page.items
         return items
 
-    def may_be_ours(self, run: Execution) -> bool:
+    def is_candidate(self, run: Execution) -> bool:
         """Whether a run may come of our start: not a schedule's, and not another user's."""
         by_schedule = run.event_id is not None
         by_another = self.user is not None and run.user is not None and run.user.lower() != self.user.lower()
         return not by_schedule and not by_another
 
-    def _other_run(self, error: EtlworksAlreadyRunning) -> Conversation[Execution | None]:
+    def _other_run(self, error: EtlworksAlreadyRunning) -> Procedure[Execution | None]:
         """Return the run that is in the way, if it still is."""
         if error.audit_id is not None:
             other: Execution | None = yield endpoints.get_execution(self.flow_id, error.audit_id)
@@ -262,7 +262,7 @@ class Start:
             other = yield endpoints.latest_execution(self.flow_id)
         return other if other is not None and (not other.has_ended or other.is_being_stopped) else None
 
-    def _wait_for_end(self, other: Execution) -> Conversation[None]:
+    def _wait_for_end(self, other: Execution) -> Procedure[None]:
         state = "is being stopped" if other.is_being_stopped else f"is {other.status}"
         self.log.info("Run %s of the flow %s; waiting for its end before starting.", other.audit_id, state)
         followed = yield from follow(
@@ -303,7 +303,7 @@ class Start:
         return f"Etlworks did not start flow {self.flow_id}: {meaning} (status {status}){reason}"
 
 
-def confirm(flow_id: int, audit_id: int, *, clock: Clock, log: Log) -> Conversation[Execution | None]:
+def read_accepted_run(flow_id: int, audit_id: int, *, clock: Clock, log: Log) -> Procedure[Execution | None]:
     """
     Read the record of a run that is known to have been accepted.
 
@@ -321,5 +321,5 @@ def confirm(flow_id: int, audit_id: int, *, clock: Clock, log: Log) -> Conversat
             log.warning("%s It may only be late; looking again.", error)
         else:
             return execution
-        yield Pause(pause)
+        yield Sleep(pause)
         pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)

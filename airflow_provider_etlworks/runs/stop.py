@@ -12,12 +12,12 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksForbidden,
     EtlworksNotFound,
 )
-from airflow_provider_etlworks.client.procedure import Once, Pause
+from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.procedure import Conversation
+    from airflow_provider_etlworks.client.procedure import Procedure
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _PAUSE = 0.5
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopResult:
     """
     What came of a request to stop a run.
 
@@ -37,7 +37,7 @@ class Stop:
     detail: str
 
 
-def stop(flow_id: int, audit_id: int, stop_path: str) -> Conversation[Stop]:
+def stop_run(flow_id: int, audit_id: int, stop_path: str) -> Procedure[StopResult]:
     """
     Ask Etlworks to stop one run. Raises nothing that Etlworks causes: the result says what happened.
 
@@ -49,32 +49,36 @@ def stop(flow_id: int, audit_id: int, stop_path: str) -> Conversation[Stop]:
         if "{audit_id}" not in stop_path:
             newest: Execution | None = yield from _send_twice(endpoints.latest_execution(flow_id))
             if newest is None or newest.audit_id != audit_id:
-                return Stop(
+                return StopResult(
                     accepted=False,
                     detail=f"{goes_on}: the connection's stop_path {stop_path!r} names no {{audit_id}}, so it would "
                     f"stop the newest run, which is {newest.audit_id if newest else 'not known'}.",
                 )
         yield from _send_twice(endpoints.stop_flow(flow_id, audit_id, stop_path))
     except EtlworksForbidden as error:
-        return Stop(False, f"{goes_on}: the user's role may not stop runs (it takes Editor). {error}")
+        return StopResult(False, f"{goes_on}: the user's role may not stop runs (it takes Editor). {error}")
     except (EtlworksNotFound, EtlworksBadRequest) as error:
-        return Stop(
+        return StopResult(
             False,
             f"{goes_on}: this server does not know the stop call. Etlworks documents that it exists, not its path; set "
             f"stop_path in the connection's extra to the one your server has (now {stop_path!r}). {error}",
         )
     except EtlworksError as error:
-        return Stop(False, f"Not certain whether run {audit_id} of flow {flow_id} was stopped; it may go on. {error}")
-    return Stop(True, f"Etlworks accepted the stop of run {audit_id} of flow {flow_id}. It may take some minutes.")
+        return StopResult(
+            False, f"Not certain whether run {audit_id} of flow {flow_id} was stopped; it may go on. {error}"
+        )
+    return StopResult(
+        True, f"Etlworks accepted the stop of run {audit_id} of flow {flow_id}. It may take some minutes."
+    )
 
 
-def _send_twice(call: Call[T]) -> Conversation[T]:
+def _send_twice(call: Call[T]) -> Procedure[T]:
     """Send a call, and once more after a passing fault. Whoever stops a run has little time."""
     try:
-        value: T = yield Once(call)
+        value: T = yield SendOnce(call)
     except EtlworksError as error:
         if not error.retryable:
             raise
-        yield Pause(_PAUSE)
-        value = yield Once(call)
+        yield Sleep(_PAUSE)
+        value = yield SendOnce(call)
     return value

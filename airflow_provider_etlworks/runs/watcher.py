@@ -21,17 +21,17 @@ from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.transport import POOL_SIZE
 from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.runs.follow import Ending, Followed, Watch
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult, RunPoller
 from airflow_provider_etlworks.runs.listings import (
-    Choice,
-    HistoryOfFlow,
+    DayListing,
+    FlowHistoryListing,
+    Listing,
+    ListingBreaker,
+    ListingPlan,
     RunKey,
-    RunList,
-    RunsOfDay,
-    Trust,
-    mentions,
+    choose_listings,
+    listed_runs,
     requests_a_second,
-    worth_asking,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ _RELAXED = 0.8
 _AT_A_TIME = 5_000
 
 
-class _Ask:
+class _PollItem:
     """Something to be asked for again and again. ``due`` counts; older entries of it in the heap do not."""
 
     __slots__ = ("asking", "due", "is_open")
@@ -84,28 +84,28 @@ class _Subscriber:
 
     __slots__ = ("context", "had_last_call", "told", "watch")
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: RunPoller) -> None:
         self.watch = watch
-        self.told: asyncio.Future[Followed] = asyncio.get_running_loop().create_future()
+        self.told: asyncio.Future[FollowResult] = asyncio.get_running_loop().create_future()
         # What the watch logs belongs to the subscriber's task, which Airflow knows by its context.
         self.context = contextvars.copy_context()
         self.had_last_call = False
 
 
-class _Run(_Ask):
+class _Run(_PollItem):
     """A run that somebody waits for."""
 
     __slots__ = (
         "audit_id",
         "call",
-        "covered_until",
         "day",
         "flow_id",
-        "hinted",
+        "fresh_until",
         "interval",
         "listed_at",
         "looked_at",
         "poll_interval",
+        "reported_done",
         "subscribers",
         "unlisted",
     )
@@ -117,17 +117,17 @@ class _Run(_Ask):
         self.call = endpoints.get_execution(flow_id, audit_id)
         self.subscribers: list[_Subscriber] = []
         self.interval = self.poll_interval = interval
-        self.looked_at = self.covered_until = self.listed_at = _NEVER
-        self.hinted = False
+        self.looked_at = self.fresh_until = self.listed_at = _NEVER
+        self.reported_done = False
         self.day: int | None = None
-        self.unlisted: dict[RunList, float] | None = None
+        self.unlisted: dict[Listing, float] | None = None
 
     @property
     def key(self) -> RunKey:
         return self.flow_id, self.audit_id
 
     def is_in_history(self) -> bool:
-        return not self.unlisted or HistoryOfFlow(self.flow_id) not in self.unlisted
+        return not self.unlisted or FlowHistoryListing(self.flow_id) not in self.unlisted
 
     def settle(self, now: float, today: datetime) -> None:
         """Take in that time has passed: how often it is to be looked at, and which day's list should have it."""
@@ -136,7 +136,7 @@ class _Run(_Ask):
         self.poll_interval = min([watch.poll_interval for watch in watches])
         if self.unlisted:
             self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
-        if self.day is None or (self.unlisted and RunsOfDay(self.day) in self.unlisted):
+        if self.day is None or (self.unlisted and DayListing(self.day) in self.unlisted):
             self.day = self._likely_day(today)
 
     def _likely_day(self, today: datetime) -> int | None:
@@ -145,17 +145,17 @@ class _Run(_Ask):
         days_ago = 0 if started is None else (today.date() - started.date()).days
         # The server's day may begin hours before ours, or after.
         for day in (days_ago, days_ago + 1, days_ago - 1):
-            if day >= 0 and not (self.unlisted and RunsOfDay(day) in self.unlisted):
+            if day >= 0 and not (self.unlisted and DayListing(day) in self.unlisted):
                 return day
         return None
 
 
-class _Listing(_Ask):
+class _Listing(_PollItem):
     """A list that is asked for again and again."""
 
     __slots__ = ("interval", "runs", "source")
 
-    def __init__(self, source: RunList) -> None:
+    def __init__(self, source: Listing) -> None:
         super().__init__()
         self.source = source
         self.runs: list[_Run] = []
@@ -174,7 +174,7 @@ class Watcher:
         self._clock = client.clock
         # The run whose own record was read longest ago comes first.
         self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
-        self._listings: dict[RunList, _Listing] = {}
+        self._listings: dict[Listing, _Listing] = {}
         # Apart from all that is due: they tell what is urgent.
         self._day_lists: list[_Listing] = []
         self._urgent: deque[_Run] = deque()
@@ -184,7 +184,7 @@ class Watcher:
         self._choose_at = 0.0
         self._slow_round_at = 0.0
         self._ended_unlisted: dict[RunKey, float] = {}
-        self._trust = Trust(self._clock, log)
+        self._breaker = ListingBreaker(self._clock, log)
         self._said_stretched = False
         self._turn = asyncio.Lock()
         self._woken: asyncio.Future[None] | None = None
@@ -197,13 +197,13 @@ class Watcher:
         policy: PollPolicy,
         *,
         log: Log,
-    ) -> Followed:
+    ) -> FollowResult:
         """
         Follow a run until it ends, as :func:`~airflow_provider_etlworks.runs.follow.follow` does.
 
         A run that is followed already is not asked for twice. The parameters are those of that function.
         """
-        watch = Watch(run.audit_id, policy, clock=self._clock, log=log)
+        watch = RunPoller(run.audit_id, policy, clock=self._clock, log=log)
         subscriber = _Subscriber(watch)
         entered = self._enter(run.flow_id, run.audit_id, subscriber, policy.deadline)
         try:
@@ -246,7 +246,7 @@ class Watcher:
             run.is_open = False
             del self._runs[run.key]
 
-    def _end(self, run: _Run, subscriber: _Subscriber, followed: Followed) -> None:
+    def _end(self, run: _Run, subscriber: _Subscriber, followed: FollowResult) -> None:
         if not subscriber.told.done():
             subscriber.told.set_result(followed)
         self._leave(run, subscriber)
@@ -255,11 +255,11 @@ class Watcher:
 
     def _schedule(self, ask: _Run | _Listing, due: float) -> None:
         ask.due = due
-        if not (isinstance(ask, _Listing) and isinstance(ask.source, RunsOfDay)):
+        if not (isinstance(ask, _Listing) and isinstance(ask.source, DayListing)):
             heapq.heappush(self._scheduled, (due, next(self._order), ask))
         self._wake_by(due)
 
-    def _hurry(self, ask: _Run) -> None:
+    def _expedite(self, ask: _Run) -> None:
         """Have something asked before all that is merely due."""
         self._urgent.append(ask)
         self._wake_by(self._clock.monotonic())
@@ -278,7 +278,7 @@ class Watcher:
                 async with self._turn:
                     ask = await self._next()
             except Exception as error:  # noqa: BLE001  # a fault of ours: nobody may wait for ever
-                self._break_down(list(self._runs.values()), error)
+                self._fail_all(list(self._runs.values()), error)
                 await self.client.sleep(_CHOOSE_SOON)
                 continue
             ask.asking = True
@@ -289,15 +289,15 @@ class Watcher:
                     await self._read(ask)
             except Exception as error:  # a fault of ours: who waits hears of it, and others are followed on
                 if isinstance(ask, _Run):
-                    self._break_down([ask], error)
+                    self._fail_all([ask], error)
                 else:
                     log.exception("%s cannot be made use of.", ask.source.title.capitalize())
-                    self._trust.failed(ask.source, error)
+                    self._breaker.record_failure(ask.source, error)
                     self._choose_by(self._clock.monotonic())
             finally:
                 ask.asking = False
 
-    def _break_down(self, runs: list[_Run], error: Exception) -> None:
+    def _fail_all(self, runs: list[_Run], error: Exception) -> None:
         for run in runs:
             for subscriber in list(run.subscribers):
                 if not subscriber.told.done():
@@ -314,7 +314,7 @@ class Watcher:
             ask = self._pick(now)
             if ask is not None:
                 return ask
-            await self._nap(now, max(self._next_moment(now), now + _TICK))
+            await self._sleep_until(now, max(self._next_moment(now), now + _TICK))
 
     def _pick(self, now: float) -> _Run | _Listing | None:
         for listing in self._day_lists:
@@ -324,7 +324,7 @@ class Watcher:
             run = self._urgent.popleft()
             if run.is_open and not run.asking:
                 return run
-        spared = self._longest_spared(now)
+        spared = self._stalest_covered(now)
         if spared is not None and now >= self._slow_moment(spared):
             self._slow_round_at = now
             return spared
@@ -332,17 +332,17 @@ class Watcher:
             due, _, ask = heapq.heappop(self._scheduled)
             if not ask.is_open or ask.asking or ask.due != due:
                 continue  # another entry counts, or none
-            if isinstance(ask, _Run) and ask.covered_until > now:
-                self._schedule(ask, ask.covered_until)
+            if isinstance(ask, _Run) and ask.fresh_until > now:
+                self._schedule(ask, ask.fresh_until)
                 continue
             return ask
         # Nothing is due: time for the first looks at runs that only a list has told about.
         return spared if spared is not None and spared.looked_at == _NEVER else None
 
-    def _longest_spared(self, now: float) -> _Run | None:
+    def _stalest_covered(self, now: float) -> _Run | None:
         """Return the run whose own record was read longest ago, if that is because a list tells about it."""
         run = next(iter(self._runs.values()), None)
-        return run if run is not None and not run.asking and run.covered_until > now else None
+        return run if run is not None and not run.asking and run.fresh_until > now else None
 
     def _slow_moment(self, run: _Run) -> float:
         """Return when the slow round comes to a run."""
@@ -356,12 +356,12 @@ class Watcher:
             moments.append(self._scheduled[0][0])
         if self._deadlines:
             moments.append(self._deadlines[0][0])
-        spared = self._longest_spared(now)
+        spared = self._stalest_covered(now)
         if spared is not None:
             moments.append(self._slow_moment(spared))
         return min(moments)
 
-    async def _nap(self, now: float, until: float) -> None:
+    async def _sleep_until(self, now: float, until: float) -> None:
         """Wait, unless something is to be asked before."""
         self._woken, self._asleep_until = asyncio.get_running_loop().create_future(), until
         waiting = asyncio.ensure_future(self.client.sleep(until - now))
@@ -379,7 +379,7 @@ class Watcher:
                 continue
             if subscriber.had_last_call:
                 detail = f"The last look at run {run.audit_id} got no answer in time."
-                self._end(run, subscriber, Followed(Ending.DEADLINE, subscriber.watch.execution, detail))
+                self._end(run, subscriber, FollowResult(Ending.DEADLINE, subscriber.watch.execution, detail))
                 continue
             subscriber.had_last_call = True
             heapq.heappush(self._deadlines, (now + _LAST_LOOK, next(self._order), run, subscriber))
@@ -395,20 +395,20 @@ class Watcher:
         except EtlworksUnauthorized as error:
             # Nobody can ask any more: one refusal is enough, for all.
             for each in list(self._runs.values()):
-                self._tell(each, Watch.failed, error)
+                self._deliver(each, RunPoller.on_error, error)
         except EtlworksError as error:
-            self._tell(run, Watch.failed, error)
+            self._deliver(run, RunPoller.on_error, error)
         else:
-            self._tell(run, Watch.saw, execution)
-            if execution.has_ended and not run.hinted:
+            self._deliver(run, RunPoller.on_record, execution)
+            if execution.has_ended and not run.reported_done:
                 self._ended_unlisted[run.key] = self._clock.monotonic()
 
-    def _tell(self, run: _Run, take_in: Callable[[Watch, T], Followed | float], what_came: T) -> None:
+    def _deliver(self, run: _Run, take_in: Callable[[RunPoller, T], FollowResult | float], what_came: T) -> None:
         """Let everybody who waits for a run make of a look what they want."""
         pause = float("inf")
         for subscriber in list(run.subscribers):
             verdict = subscriber.context.run(take_in, subscriber.watch, what_came)
-            if isinstance(verdict, Followed):
+            if isinstance(verdict, FollowResult):
                 self._end(run, subscriber, verdict)
             else:
                 pause = min(pause, verdict)
@@ -423,7 +423,7 @@ class Watcher:
         today = datetime.fromtimestamp(self._clock.time(), timezone.utc)
         for run in self._runs.values():
             run.settle(now, today)
-        chosen = worth_asking(self._runs.values(), self._trust.allows)
+        chosen = choose_listings(self._runs.values(), self._breaker.is_available)
         for source in self._listings.keys() - chosen.keys():
             self._drop(self._listings.pop(source), now)
         for source, choice in chosen.items():
@@ -433,7 +433,7 @@ class Watcher:
                 self._schedule(listing, now)
             listing.runs = choice.runs
             listing.interval = choice.interval * _FRESH_ENOUGH
-        self._day_lists = [each for each in self._listings.values() if isinstance(each.source, RunsOfDay)]
+        self._day_lists = [each for each in self._listings.values() if isinstance(each.source, DayListing)]
         self._note_demand(chosen)
         self._forget(now)
 
@@ -450,11 +450,11 @@ class Watcher:
         """Do without a list: its runs are due again as if it had never spared them a look."""
         listing.is_open = False
         for run in listing.runs:
-            if run.is_open and run.covered_until > now:
-                run.covered_until = _NEVER
+            if run.is_open and run.fresh_until > now:
+                run.fresh_until = _NEVER
                 self._schedule(run, max(now, run.listed_at + run.interval * _FRESH_ENOUGH))
 
-    def _note_demand(self, chosen: dict[RunList, Choice[_Run]]) -> None:
+    def _note_demand(self, chosen: dict[Listing, ListingPlan[_Run]]) -> None:
         """Say once that more is watched than the budget can ask for at the intervals wanted."""
         limit = self.client.settings.requests_per_minute
         wanted = 60 * requests_a_second(self._runs.values(), chosen.values())
@@ -477,13 +477,13 @@ class Watcher:
         except EtlworksError as error:
             # Too many requests is no fault of the list, and all wait then.
             if not isinstance(error, EtlworksRateLimited):
-                self._trust.failed(source, error)
+                self._breaker.record_failure(source, error)
                 self._choose_by(asked_at)
                 # If it is asked for again at all, then while it still spares its runs a look.
                 interval *= _COVERS - 1
         else:
-            self._trust.served(source)
-            await self._take_in(listing, asked_at, mentions(flows))
+            self._breaker.record_success(source)
+            await self._take_in(listing, asked_at, listed_runs(flows))
         now = self._clock.monotonic()
         # A list that takes long is asked for less often.
         self._schedule(listing, max(asked_at + interval, 2 * now - asked_at))
@@ -496,7 +496,7 @@ class Watcher:
             if run is not None:
                 self._take_hint(run, listing, asked_at, going=going)
             elif going and self._ended_unlisted.get(key, asked_at) < asked_at:
-                self._trust.lied(listing.source, key[1])
+                self._breaker.record_stale(listing.source, key[1])
                 self._choose_by(asked_at)
                 return
         silent = [run for run in listing.runs if run.is_open and run.listed_at != asked_at]
@@ -507,13 +507,13 @@ class Watcher:
 
     def _take_hint(self, run: _Run, listing: _Listing, asked_at: float, *, going: bool) -> None:
         run.listed_at = asked_at
-        if isinstance(listing.source, RunsOfDay):
+        if isinstance(listing.source, DayListing):
             run.day = listing.source.days_ago
         if going:
-            run.covered_until = asked_at + _COVERS * max(run.interval, listing.interval)
+            run.fresh_until = asked_at + _COVERS * max(run.interval, listing.interval)
             return
-        run.covered_until = asked_at
+        run.fresh_until = asked_at
         # Once: a list that is wrong about a run must not have it read again and again.
-        if not run.hinted:
-            run.hinted = True
-            self._hurry(run)
+        if not run.reported_done:
+            run.reported_done = True
+            self._expedite(run)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.runs.find import Awaited, Lookout, Trouble
-    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.runs.find import ReadOutage, RunSelector, RunWaiter
+    from airflow_provider_etlworks.runs.follow import FollowResult
 
 _TROUBLE_KEY = "etlworks_trouble"
 
@@ -107,7 +107,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         self.repetition_grace = repetition_grace
         self.etlworks_conn_id = etlworks_conn_id
         self._given = [name for name in ("audit_id", "message_uuid", "since") if getattr(self, name) is not None]
-        self._lookout: Lookout | None = None
+        self._lookout: RunWaiter | None = None
         self._pushed: int | None = None
         self._check_arguments()
 
@@ -133,11 +133,11 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once: ``False`` where the wait goes on, else the task's result."""
-        from airflow_provider_etlworks.runs.follow import Followed
+        from airflow_provider_etlworks.runs.follow import FollowResult
 
         seen = self._look(context)
-        if isinstance(seen, Followed):
-            return PokeReturnValue(is_done=True, xcom_value=self._conclude(context, seen))
+        if isinstance(seen, FollowResult):
+            return PokeReturnValue(is_done=True, xcom_value=self._finish(context, seen))
         if seen is not None:
             self._tell(context, seen)
         return False
@@ -151,7 +151,7 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         from airflow_provider_etlworks.runs.events import WaitEvent
 
         with self._skipping_where_asked():
-            return self._conclude(context, WaitEvent.from_payload(event).followed)
+            return self._finish(context, WaitEvent.from_payload(event).followed)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the triggerer, also where Airflow itself ended the wait."""
@@ -172,26 +172,26 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
             if not is_number or (value == 0 and name != "repetition_grace"):
                 raise ValueError(f"{self.task_id}: {name} is {value!r}; it is a number of seconds, {least}.")
 
-    def _awaited(self, context: Context) -> Awaited:
+    def _awaited(self, context: Context) -> RunSelector:
         from airflow_provider_etlworks.client.errors import EtlworksConfigError
-        from airflow_provider_etlworks.runs.find import Awaited
-        from airflow_provider_etlworks.worker.arguments import moment, whole_number
+        from airflow_provider_etlworks.runs.find import RunSelector
+        from airflow_provider_etlworks.worker.arguments import parse_datetime, parse_id
 
-        flow_id = whole_number("flow_id", self.flow_id)
+        flow_id = parse_id("flow_id", self.flow_id)
         if "audit_id" in self._given:
-            return Awaited(flow_id, audit_id=whole_number("audit_id", self.audit_id))
+            return RunSelector(flow_id, audit_id=parse_id("audit_id", self.audit_id))
         if "message_uuid" in self._given:
             if not isinstance(self.message_uuid, str) or not self.message_uuid.strip():
                 raise EtlworksConfigError(
                     f"message_uuid is {self.message_uuid!r}; it must be the messageUuid of a listener's answer."
                 )
-            return Awaited(flow_id, message_uuid=self.message_uuid.strip())
-        return Awaited(flow_id, since=moment("since", self.since if self._given else _beginning(context)))
+            return RunSelector(flow_id, message_uuid=self.message_uuid.strip())
+        return RunSelector(flow_id, since=parse_datetime("since", self.since if self._given else _beginning(context)))
 
-    def _new_lookout(self, context: Context) -> Lookout:
-        from airflow_provider_etlworks.runs.find import Lookout
+    def _new_lookout(self, context: Context) -> RunWaiter:
+        from airflow_provider_etlworks.runs.find import RunWaiter
 
-        return Lookout(
+        return RunWaiter(
             self._awaited(context),
             clock=self.hook.client.clock,
             log=self.log,
@@ -202,35 +202,35 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
     # --- The wait -------------------------------------------------------------------------------------------------
 
-    def _look(self, context: Context) -> Followed | Execution | None:
+    def _look(self, context: Context) -> FollowResult | Execution | None:
         from dataclasses import replace
 
         from airflow_provider_etlworks.client.errors import EtlworksUnauthorized
-        from airflow_provider_etlworks.runs.follow import Followed
-        from airflow_provider_etlworks.worker.arguments import hopeless_tries_fail_for_good
+        from airflow_provider_etlworks.runs.follow import FollowResult
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
 
-        with hopeless_tries_fail_for_good():
+        with fail_without_retry_on_config_error():
             lookout = self._lookout = self._lookout or self._new_lookout(context)
             before = replace(lookout.trouble)
-            seen = self.hook.client.converse(lookout.look())
-            if isinstance(seen, Followed) and isinstance(seen.error, EtlworksUnauthorized):
+            seen = self.hook.client.run(lookout.poll())
+            if isinstance(seen, FollowResult) and isinstance(seen.error, EtlworksUnauthorized):
                 # The password may have been changed since the connection was read.
                 self.log.warning("%s Reading the connection again.", seen.detail)
                 del self.hook
-                seen = self.hook.client.converse(lookout.look())
+                seen = self.hook.client.run(lookout.poll())
         if lookout.trouble != before:
             self._keep_trouble(context, lookout.trouble)
-        return seen.redacted(self.hook.settings.secrets) if isinstance(seen, Followed) else seen
+        return seen.redacted(self.hook.settings.secrets) if isinstance(seen, FollowResult) else seen
 
-    def _trouble_before(self, context: Context) -> Trouble:
+    def _trouble_before(self, context: Context) -> ReadOutage:
         """Return the trouble of earlier pokes: a task that is rescheduled remembers nothing itself."""
-        from airflow_provider_etlworks.runs.find import Trouble
+        from airflow_provider_etlworks.runs.find import ReadOutage
 
         store = task_state_store(context) if self.reschedule else None
         kept = store.get(_TROUBLE_KEY) if store is not None else None
-        return Trouble(**kept) if isinstance(kept, dict) else Trouble()
+        return ReadOutage(**kept) if isinstance(kept, dict) else ReadOutage()
 
-    def _keep_trouble(self, context: Context, trouble: Trouble) -> None:
+    def _keep_trouble(self, context: Context, trouble: ReadOutage) -> None:
         from dataclasses import asdict
 
         store = task_state_store(context) if self.reschedule else None
@@ -270,11 +270,11 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
 
     # --- After it -------------------------------------------------------------------------------------------------
 
-    def _conclude(self, context: Context, followed: Followed) -> dict[str, Any]:
+    def _finish(self, context: Context, followed: FollowResult) -> dict[str, Any]:
         """Turn the end of the wait into the task's end: one place for all modes."""
         from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
         from airflow_provider_etlworks.runs.follow import Ending
-        from airflow_provider_etlworks.runs.outcome import Outcome, bad_end, outcome_of, said_by, task_result
+        from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
 
         execution = followed.execution
         if execution is not None:
@@ -289,13 +289,13 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         url = self.hook.execution_url(execution.flow_id, execution.audit_id)
         outcome = outcome_of(execution, fail_on_warning=self.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
-            failed = EtlworksExecutionFailed(bad_end(execution, url), execution=execution)
+            failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
             # Airflow would take any other error for a look that failed, and look on with silent_fail.
             if outcome is Outcome.CANCELED or self.silent_fail:
                 raise AirflowFailException(str(failed)) from failed
             raise failed
         if execution.status == "warning":
-            self.log.warning("Run %s ended with a warning. %s", execution.audit_id, said_by(execution))
+            self.log.warning("Run %s ended with a warning. %s", execution.audit_id, error_text(execution))
         self.log.info("Run %s of flow %s ended: %s. %s", execution.audit_id, execution.flow_id, execution.status, url)
         return task_result(execution, url)
 

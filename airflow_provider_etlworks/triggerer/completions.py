@@ -19,9 +19,9 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
 )
 from airflow_provider_etlworks.compat import AirflowNotFoundException
-from airflow_provider_etlworks.runs.checkpoint import Notes
-from airflow_provider_etlworks.runs.completion_plan import Rounds
-from airflow_provider_etlworks.runs.completions import Endings
+from airflow_provider_etlworks.runs.checkpoint import Checkpoint
+from airflow_provider_etlworks.runs.completion_plan import CompletionPlanner
+from airflow_provider_etlworks.runs.completions import CompletionTracker
 from airflow_provider_etlworks.runs.outcome import task_result
 from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
-    from airflow_provider_etlworks.runs.completions import End
+    from airflow_provider_etlworks.runs.completions import Completion
     from airflow_provider_etlworks.runs.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -82,46 +82,46 @@ class Watch:
     def __init__(self, job: FlowToWatch) -> None:
         self.flow_id = job.flow_id
         self.interval = job.poll_interval
-        self.endings: Endings | None = None
+        self.endings: CompletionTracker | None = None
         self._statuses = frozenset(job.statuses)
         self._job = job
         name = f"etlworks_ends.{job.conn_id}.{job.flow_id}.{'-'.join(job.statuses)}"
         self._key = re.sub(r"[^\w.-]", "_", name)
         self._on_the_way = 0
         self._is_sound = True
-        self._true: Notes | None = None
-        self._kept: Notes | None = None
+        self._true: Checkpoint | None = None
+        self._kept: Checkpoint | None = None
         self._keeping = asyncio.Lock()
 
-    async def open(self) -> Endings:
+    async def open(self) -> CompletionTracker:
         """Read the notes of earlier days, unless that has been done."""
         if self.endings is None:
             noted = await self._job.read_notes(self._key)
             try:
-                self._kept = None if noted is None else Notes.from_json(noted)
+                self._kept = None if noted is None else Checkpoint.from_json(noted)
             except ValueError as error:
                 log.warning("%s. Flow %s is watched as if for the first time.", error, self.flow_id)
-            self.endings = Endings(self.flow_id, self._kept, log)
+            self.endings = CompletionTracker(self.flow_id, self._kept, log)
         return self.endings
 
-    def to_tell(self, ends: Iterable[End], settings: ClientSettings) -> list[Told]:
+    def events_for(self, ends: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
         """Return the ends that are to be told, in the order in which they must be."""
         told = [
-            Told(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), end.notes)
+            PendingEvent(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), end.notes)
             for end in ends
             if (run := end.execution).status in self._statuses
         ]
         self._on_the_way += len(told)
         return told
 
-    def resolve(self, told: Told, *, is_stored: bool) -> None:
+    def acknowledge(self, told: PendingEvent, *, is_stored: bool) -> None:
         """Note that an end has reached Airflow's database, or that it has not."""
         self._on_the_way -= 1
         self._is_sound = self._is_sound and is_stored
         if self._is_sound:
             self._true = told.notes
 
-    async def keep_notes(self) -> None:
+    async def commit(self) -> None:
         """Write down what is true by now. Where Airflow cannot, the next round does."""
         async with self._keeping:
             if self.endings is not None and self._is_sound and not self._on_the_way:
@@ -138,7 +138,7 @@ class Watch:
 
 
 @dataclass(eq=False)
-class Told:
+class PendingEvent:
     """
     The end of a run, on its way to Airflow.
 
@@ -150,15 +150,15 @@ class Told:
 
     watch: Watch
     payload: dict[str, Any]
-    notes: Notes
+    notes: Checkpoint
     has_left: bool = False
 
-    def resolve(self, *, is_stored: bool) -> None:
+    def acknowledge(self, *, is_stored: bool) -> None:
         """Note that Airflow has stored the event, or that it has not."""
-        self.watch.resolve(self, is_stored=is_stored)
+        self.watch.acknowledge(self, is_stored=is_stored)
 
 
-class EndsStream:
+class CompletionStream:
     """
     Finds the ends of all flows that are watched with one connection. Nothing that fails ends it.
 
@@ -183,7 +183,7 @@ class EndsStream:
         finally:
             self._watches.remove(watch)
 
-    async def ends(self) -> AsyncIterator[Told]:
+    async def ends(self) -> AsyncIterator[PendingEvent]:
         """Yield each end, for ever."""
         refused: Watcher | None = None
         # An earlier poll may be about to end.
@@ -201,8 +201,8 @@ class EndsStream:
                     log.exception("Connection %s cannot be watched; trying on.", self._conn_id)
                 await asyncio.sleep(_READ_AGAIN)
 
-    async def _ends_by(self, client: AsyncEtlworksClient) -> AsyncIterator[Told]:
-        rounds = Rounds(client.clock, log)
+    async def _ends_by(self, client: AsyncEtlworksClient) -> AsyncIterator[PendingEvent]:
+        rounds = CompletionPlanner(client.clock, log)
         failures = 0
         while True:
             await self._gather()
@@ -221,16 +221,16 @@ class EndsStream:
                 pause = max(pause, min(2.0**failures, _LONGEST_PAUSE))
             await self._wait(pause)
 
-    async def _round(self, client: AsyncEtlworksClient, rounds: Rounds) -> AsyncIterator[Told]:
+    async def _round(self, client: AsyncEtlworksClient, rounds: CompletionPlanner) -> AsyncIterator[PendingEvent]:
         by_endings = await self._opened()
-        for endings in await client.converse(rounds.choose(by_endings, self._interval())):
+        for endings in await client.run(rounds.choose(by_endings, self._interval())):
             rounds.reads(endings)
             for told in await self._ends_of(by_endings[endings], endings, client):
                 yield told
         for watch in by_endings.values():
-            await watch.keep_notes()
+            await watch.commit()
 
-    async def _opened(self) -> dict[Endings, Watch]:
+    async def _opened(self) -> dict[CompletionTracker, Watch]:
         """Return those whose notes are read."""
         opened = {}
         for watch in list(self._watches):
@@ -241,9 +241,11 @@ class EndsStream:
                 self._complain(("notes", watch.flow_id), _COMPLAIN_EVERY, text, watch.flow_id, error)
         return opened
 
-    async def _ends_of(self, watch: Watch, endings: Endings, client: AsyncEtlworksClient) -> list[Told]:
+    async def _ends_of(
+        self, watch: Watch, endings: CompletionTracker, client: AsyncEtlworksClient
+    ) -> list[PendingEvent]:
         try:
-            return watch.to_tell(await client.converse(endings.look()), client.settings)
+            return watch.events_for(await client.run(endings.look()), client.settings)
         except _NOBODY_ANSWERS:
             raise
         except EtlworksError as error:
@@ -277,13 +279,13 @@ class EndsStream:
             log.warning(text, *args)
 
 
-_STREAMS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, EndsStream]] = WeakKeyDictionary()
+_STREAMS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CompletionStream]] = WeakKeyDictionary()
 
 
-def stream_of(etlworks_conn_id: str) -> EndsStream:
+def stream_of(etlworks_conn_id: str) -> CompletionStream:
     """Return the stream that all watchers of a connection share in this event loop."""
     streams = _STREAMS.setdefault(asyncio.get_running_loop(), {})
-    return streams.setdefault(etlworks_conn_id, EndsStream(etlworks_conn_id))
+    return streams.setdefault(etlworks_conn_id, CompletionStream(etlworks_conn_id))
 
 
 @contextmanager
@@ -300,7 +302,7 @@ async def payloads_of(job: FlowToWatch) -> AsyncIterator[dict[str, Any]]:
     Airflow does not say when an event is stored. So it is noted some seconds later: it may be told twice, and is never
     lost.
     """
-    stream = EndsStream(job.conn_id)
+    stream = CompletionStream(job.conn_id)
     noting: set[asyncio.Task[None]] = set()
     with stream.watch(job):
         try:
@@ -314,7 +316,7 @@ async def payloads_of(job: FlowToWatch) -> AsyncIterator[dict[str, Any]]:
                 task.cancel()
 
 
-async def _note_later(told: Told) -> None:
+async def _note_later(told: PendingEvent) -> None:
     await asyncio.sleep(_STORED_WITHIN)
-    told.resolve(is_stored=True)
-    await told.watch.keep_notes()
+    told.acknowledge(is_stored=True)
+    await told.watch.commit()

@@ -22,7 +22,7 @@ from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.runs.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ async def shared_watcher(etlworks_conn_id: str, *, instead_of: Watcher | None = 
                 await shared.watcher.client.close()
 
 
-async def followed_with_shared_watcher(
-    etlworks_conn_id: str, log: Log, follow: Callable[[Watcher], Awaitable[Followed]]
-) -> Followed:
+async def follow_with_shared_watcher(
+    etlworks_conn_id: str, log: Log, follow: Callable[[Watcher], Awaitable[FollowResult]]
+) -> FollowResult:
     """
     Let something be followed with the shared watcher, and once more with the connection read anew if it is refused.
 
@@ -97,7 +97,7 @@ async def followed_with_shared_watcher(
             async with shared_watcher(etlworks_conn_id, instead_of=watcher) as renewed:
                 return await follow(renewed)
     except (EtlworksConfigError, AirflowNotFoundException) as error:
-        return Followed(Ending.DENIED, detail=str(error))
+        return FollowResult(Ending.DENIED, detail=str(error))
 
 
 async def _read_settings(etlworks_conn_id: str) -> ClientSettings:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
 # Seconds, whatever the poll_interval.
-LONGEST_HEAD_START = 6.0
-SHORTEST_HEAD_START = 1.0
+LONGEST_STARTUP_DELAY = 6.0
+SHORTEST_STARTUP_DELAY = 1.0
 
 # Seconds that a scheduler may take to hear from its executor that a task's process has ended.
 SCHEDULER_HEARS_WITHIN = 2.0
@@ -29,7 +29,7 @@ _LOADED: dict[str, ModuleType] = {}
 _LOADING: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ModuleType]] = {}
 
 
-def head_start(trigger: BaseTrigger, poll_interval: float) -> float:
+def startup_delay(trigger: BaseTrigger, poll_interval: float) -> float:
     """
     Return the seconds before which a trigger tells nothing.
 
@@ -39,7 +39,7 @@ def head_start(trigger: BaseTrigger, poll_interval: float) -> float:
     :param trigger: the trigger; only one that a task has deferred to waits for this news.
     :param poll_interval: seconds between two of its looks.
     """
-    seconds = max(SHORTEST_HEAD_START, min(LONGEST_HEAD_START, poll_interval))
+    seconds = max(SHORTEST_STARTUP_DELAY, min(LONGEST_STARTUP_DELAY, poll_interval))
     if trigger.task_instance is not None:
         seconds = max(seconds, _unheard_of_end() + SCHEDULER_HEARS_WITHIN)
     return seconds * (1 + random.uniform(0.0, _SPREAD))  # noqa: S311  # no secret
@@ -51,7 +51,7 @@ def _unheard_of_end() -> int:
     return conf.getint("workers", "min_heartbeat_interval", fallback=0)
 
 
-async def load(name: str) -> ModuleType:
+async def import_in_thread(name: str) -> ModuleType:
     """
     Import a module in a thread, once for all that ask for it.
 

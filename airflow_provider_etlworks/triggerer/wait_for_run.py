@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.runs.events import WaitEvent
-from airflow_provider_etlworks.runs.find import Awaited, Lookout, search
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.find import RunSelector, RunWaiter, wait_until_found
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
-from airflow_provider_etlworks.triggerer.shared_watcher import followed_with_shared_watcher
+from airflow_provider_etlworks.triggerer.shared_watcher import follow_with_shared_watcher
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
@@ -20,62 +21,61 @@ if TYPE_CHECKING:
 _NOT_EARLY = 1.07
 
 
-@dataclass(frozen=True)
-class RunToAwait:
+async def wait_for_run(
+    flow_id: int,
+    *,
+    audit_id: int | None,
+    message_uuid: str | None,
+    since: str | None,
+    policy: PollPolicy,
+    repetition_grace: float,
+    pause: float,
+    conn_id: str,
+    log: Log,
+) -> WaitEvent:
     """
-    What a sensor's trigger is to do.
+    Wait for a run of a flow, and return what to report to the task.
 
-    :ivar awaited: which run.
-    :ivar policy: how often Etlworks is polled, and when polling gives up.
-    :ivar repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
-    :ivar conn_id: the Airflow connection.
-    :ivar log: the trigger's own, so that its lines are in the task's log.
+    :param flow_id: the flow.
+    :param audit_id: the run, where it is known.
+    :param message_uuid: the message that started it, where that is known.
+    :param since: ISO 8601; without audit id and message, the newest run that started at or after it.
+    :param policy: how often Etlworks is polled, and when polling gives up.
+    :param repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
+    :param pause: seconds until the first poll.
+    :param conn_id: the Airflow connection.
+    :param log: the trigger's own, so that its lines are in the task's log.
     """
-
-    awaited: Awaited
-    policy: PollPolicy
-    repetition_grace: float
-    conn_id: str
-    log: Log
-
-
-async def wait_for_run(job: RunToAwait, *, pause: float = 0.0) -> WaitEvent:
-    """
-    Wait for a trigger's run, and return what to tell its task.
-
-    :param job: the run, and how to wait for it.
-    :param pause: seconds until the first look.
-    """
+    selector = RunSelector(flow_id, audit_id, message_uuid, None if since is None else datetime.fromisoformat(since))
     # A second watcher need not wait once more.
     pauses = iter((pause, 0.0))
-    followed = await followed_with_shared_watcher(
-        job.conn_id, job.log, lambda watcher: _wait(job, watcher, next(pauses))
-    )
-    return WaitEvent(job.awaited.flow_id, followed)
+
+    async def wait(watcher: Watcher) -> FollowResult:
+        client = watcher.client
+        waiter = RunWaiter(
+            selector, clock=client.clock, log=log, patience=policy.patience, repetition_grace=repetition_grace
+        )
+        return (await _wait(waiter, watcher, policy, next(pauses))).redacted(client.settings.secrets)
+
+    return WaitEvent(flow_id, await follow_with_shared_watcher(conn_id, log, wait))
 
 
-async def _wait(job: RunToAwait, watcher: Watcher, pause: float) -> Followed:
-    client, policy = watcher.client, job.policy
-    lookout = Lookout(
-        job.awaited,
-        clock=client.clock,
-        log=job.log,
-        patience=policy.patience,
-        repetition_grace=job.repetition_grace,
-    )
+async def _wait(waiter: RunWaiter, watcher: Watcher, policy: PollPolicy, pause: float) -> FollowResult:
     ended: Execution | None = None
     while True:
-        found = await client.converse(
-            search(lookout, poll_interval=policy.poll_interval, deadline=policy.deadline, pause=pause, ended=ended)
+        found = await watcher.client.run(
+            wait_until_found(
+                waiter, poll_interval=policy.poll_interval, deadline=policy.deadline, pause=pause, ended=ended
+            )
         )
-        if isinstance(found, Followed):
-            return found.redacted(client.settings.secrets)
+        if isinstance(found, FollowResult):
+            return found
         followed = await watcher.follow(
             RunRef(found.flow_id, found.audit_id),
             replace(policy, poll_interval=policy.poll_interval * _NOT_EARLY),
-            log=job.log,
+            log=waiter.log,
         )
         if followed.ending is not Ending.FINISHED:
-            return followed.redacted(client.settings.secrets)
+            return followed
         # There may be a newer one that counts, or Etlworks may have repeated it.
         pause, ended = 0.0, followed.execution

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.triggerer.startup import load
+from airflow_provider_etlworks.triggerer.startup import import_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
@@ -83,7 +83,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end, for ever. Airflow 3.3 and later share a stream instead."""
-        module = await load(_COMPLETIONS)
+        module = await import_in_thread(_COMPLETIONS)
         async for payload in module.payloads_of(self._job(module)):
             yield TriggerEvent(payload)
 
@@ -100,7 +100,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield an event for each end that is found for this trigger."""
-        module = await load(_COMPLETIONS)
+        module = await import_in_thread(_COMPLETIONS)
         with module.watch_of(self._job(module)) as watch:
             async for told in shared_stream:
                 if told.watch is watch:

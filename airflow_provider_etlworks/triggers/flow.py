@@ -9,13 +9,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.triggerer.startup import head_start, load
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
+from airflow_provider_etlworks.triggerer.startup import import_in_thread, startup_delay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import ModuleType
-
-    from airflow_provider_etlworks.triggerer.follow_run import RunToFollow
 
 _FOLLOW_RUN = "airflow_provider_etlworks.triggerer.follow_run"
 
@@ -80,10 +78,16 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(head_start(self, self.poll_interval))
-        module = await load(_FOLLOW_RUN)
+        await asyncio.sleep(startup_delay(self, self.poll_interval))
+        module = await import_in_thread(_FOLLOW_RUN)
         try:
-            event = await module.follow_run(self._job(module))
+            event = await module.follow_run(
+                RunRef(self.flow_id, self.audit_id),
+                PollPolicy(self.poll_interval, self.patience, self.deadline),
+                conn_id=self.etlworks_conn_id,
+                cancel_on_kill=self.cancel_on_kill,
+                log=self.log,
+            )
         except asyncio.CancelledError:
             self.log.info("No longer watching run %s here. Unless it is stopped, it goes on.", self.audit_id)
             raise
@@ -94,15 +98,5 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         if not self.cancel_on_kill:
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
-        module = await load(_FOLLOW_RUN)
-        await module.stop_run(self._job(module))
-
-    def _job(self, module: ModuleType) -> RunToFollow:
-        job: RunToFollow = module.RunToFollow(
-            run=module.RunRef(self.flow_id, self.audit_id),
-            policy=module.PollPolicy(self.poll_interval, self.patience, self.deadline),
-            conn_id=self.etlworks_conn_id,
-            cancel_on_kill=self.cancel_on_kill,
-            log=self.log,
-        )
-        return job
+        module = await import_in_thread(_FOLLOW_RUN)
+        await module.stop_run(RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, log=self.log)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
-from airflow_provider_etlworks.triggerer.startup import head_start, load
+from airflow_provider_etlworks.runs.types import PollPolicy
+from airflow_provider_etlworks.triggerer.startup import import_in_thread, startup_delay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,16 +80,18 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the run, and yield the one event."""
-        waited = head_start(self, self.poll_interval)
+        waited = startup_delay(self, self.poll_interval)
         await asyncio.sleep(waited)
-        module = await load(_WAIT_FOR_RUN)
-        since = None if self.since is None else datetime.fromisoformat(self.since)
-        job = module.RunToAwait(
-            awaited=module.Awaited(self.flow_id, self.audit_id, self.message_uuid, since),
-            policy=module.PollPolicy(self.poll_interval, self.patience, self.deadline),
+        module = await import_in_thread(_WAIT_FOR_RUN)
+        event = await module.wait_for_run(
+            self.flow_id,
+            audit_id=self.audit_id,
+            message_uuid=self.message_uuid,
+            since=self.since,
+            policy=PollPolicy(self.poll_interval, self.patience, self.deadline),
             repetition_grace=self.repetition_grace,
+            pause=max(0.0, self.poll_interval - waited),
             conn_id=self.etlworks_conn_id,
             log=self.log,
         )
-        event = await module.wait_for_run(job, pause=max(0.0, self.poll_interval - waited))
         yield TriggerEvent(event.to_payload())

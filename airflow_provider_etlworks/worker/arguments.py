@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def hopeless_tries_fail_for_good() -> Iterator[None]:
+def fail_without_retry_on_config_error() -> Iterator[None]:
     """Fail without a retry where an argument or the connection cannot work: the next try would have the same."""
     try:
         yield
@@ -25,7 +25,7 @@ def hopeless_tries_fail_for_good() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
 
 
-def whole_number(name: str, value: Any, hint: str = "") -> int:
+def parse_id(name: str, value: Any, hint: str = "") -> int:
     """
     Read an id.
 
@@ -40,7 +40,7 @@ def whole_number(name: str, value: Any, hint: str = "") -> int:
     return int(digits)
 
 
-def whole_numbers(name: str, value: Any) -> list[int]:
+def parse_ids(name: str, value: Any) -> list[int]:
     """
     Read ids; each is returned once, in the order given.
 
@@ -60,10 +60,10 @@ def whole_numbers(name: str, value: Any) -> list[int]:
         value = [value]
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
         raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of whole numbers, such as [12345, 12346].")
-    return list(dict.fromkeys(whole_number(name, each) for each in value))
+    return list(dict.fromkeys(parse_id(name, each) for each in value))
 
 
-def texts(name: str, value: Any) -> list[str]:
+def parse_names(name: str, value: Any) -> list[str]:
     """
     Read names; each is returned once, in the order given.
 
@@ -83,7 +83,7 @@ def texts(name: str, value: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def sha256(name: str, value: Any) -> str | None:
+def parse_sha256(name: str, value: Any) -> str | None:
     """
     Read a SHA-256.
 
@@ -101,7 +101,7 @@ def sha256(name: str, value: Any) -> str | None:
     return digits
 
 
-def moment(name: str, value: Any) -> datetime:
+def parse_datetime(name: str, value: Any) -> datetime:
     """
     Read a moment.
 

@@ -12,7 +12,7 @@ NoteT = TypeVar("NoteT", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
-class RememberedStart:
+class LaunchRecord:
     """
     A start that this task made, or was about to make.
 
@@ -37,12 +37,12 @@ class RememberedStart:
 
 
 @dataclass(frozen=True)
-class RememberedImport:
+class ImportRecord:
     """
     An import that this task sent, or was about to send.
 
     :ivar sha256: the bundle's hash.
-    :ivar before: what the target had before it, as ``client.importing.marks_of`` tells.
+    :ivar before: what the target had before it, as ``client.importing.flow_versions`` tells.
     :ivar max_tries: as above.
     :ivar backup_path: where the backup is that was made before it.
     :ivar backup_sha256: the backup's hash.
@@ -73,7 +73,7 @@ class _Notes(Generic[NoteT]):
         """Whether anything is kept."""
         return self._store is not None
 
-    def recall(self) -> NoteT | None:
+    def load(self) -> NoteT | None:
         """Return the note that is kept; ``None`` where there is none that this release can read."""
         kept = self._store.get(self._key) if self._store is not None else None
         if not isinstance(kept, dict):
@@ -83,32 +83,32 @@ class _Notes(Generic[NoteT]):
         except TypeError:
             return None
 
-    def keep(self, note: NoteT) -> None:
+    def save(self, note: NoteT) -> None:
         """Keep a note, instead of the one before."""
         if self._store is not None:
             self._store.set(self._key, asdict(note))
 
-    def add(self, **changes: Any) -> None:
+    def update(self, **changes: Any) -> None:
         """Add to the note that is kept."""
-        note = self.recall()
+        note = self.load()
         if note is not None:
-            self.keep(replace(note, **changes))
+            self.save(replace(note, **changes))
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget the note: it is certain that nothing came of it."""
         if self._store is not None:
             self._store.delete(self._key)
 
 
-class Memory(_Notes[RememberedStart]):
+class LaunchRecordStore(_Notes[LaunchRecord]):
     """Keeps the start of a run."""
 
     _key = "etlworks_start"
-    _kind = RememberedStart
+    _kind = LaunchRecord
 
 
-class ImportMemory(_Notes[RememberedImport]):
+class ImportRecordStore(_Notes[ImportRecord]):
     """Keeps the sending of an import."""
 
     _key = "etlworks_import"
-    _kind = RememberedImport
+    _kind = ImportRecord

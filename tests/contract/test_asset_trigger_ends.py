@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import CONN_VARIABLE, stored_and_loaded
+from support.task import CONN_VARIABLE, stored_and_loaded
 
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
 

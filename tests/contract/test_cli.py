@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import airflow
 import pytest
 import yaml
-from cli_support import parser_of_commands
-from client_support import GENEROUS
-from promotion_support import IMPORT
+from support.cli import parser_of_commands
+from support.client import GENEROUS
+from support.promotion import IMPORT
 
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
@@ -171,7 +171,7 @@ print(json.dumps(sorted(set(sys.modules) - already)))
     loaded = {name.removeprefix("airflow_provider_etlworks.") for name in json.loads(done.stdout.splitlines()[-1])}
     assert "cli.definition" in loaded
     assert loaded <= {
-        "airflow_provider_etlworks", "cli", "cli.definition", "client", "client.defaults", "provider_info",
+        "airflow_provider_etlworks", "cli", "cli.definition", "provider_info", "runs", "runs.defaults",
     }  # fmt: skip
 
 

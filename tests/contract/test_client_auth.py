@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-from client_support import GENEROUS, Drive, Received, ScriptedServer, VirtualClock, reply
+from support.client import GENEROUS, Drive, Received, ScriptedServer, VirtualClock, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
@@ -244,7 +244,7 @@ def test_a_wrong_password_is_one_request_for_everybody(
         monkeypatch.setattr(auth, "bearer", counted_bearer)
         outcomes = drive.send_at_once([CALL] * CALLERS)
     assert {type(error) for error in outcomes} <= {EtlworksUnauthorized, EtlworksForbidden}
-    assert all(error.unprocessed and not error.retryable for error in outcomes)
+    assert all(error.not_processed and not error.retryable for error in outcomes)
     assert len(server.received) == 1
     assert drive.clock.slept == []
 
@@ -271,7 +271,7 @@ def test_a_start_that_waits_for_a_failing_log_in_was_not_sent(
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     with pytest.raises(kind) as raised:
         drive.send(endpoints.run_flow(7), attempts=1)
-    assert (raised.value.retryable, raised.value.unprocessed) == (True, True)
+    assert (raised.value.retryable, raised.value.not_processed) == (True, True)
     # So it may be sent again as it is.
     sandbox.clear_faults()
     sandbox.fault("POST", LOG_IN, fault, times=2)
@@ -386,7 +386,7 @@ def test_an_answer_without_a_token(connect: Connect, body: bytes) -> None:
         drive = connect(server.url, login="alice", password=PASSWORD)
         with pytest.raises(EtlworksReplyError, match="token") as raised:
             drive.send(endpoints.run_flow(7), attempts=1)
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
     assert [request.target for request in server.received] == [LOG_IN]
 
 

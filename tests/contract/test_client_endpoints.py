@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import Drive, ScriptedServer, VirtualClock, reply
+from support.client import Drive, ScriptedServer, VirtualClock, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import Call, PagedCall
@@ -60,7 +60,7 @@ class World:
 
     @property
     def dump(self) -> str:
-        return self.drive.send(endpoints.export_flows_older([7]))
+        return self.drive.send(endpoints.export_flows_legacy([7]))
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ class Case:
     expected: Any
     query: Mapping[str, list[str]] = field(default_factory=dict)
     body: Any = None
-    authorized: bool = True
+    authenticated: bool = True
 
 
 def is_a_token(value: str) -> bool:
@@ -104,15 +104,15 @@ CASES: dict[str, Case] = {
         is_a_token,
         True,
         body=CREDENTIALS,
-        authorized=False,
+        authenticated=False,
     ),
-    "log_in_older": Case(
-        lambda _: endpoints.log_in_older(**CREDENTIALS),
+    "log_in_legacy": Case(
+        lambda _: endpoints.log_in_legacy(**CREDENTIALS),
         "POST /rest/v1/token-auth/issue",
         is_a_token,
         True,
         body=CREDENTIALS,
-        authorized=False,
+        authenticated=False,
     ),
     "refresh_token": Case(lambda _: endpoints.refresh_token(), "POST /rest/v1/token-auth/refresh", is_a_token, True),
     "switch_tenant": Case(
@@ -243,22 +243,22 @@ CASES: dict[str, Case] = {
         True,
         body="bundle",
     ),
-    "export_flows_older": Case(
-        lambda _: endpoints.export_flows_older([7, 8]),
+    "export_flows_legacy": Case(
+        lambda _: endpoints.export_flows_legacy([7, 8]),
         "GET /rest/v1/flows/export",
         lambda dump: isinstance(dump, str) and len(dump) > 100,
         True,
         query={"flows": ["7,8"]},
     ),
-    "preview_import_older": Case(
-        lambda world: endpoints.preview_import_older(world.dump),
+    "preview_import_legacy": Case(
+        lambda world: endpoints.preview_import_legacy(world.dump),
         "POST /rest/v1/flows/import/preview",
         lambda answer: "flows" in answer,
         True,
         body="dump",
     ),
-    "import_bundle_older": Case(
-        lambda world: endpoints.import_bundle_older(world.dump),
+    "import_bundle_legacy": Case(
+        lambda world: endpoints.import_bundle_legacy(world.dump),
         "POST /rest/v1/flows/import",
         lambda answer: isinstance(answer, dict),
         True,
@@ -371,7 +371,7 @@ def test_request_and_value_of(name: str, world: World) -> None:
     assert sent.query == {key: [each.format(**fill) for each in values] for key, values in case.query.items()}
     assert (json.loads(sent.body) if sent.body else None) == body
     assert sent.headers.get("Content-Type") == (None if body is None else JSON)
-    assert ("Authorization" in sent.headers) == case.authorized
+    assert ("Authorization" in sent.headers) == case.authenticated
     assert case.read(value) == case.expected
 
 

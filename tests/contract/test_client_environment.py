@@ -9,11 +9,11 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from client_support import Drive, ScriptedServer, reply
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from support.client import Drive, ScriptedServer, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnreachable
@@ -75,7 +75,7 @@ def test_a_secure_request_goes_through_a_tunnel(
     # Etlworks's own credentials are not for the proxy.
     assert asked.headers["Authorization"] is None
     # A tunnel that was never dug carried nothing.
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
     assert SECRET not in "".join(map(str, drive.errors))
 
 
@@ -114,7 +114,7 @@ def test_a_proxy_that_is_not_there(connect: Connect, closed_port: int) -> None:
         drive = connect(f"{scheme}://{NOWHERE}", proxy=f"http://alice:{SECRET}@127.0.0.1:{closed_port}")
         with pytest.raises(EtlworksUnreachable) as raised:
             drive.send(CALL, attempts=1)
-        assert raised.value.unprocessed
+        assert raised.value.not_processed
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://alice:pr0xy-secret@:3128"])
@@ -187,7 +187,7 @@ def no_bundle_from_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_certificate_that_nobody_vouches_for_is_refused(connect: Connect, secure: ScriptedServer) -> None:
     with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate") as raised:
         connect(secure.url).send(CALL, attempts=1)
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
     assert secure.received == []
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from client_support import Drive, ScriptedServer
+from support.client import Drive, ScriptedServer
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksRedirected
-from airflow_provider_etlworks.client.transport import redirected
+from airflow_provider_etlworks.client.transport import redirect_target
 from airflow_provider_etlworks.sandbox import Sandbox, redirect
 
 if TYPE_CHECKING:
@@ -111,19 +112,19 @@ def test_a_circle_ends(connect: Connect, sandbox: Sandbox) -> None:
     ],
 )
 def test_where_a_redirect_may_lead(here: str, location: str, followed: str | None) -> None:
-    answer = endpoints.Answer(307, {"Location": location}, b"")
+    answer = Response(307, {"Location": location}, b"")
     if followed is not None:
-        assert redirected(GET, here, answer) == followed
+        assert redirect_target(GET, here, answer) == followed
     else:
         with pytest.raises(EtlworksRedirected) as raised:
-            redirected(GET, here, answer)
+            redirect_target(GET, here, answer)
         assert "alice" not in str(raised.value)
 
 
 @pytest.mark.parametrize("status", [200, 304, 300])
 def test_what_is_no_redirect(status: int) -> None:
-    answer = endpoints.Answer(status, {"Location": "https://elsewhere"}, b"")
-    assert redirected(GET, "https://etl", answer) is None
+    answer = Response(status, {"Location": "https://elsewhere"}, b"")
+    assert redirect_target(GET, "https://etl", answer) is None
 
 
 def test_a_streamed_answer_is_guarded_as_well(sandbox: Sandbox) -> None:

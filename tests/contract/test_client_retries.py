@@ -9,7 +9,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import AsyncDrive, Drive, ScriptedServer, VirtualClock, reply
+from support.client import AsyncDrive, Drive, ScriptedServer, VirtualClock, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
@@ -93,7 +93,7 @@ def test_a_start_that_may_have_been_carried_out_is_sent_once(
     sandbox.fault("POST", START_PATH, FAULTS[fault][0](), times=None)
     with pytest.raises(FAULTS[fault][1]) as raised:
         connect(sandbox.url, clock=clock).send(START)
-    assert not raised.value.unprocessed
+    assert not raised.value.not_processed
     assert len(sandbox.requests) == 1
     assert sandbox.runs_started() <= 1
 
@@ -107,7 +107,7 @@ def test_a_time_out(connect: Connect, sandbox: Sandbox, clock: VirtualClock, cal
     else:
         with pytest.raises(EtlworksUnreachable, match="may have received") as raised:
             drive.send(call)
-        assert not raised.value.unprocessed
+        assert not raised.value.not_processed
         assert sandbox.runs_started() == 1
     assert len(sandbox.requests) == (2 if call is READ else 1)
 
@@ -124,14 +124,14 @@ def test_a_start_is_repeated_where_nobody_listens(connect: Connect, clock: Virtu
     drive = connect(f"http://127.0.0.1:{closed_port}", clock=clock)
     with pytest.raises(EtlworksUnreachable, match="did not reach") as raised:
         drive.send(START)
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
     assert len(clock.slept) == 3
 
 
 def test_a_start_is_repeated_for_a_name_that_is_not_known(connect: Connect, clock: VirtualClock) -> None:
     with pytest.raises(EtlworksUnreachable) as raised:
         connect("http://etlworks.invalid", clock=clock).send(START)
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
     assert len(clock.slept) == 3
 
 
@@ -190,7 +190,7 @@ def test_an_error_inside_a_conversation_is_thrown_into_it(connect: Connect, sand
         finally:
             closed.append(True)
 
-    assert connect(sandbox.url).converse(conversation()) == (7, 404)
+    assert connect(sandbox.url).run(conversation()) == (7, 404)
     assert closed == [True]
 
 

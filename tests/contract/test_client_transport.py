@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import (
+from support.client import (
     GENEROUS,
     AsyncDrive,
     Drive,
@@ -167,7 +167,7 @@ def nobody_accepts() -> Iterator[str]:
 def test_the_connect_time_out_holds(connect: Connect, nobody_accepts: str) -> None:
     with pytest.raises(EtlworksUnreachable, match="did not reach") as raised:
         connect(nobody_accepts, connect_timeout=0.2, read_timeout=10 * GENEROUS).send(endpoints.run_flow(7), attempts=1)
-    assert raised.value.unprocessed
+    assert raised.value.not_processed
 
 
 @pytest.mark.timeout(GENEROUS)
@@ -198,7 +198,7 @@ def test_an_answer_that_breaks_off_may_have_been_carried_out(
 ) -> None:
     with ScriptedServer(answer) as server, pytest.raises(EtlworksUnreachable) as raised:
         connect(server.url).send(call, attempts=1)
-    assert (raised.value.retryable, raised.value.unprocessed) == (True, False)
+    assert (raised.value.retryable, raised.value.not_processed) == (True, False)
 
 
 def test_headers_are_found_however_they_are_spelled(connect: Connect) -> None:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import (
+from support.task import (
     BEGINNING,
     CONN_VARIABLE,
     FLOW,
@@ -38,7 +38,7 @@ from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
-    from support import Etlworks
+    from support.task import Etlworks
 
 MANY = 50
 

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import ScriptedServer, reply
-from support import BEGINNING, FLOW, RECORD_PATH, Task
+from support.client import ScriptedServer, reply
+from support.task import BEGINNING, FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
 from airflow_provider_etlworks.compat import ObjectStoragePath
@@ -18,7 +18,7 @@ from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support import Etlworks
+    from support.task import Etlworks
 
 LISTENER = "orders/new"
 LISTENER_PATH = f"/rest/v1/httplistener/{LISTENER}"

@@ -6,14 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import CONN_VARIABLE, FLOW, FLOW_NAME
+from support.task import CONN_VARIABLE, FLOW, FLOW_NAME
 
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body
 
 if TYPE_CHECKING:
-    from support import Etlworks
+    from support.task import Etlworks
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flow_name": FLOW_NAME}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support import RUN_PATH, STOP_PATH, Etlworks, Task
+from support.task import RUN_PATH, STOP_PATH, Etlworks, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.task import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksExecutionTimeout,
@@ -18,7 +18,7 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.sandbox import SandboxFlow, hang_up, status
 
 if TYPE_CHECKING:
-    from support import Etlworks, Task
+    from support.task import Etlworks, Task
 
     from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
@@ -51,7 +51,7 @@ def lose_the_worker_before_the_answer(etlworks: Etlworks, task: Task, *, carried
         raise WorkerLost
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_etlworks.runs.start.Start.find", die)
+        patch.setattr("airflow_provider_etlworks.runs.start.RunStarter.find", die)
         with pytest.raises(WorkerLost):
             task.operator().execute(task.next_try())
 

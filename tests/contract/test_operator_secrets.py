@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import FLOW, RECORD_PATH, RUN_PATH, secrets_in
+from support.task import FLOW, RECORD_PATH, RUN_PATH, secrets_in
 
 from airflow_provider_etlworks import links
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
@@ -16,7 +16,7 @@ from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 
 if TYPE_CHECKING:
-    from support import Etlworks, Try
+    from support.task import Etlworks, Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 KEY, PASSWORD, PROXY_PASSWORD = "key-5up3r5ecret", "pa55-w0rd-5ecret", "pr0xy-5ecret"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
+from support.task import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed, EtlworksExecutionTimeout
 from airflow_provider_etlworks.client.models import FlowStart
@@ -15,7 +15,7 @@ from airflow_provider_etlworks.sandbox import Fault, hang_up, status
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
-    from support import Etlworks, Try
+    from support.task import Etlworks, Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from promotion_support import IMPORT, Promotion, Task
+from support.promotion import IMPORT, Promotion, Task
 
 from airflow_provider_etlworks.compat import AirflowSkipException
 from airflow_provider_etlworks.promotion import promote_flows

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_support import Received, ScriptedServer, reply
-from promotion_support import EXPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
+from support.client import Received, ScriptedServer, reply
+from support.promotion import EXPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
 
 from airflow_provider_etlworks import storage
 from airflow_provider_etlworks.operators.promotion import EtlworksExportOperator

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from promotion_support import EXPORT, FLOWS, IMPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
+from support.promotion import EXPORT, FLOWS, IMPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
 
 from airflow_provider_etlworks.client import streaming
 from airflow_provider_etlworks.sandbox import (
@@ -81,7 +81,7 @@ def test_a_bundle_that_was_changed_by_one_byte_is_refused(promotion: Promotion, 
     assert promotion.production.requests == []
 
 
-@pytest.mark.parametrize("size", [100, streaming.PIECE, 3 * streaming.PIECE, 3 * streaming.PIECE + 100])
+@pytest.mark.parametrize("size", [100, streaming.CHUNK_SIZE, 3 * streaming.CHUNK_SIZE, 3 * streaming.CHUNK_SIZE + 100])
 @pytest.mark.parametrize("change", ["first byte", "last byte", "shorter", "longer", "empty"])
 def test_a_bundle_that_changes_while_it_is_sent_does_not_take_effect(
     promotion: Promotion, monkeypatch: pytest.MonkeyPatch, size: int, change: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from promotion_support import NEWER, PREVIEW, SECRET_IN_BUNDLE, Promotion
+from support.promotion import NEWER, PREVIEW, SECRET_IN_BUNDLE, Promotion
 
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
 

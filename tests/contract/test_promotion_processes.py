@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-import promotion_process
 import pytest
-from client_support import GENEROUS
-from promotion_support import EXPORT, IMPORT, PREVIEW
+from support import promotion_process
+from support.client import GENEROUS
+from support.promotion import EXPORT, IMPORT, PREVIEW
 
 from airflow_provider_etlworks.compat import AirflowFailException
 

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import StateStore, TaskInstance
+from support.task import StateStore, TaskInstance
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksServerError
 from airflow_provider_etlworks.compat import AirflowFailException
@@ -15,7 +15,7 @@ from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperato
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
 
 if TYPE_CHECKING:
-    from support import Etlworks
+    from support.task import Etlworks
 
 NIGHTLY, HOURLY, OTHER = 7, 8, 9
 
@@ -138,8 +138,8 @@ def test_a_server_that_does_not_list_schedules_is_told_with_the_remedy(etlworks:
 def test_a_server_that_does_not_know_the_filter_pauses_no_other_flows_schedules(
     etlworks: Etlworks,
 ) -> None:
-    everything = "[" + ",".join(f'{{"id": {n}, "flowId": {n + 6}, "enabled": true}}' for n in (1, 2, 3)) + "]"
-    etlworks.sandbox.fault("GET", "/rest/v1/schedules", broken_body(everything), times=None)
+    read_all = "[" + ",".join(f'{{"id": {n}, "flowId": {n + 6}, "enabled": true}}' for n in (1, 2, 3)) + "]"
+    etlworks.sandbox.fault("GET", "/rest/v1/schedules", broken_body(read_all), times=None)
 
     assert Switch(action="pause", flow_ids=[HOURLY]).run() == [2]
 

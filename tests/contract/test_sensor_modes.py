@@ -6,15 +6,15 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sensor_support import MODES, POKE_INTERVAL, Waiting
-from support import BEGINNING, FLOW, RECORD_PATH, StateStore
+from support.sensor import MODES, POKE_INTERVAL, Waiting
+from support.task import BEGINNING, FLOW, RECORD_PATH, StateStore
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
 from airflow_provider_etlworks.compat import AirflowSensorTimeout, AirflowTaskTimeout
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 
 if TYPE_CHECKING:
-    from support import Etlworks
+    from support.task import Etlworks
 
 NIGHTLY = "0 0 4 * * ?"
 

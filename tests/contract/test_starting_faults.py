@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from support import (
+from support.task import (
     BEGINNING,
     FLOW,
     FLOW_NAME,

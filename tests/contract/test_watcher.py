@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from watcher_support import MIDNIGHT, NOON, BusyEtlworks, Following, asked_per_path, in_virtual_time, longest_waits
+from support.watcher import MIDNIGHT, NOON, BusyEtlworks, Following, asked_per_path, in_virtual_time, longest_waits
 
 from airflow_provider_etlworks.runs.follow import Ending
 
@@ -357,11 +357,11 @@ async def test_a_status_that_is_stale_for_one_run_is_found_by_the_slow_round() -
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
 
         def stale_for_one(offset: int) -> Any:
-            everything = etlworks.honest_day(offset)
-            for flow in everything:
+            read_all = etlworks.honest_day(offset)
+            for flow in read_all:
                 if flow["flowId"] == 100_007:
                     flow["executions"] = [etlworks.runs[7].record(0)]
-            return everything
+            return read_all
 
         etlworks.day = stale_for_one
         for audit_id in range(1, 61):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import stored_and_loaded
+from support.task import stored_and_loaded
 
 sdk = pytest.importorskip("airflow.sdk", reason="Airflow 2 has no watchers of assets")
 

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import BEGINNING, FLOW, FastClock, carry_out
+from support.task import BEGINNING, FLOW, FastClock, carry_out
 
 from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import (
@@ -18,8 +18,8 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
 )
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.find import Awaited, Lookout, Trouble
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.find import ReadOutage, RunSelector, RunWaiter
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
@@ -35,7 +35,7 @@ def run(audit_id: int, status: str = "success", started: float | None = 10, **mo
     return Execution(FLOW, audit_id, status=status, **values)
 
 
-NEWEST = Awaited(FLOW, since=moment(0))
+NEWEST = RunSelector(FLOW, since=moment(0))
 
 
 class Server:
@@ -57,11 +57,11 @@ class Server:
         return found[0] if found else EtlworksNotFound("no such run", status=404)
 
 
-def look(awaited: Awaited, server: Any, at: float = 100, **options: Any) -> Any:
+def look(awaited: RunSelector, server: Any, at: float = 100, **options: Any) -> Any:
     clock = FastClock()
     clock.now += at
-    lookout = Lookout(awaited, clock=clock, log=logging.getLogger("test"), **options)
-    return carry_out(lookout.look(), clock, server)
+    lookout = RunWaiter(awaited, clock=clock, log=logging.getLogger("test"), **options)
+    return carry_out(lookout.poll(), clock, server)
 
 
 # --- Which run counts -----------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_a_run_in_the_queue_is_waited_for() -> None:
 
 
 def test_a_run_that_ended_without_a_start_cannot_be_judged() -> None:
-    trouble = Trouble()
+    trouble = ReadOutage()
 
     assert look(NEWEST, Server(run(1, started=None)), trouble=trouble) is None
     assert trouble.unreadable_since == BEGINNING + 100
@@ -100,7 +100,7 @@ def test_a_run_that_ended_without_a_start_cannot_be_judged() -> None:
 
 
 def test_of_a_message_only_its_own_run_counts() -> None:
-    awaited = Awaited(FLOW, message_uuid="ABC")
+    awaited = RunSelector(FLOW, message_uuid="ABC")
 
     assert look(awaited, Server(run(1))) is None
     assert look(awaited, Server(run(1, message_uuid="other"))) is None
@@ -120,7 +120,7 @@ def test_a_repetition_is_followed_to_the_last(parents: tuple[int, int]) -> None:
         run(3, "running", started=60, event_id="9", parent_audit_id=parents[1]),
     )
 
-    assert look(Awaited(FLOW, audit_id=1), server).audit_id == 3
+    assert look(RunSelector(FLOW, audit_id=1), server).audit_id == 3
 
 
 @pytest.mark.parametrize(
@@ -135,31 +135,31 @@ def test_a_repetition_is_followed_to_the_last(parents: tuple[int, int]) -> None:
     ],
 )
 def test_how_long_a_repetition_may_take_to_appear(failed: Execution, at: float, is_over: bool) -> None:
-    seen = look(Awaited(FLOW, audit_id=1), Server(failed), at=at, repetition_grace=60)
+    seen = look(RunSelector(FLOW, audit_id=1), Server(failed), at=at, repetition_grace=60)
 
-    assert isinstance(seen, Followed) == is_over
+    assert isinstance(seen, FollowResult) == is_over
 
 
 def test_only_a_run_that_failed_is_looked_for_in_the_history() -> None:
     server = Server(run(1, "warning"))
-    look(Awaited(FLOW, audit_id=1), server)
+    look(RunSelector(FLOW, audit_id=1), server)
 
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("fault", [EtlworksNotFound("no", status=404), EtlworksForbidden("no", status=403)])
 def test_a_history_that_is_refused_hides_no_failure(fault: Any, caplog: pytest.LogCaptureFixture) -> None:
-    seen = look(Awaited(FLOW, audit_id=1), Server(FAILED, history=fault))
+    seen = look(RunSelector(FLOW, audit_id=1), Server(FAILED, history=fault))
 
     assert seen.execution.status == "error"
     assert "cannot be told" in caplog.text
 
 
 def test_a_history_that_cannot_be_read_just_now_is_read_later() -> None:
-    trouble = Trouble()
+    trouble = ReadOutage()
     server = Server(FAILED, history=EtlworksUnreachable("dropped"))
 
-    assert look(Awaited(FLOW, audit_id=1), server, trouble=trouble) is None
+    assert look(RunSelector(FLOW, audit_id=1), server, trouble=trouble) is None
     assert trouble.unreadable_since is not None
 
 
@@ -167,18 +167,18 @@ def test_a_history_that_cannot_be_read_just_now_is_read_later() -> None:
 
 
 def test_trouble_is_forgotten_when_the_run_can_be_read() -> None:
-    trouble = Trouble(unreadable_since=BEGINNING, missing_since=BEGINNING)
+    trouble = ReadOutage(unreadable_since=BEGINNING, missing_since=BEGINNING)
 
-    assert look(Awaited(FLOW, audit_id=1), Server(run(1, "running")), at=90, trouble=trouble).audit_id == 1
-    assert trouble == Trouble()
+    assert look(RunSelector(FLOW, audit_id=1), Server(run(1, "running")), at=90, trouble=trouble).audit_id == 1
+    assert trouble == ReadOutage()
 
 
 def test_a_status_that_is_not_known_is_trouble_and_never_an_end() -> None:
-    trouble = Trouble()
+    trouble = ReadOutage()
     odd = replace(run(1, "running"), status="archiving")
 
-    assert look(Awaited(FLOW, audit_id=1), Server(odd), trouble=trouble) == odd
-    given_up = look(Awaited(FLOW, audit_id=1), Server(odd), at=5000, trouble=trouble)
+    assert look(RunSelector(FLOW, audit_id=1), Server(odd), trouble=trouble) == odd
+    given_up = look(RunSelector(FLOW, audit_id=1), Server(odd), at=5000, trouble=trouble)
     assert given_up.ending is Ending.LOST_TOUCH
     assert "archiving" in given_up.detail
 
@@ -186,12 +186,12 @@ def test_a_status_that_is_not_known_is_trouble_and_never_an_end() -> None:
 @pytest.mark.parametrize(
     ("awaited", "text"),
     [
-        (Awaited(7, audit_id=8), "Run 8 of flow 7"),
-        (Awaited(7, message_uuid="abc"), "The run of flow 7 for message abc"),
+        (RunSelector(7, audit_id=8), "Run 8 of flow 7"),
+        (RunSelector(7, message_uuid="abc"), "The run of flow 7 for message abc"),
         (NEWEST, "The newest run of flow 7 since 2027-01-15T08:00:00+00:00"),
     ],
 )
-def test_what_is_waited_for_has_a_name(awaited: Awaited, text: str) -> None:
+def test_what_is_waited_for_has_a_name(awaited: RunSelector, text: str) -> None:
     assert str(awaited) == text
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from airflow_provider_etlworks.client import endpoints
-from airflow_provider_etlworks.client.call import Answer, Call, PagedCall
+from airflow_provider_etlworks.client.call import Call, PagedCall, Response
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksReplyError
 from airflow_provider_etlworks.client.models import StartStatus
 
@@ -57,11 +57,11 @@ def test_where_a_request_goes(path: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "repeatable"),
+    ("method", "idempotent"),
     [("get", True), ("HEAD", True), ("put", True), ("DELETE", True), ("post", False), ("PATCH", False)],
 )
-def test_a_request_of_ones_own_is_repeated_by_its_method(method: str, repeatable: bool) -> None:
-    assert endpoints.request(method, "/v1/x", root_url=ROOT).repeatable is repeatable
+def test_a_request_of_ones_own_is_repeated_by_its_method(method: str, idempotent: bool) -> None:
+    assert endpoints.request(method, "/v1/x", root_url=ROOT).idempotent is idempotent
 
 
 def test_what_would_do_something_twice_is_never_repeated() -> None:
@@ -70,14 +70,14 @@ def test_what_would_do_something_twice_is_never_repeated() -> None:
         endpoints.run_flow_by_name("Orders"),
         endpoints.run_flow_by_name_legacy("Orders"),
         endpoints.import_bundle(b"{}"),
-        endpoints.import_bundle_older("dump"),
+        endpoints.import_bundle_legacy("dump"),
         endpoints.create_connection({}),
         endpoints.create_schedule({}),
         endpoints.create_webhook({}),
         endpoints.send_to_listener("orders"),
         endpoints.send_to_listener_legacy("orders"),
     ]
-    assert [str(call) for call in once if call.repeatable] == []
+    assert [str(call) for call in once if call.idempotent] == []
 
 
 @pytest.mark.parametrize("path", ["", "/", "orders//new", "../flows", "orders/./new", "orders/.."])
@@ -95,7 +95,7 @@ def test_a_call_does_not_show_what_it_carries() -> None:
     ]
     for call in calls:
         assert "hunter2" not in f"{call} {call!r}"
-    assert "hunter2" not in repr(Answer(200, {}, b"hunter2"))
+    assert "hunter2" not in repr(Response(200, {}, b"hunter2"))
     assert str(endpoints.run_flow_by_name("My Flow/v2")) == "POST /v1/flows/flow-name/My%20Flow%2Fv2/run"
 
 
@@ -109,7 +109,7 @@ def test_a_call_does_not_show_what_it_carries() -> None:
     ],
 )
 def test_the_legacy_status_means_something_else(answer: dict[str, object], meaning: StartStatus | None) -> None:
-    start = endpoints.run_flow_by_name_legacy("Orders").result(Answer(200, {}, json.dumps(answer).encode()))
+    start = endpoints.run_flow_by_name_legacy("Orders").result(Response(200, {}, json.dumps(answer).encode()))
     assert (start.status, start.exception) == (meaning, answer.get("exception"))
 
 
@@ -125,17 +125,17 @@ def test_the_legacy_status_means_something_else(answer: dict[str, object], meani
 )
 def test_a_day_that_cannot_be_read(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError):
-        endpoints.executions_of_day().result(Answer(200, {}, body))
+        endpoints.executions_of_day().result(Response(200, {}, body))
 
 
 @pytest.mark.parametrize("executions", [[], None])
 def test_a_flow_without_a_run_that_day(executions: object) -> None:
     body = json.dumps([{"flowId": 7, "executions": executions}, {"flowId": 8}]).encode()
-    assert endpoints.executions_of_day().result(Answer(200, {}, body)) == []
+    assert endpoints.executions_of_day().result(Response(200, {}, body)) == []
 
 
 @pytest.mark.parametrize("paged", [endpoints.list_flows(), endpoints.audit_events(), endpoints.execution_history(7)])
 @pytest.mark.parametrize("body", [b"{}", b'{"items": []}', b"null", b"", b"[null]", b"[[]]"])
 def test_what_is_no_list(paged: PagedCall[object], body: bytes) -> None:
     with pytest.raises(EtlworksReplyError):
-        paged.first().result(Answer(200, {}, body))
+        paged.first().result(Response(200, {}, body))

@@ -7,10 +7,10 @@ import re
 
 import jwt
 import pytest
-from client_support import whole_text_of
+from support.client import whole_text_of
 
 from airflow_provider_etlworks.client import endpoints, errors
-from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksReplyError
 from airflow_provider_etlworks.client.redaction import excerpt, redact
 
@@ -23,19 +23,19 @@ PAGE = b"""<!DOCTYPE html><html><head><title>502 Bad Gateway</title>
 <body><!-- built by > nginx --><h1>Bad&nbsp;Gateway</h1><p>The upstream &lt;etl&gt; is down.</p></body></html>"""
 
 
-def answer(status: int, body: object = b"", **headers: str) -> Answer:
+def answer(status: int, body: object = b"", **headers: str) -> Response:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(status, {name.replace("_", "-").title(): value for name, value in headers.items()}, raw)
+    return Response(status, {name.replace("_", "-").title(): value for name, value in headers.items()}, raw)
 
 
-def error_of(given: Answer) -> EtlworksApiError:
+def error_of(given: Response) -> EtlworksApiError:
     with pytest.raises(EtlworksApiError) as raised:
         CALL.result(given, SECRETS)
     return raised.value
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "retryable", "unprocessed"),
+    ("status", "kind", "retryable", "not_processed"),
     [
         (304, errors.EtlworksBadRequest, False, True),
         (400, errors.EtlworksBadRequest, False, True),
@@ -55,9 +55,9 @@ def error_of(given: Answer) -> EtlworksApiError:
         (599, errors.EtlworksServerError, True, False),
     ],
 )
-def test_status_makes_the_error(status, kind, retryable, unprocessed) -> None:
+def test_status_makes_the_error(status, kind, retryable, not_processed) -> None:
     error = error_of(answer(status, {"message": "What the server says"}))
-    assert (type(error), error.status, error.retryable, error.unprocessed) == (kind, status, retryable, unprocessed)
+    assert (type(error), error.status, error.retryable, error.not_processed) == (kind, status, retryable, not_processed)
     assert str(error).startswith(f"Etlworks answered {status} to GET /v1/flows/7: What the server says")
 
 
@@ -111,7 +111,7 @@ def test_what_to_do_is_said() -> None:
 def test_refused_with_status_200() -> None:
     error = error_of(answer(200, {"success": False, "message": f"No disk left for {PASSWORD}"}))
     assert type(error) is errors.EtlworksRefused
-    assert (error.status, error.retryable, error.unprocessed) == (200, False, False)
+    assert (error.status, error.retryable, error.not_processed) == (200, False, False)
     assert str(error) == "Etlworks refused GET /v1/flows/7: No disk left for ***"
 
 
@@ -139,7 +139,7 @@ def test_an_answer_that_cannot_be_read(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError) as raised:
         CALL.result(answer(200, body, content_type="text/html"))
     assert str(raised.value).startswith("Cannot read the answer to GET /v1/flows/7: ")
-    assert (raised.value.retryable, raised.value.unprocessed) == (True, False)
+    assert (raised.value.retryable, raised.value.not_processed) == (True, False)
 
 
 def test_what_is_no_json_is_described() -> None:

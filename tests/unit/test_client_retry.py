@@ -6,12 +6,17 @@ import logging
 from email.utils import formatdate
 
 import pytest
-from client_support import VirtualClock
+from support.client import VirtualClock
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client.errors import EtlworksRateLimited, EtlworksUnreachable
-from airflow_provider_etlworks.client.rate_limit import Pace
-from airflow_provider_etlworks.client.retry import LONGEST_BACKOFF, LONGEST_RETRY_AFTER, retry_after_seconds, rules
+from airflow_provider_etlworks.client.rate_limit import RateLimiter
+from airflow_provider_etlworks.client.retry import (
+    LONGEST_BACKOFF,
+    LONGEST_RETRY_AFTER,
+    retry_after_seconds,
+    tenacity_options,
+)
 
 NOW = 1_800_000_000.0
 LIMITS = (1, 2, 10, 300)
@@ -52,7 +57,7 @@ def test_a_pause_that_is_cut_short_is_said(header: str, caplog: pytest.LogCaptur
     assert len(caplog.records) == 1
 
 
-def tries(error: Exception, *, repeatable: bool, attempts: int = 4) -> tuple[int, list[float]]:
+def tries(error: Exception, *, idempotent: bool, attempts: int = 4) -> tuple[int, list[float]]:
     """Fail with the error each time, and return how many tries there were and the pauses between them."""
     clock, count = VirtualClock(), 0
 
@@ -62,14 +67,14 @@ def tries(error: Exception, *, repeatable: bool, attempts: int = 4) -> tuple[int
         raise error
 
     with pytest.raises(type(error)):
-        Retrying(sleep=clock.sleep, **rules(repeatable=repeatable, attempts=attempts))(fail)
+        Retrying(sleep=clock.sleep, **tenacity_options(idempotent=idempotent, attempts=attempts))(fail)
     return count, clock.slept
 
 
 def test_pauses_grow_up_to_a_limit() -> None:
     longest = [0.0] * 9
     for _ in range(200):
-        _, pauses = tries(EtlworksUnreachable("gone"), repeatable=True, attempts=10)
+        _, pauses = tries(EtlworksUnreachable("gone"), idempotent=True, attempts=10)
         longest = [max(pair) for pair in zip(longest, pauses, strict=True)]
     assert longest[0] < longest[1] < longest[2] < longest[3] <= LONGEST_BACKOFF
     assert max(longest) <= LONGEST_BACKOFF
@@ -77,29 +82,29 @@ def test_pauses_grow_up_to_a_limit() -> None:
 
 def test_a_named_pause_is_kept_and_not_by_all_at_the_same_moment() -> None:
     error = EtlworksRateLimited("slow down", status=429, retry_after=30)
-    pauses = {pause for _ in range(20) for pause in tries(error, repeatable=False)[1]}
+    pauses = {pause for _ in range(20) for pause in tries(error, idempotent=False)[1]}
     assert min(pauses) >= 30
     assert max(pauses) <= 30 + LONGEST_BACKOFF
     assert len(pauses) > 10
 
 
-@pytest.mark.parametrize("repeatable", [True, False])
-@pytest.mark.parametrize("unprocessed", [True, False])
-def test_what_may_have_been_carried_out_is_not_repeated(repeatable: bool, unprocessed: bool) -> None:
-    count, _ = tries(EtlworksUnreachable("gone", unprocessed=unprocessed), repeatable=repeatable)
-    assert count == (4 if repeatable or unprocessed else 1)
+@pytest.mark.parametrize("idempotent", [True, False])
+@pytest.mark.parametrize("not_processed", [True, False])
+def test_what_may_have_been_carried_out_is_not_repeated(idempotent: bool, not_processed: bool) -> None:
+    count, _ = tries(EtlworksUnreachable("gone", not_processed=not_processed), idempotent=idempotent)
+    assert count == (4 if idempotent or not_processed else 1)
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours")])
 def test_a_mistake_of_ours_is_not_repeated(error: Exception) -> None:
-    assert tries(error, repeatable=True)[0] == 1
+    assert tries(error, idempotent=True)[0] == 1
 
 
-def steady_demand(pace: Pace, clock: VirtualClock, seconds: float) -> list[float]:
+def steady_demand(pace: RateLimiter, clock: VirtualClock, seconds: float) -> list[float]:
     """Send as fast as the pace allows, and return the moments."""
     moments, end = [], clock.now + seconds
     while clock.now < end:
-        for wait in pace.waits():
+        for wait in pace.delays():
             clock.sleep(wait)
         moments.append(clock.now)
     return moments
@@ -112,7 +117,7 @@ def most_in_a_minute(moments: list[float]) -> int:
 @pytest.mark.parametrize("limit", LIMITS)
 def test_the_limit_holds_in_every_minute(limit: int) -> None:
     clock = VirtualClock()
-    moments = steady_demand(Pace(limit, clock), clock, 600)
+    moments = steady_demand(RateLimiter(limit, clock), clock, 600)
     assert most_in_a_minute(moments) <= limit
     # What is left of the limit is used: a pace that sends nothing would hold it, too.
     assert len(moments) >= 10 * max(1, limit - max(1, limit // 10))
@@ -121,7 +126,7 @@ def test_the_limit_holds_in_every_minute(limit: int) -> None:
 @pytest.mark.parametrize("limit", LIMITS)
 def test_the_limit_holds_after_idle_times_and_bursts(limit: int) -> None:
     clock = VirtualClock()
-    pace, moments = Pace(limit, clock), []
+    pace, moments = RateLimiter(limit, clock), []
     for idle in (0, 59, 60, 61, 5, 1000, 30):
         clock.sleep(idle)
         moments += steady_demand(pace, clock, 45)
@@ -130,7 +135,7 @@ def test_the_limit_holds_after_idle_times_and_bursts(limit: int) -> None:
 
 def test_a_few_requests_go_at_once() -> None:
     clock = VirtualClock()
-    moments = steady_demand(Pace(300, clock), clock, 1)
+    moments = steady_demand(RateLimiter(300, clock), clock, 1)
     # One may be a rounding error late.
     assert 29 <= moments.count(moments[0]) <= 30
 
@@ -138,25 +143,25 @@ def test_a_few_requests_go_at_once() -> None:
 @pytest.mark.parametrize("now", [0.0, 1.0])
 def test_a_machine_that_has_just_been_started(now: float) -> None:
     clock = VirtualClock(now)
-    assert most_in_a_minute(steady_demand(Pace(10, clock), clock, 600)) <= 10
+    assert most_in_a_minute(steady_demand(RateLimiter(10, clock), clock, 600)) <= 10
 
 
 def test_no_limit() -> None:
     clock = VirtualClock()
-    pace = Pace(0, clock)
-    assert [wait for _ in range(10_000) for wait in pace.waits()] == []
+    pace = RateLimiter(0, clock)
+    assert [wait for _ in range(10_000) for wait in pace.delays()] == []
 
 
 @pytest.mark.parametrize("limit", [0, *LIMITS])
 def test_a_pause_holds_for_everybody(limit: int) -> None:
     clock = VirtualClock()
-    pace = Pace(limit, clock)
+    pace = RateLimiter(limit, clock)
     # These wait already, each for a moment of its own, when the pause is called.
-    waiting = [pace.waits() for _ in range(5)]
+    waiting = [pace.delays() for _ in range(5)]
     wake_at = {number: clock.now + next(waits, 0.0) for number, waits in enumerate(waiting)}
     pause_begins = clock.now
     pace.pause(30)
-    latecomer = pace.waits()
+    latecomer = pace.delays()
     waiting.append(latecomer)
     wake_at[5] = clock.now + next(latecomer, 0.0)
     # Those whose moment was now are gone already.
@@ -179,7 +184,7 @@ def test_a_pause_holds_for_everybody(limit: int) -> None:
 
 def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     clock = VirtualClock()
-    pace = Pace(300, clock)
+    pace = RateLimiter(300, clock)
     pace.pause(30)
     pace.pause(1)
-    assert sum(pace.waits()) >= 30
+    assert sum(pace.delays()) >= 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from client_support import whole_text_of
+from support.client import whole_text_of
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.client.settings import ClientSettings, root_url

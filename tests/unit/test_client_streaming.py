@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from airflow_provider_etlworks.client.streaming import LONGEST_LINE, last_lines_of
+from airflow_provider_etlworks.client.streaming import LONGEST_LINE, tail_lines
 
 LOG = "first\r\nzweite Zeile: Łódź\n\nfourth\r\nlast".encode()
 LINES = ["first", "zweite Zeile: Łódź", "", "fourth", "last"]
@@ -15,8 +15,8 @@ LINES = ["first", "zweite Zeile: Łódź", "", "fourth", "last"]
 @pytest.mark.parametrize("size", range(1, len(LOG) + 1))
 def test_pieces_may_be_cut_anywhere(size: int) -> None:
     pieces = [LOG[start : start + size] for start in range(0, len(LOG), size)]
-    assert last_lines_of(pieces, 10) == LINES
-    assert last_lines_of(pieces, 2) == LINES[-2:]
+    assert tail_lines(pieces, 10) == LINES
+    assert tail_lines(pieces, 2) == LINES[-2:]
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ def test_pieces_may_be_cut_anywhere(size: int) -> None:
     [(b"", []), (b"a", ["a"]), (b"a\n", ["a"]), (b"a\r\n\r\n", ["a", ""]), (b"\xff\n", ["\N{REPLACEMENT CHARACTER}"])],
 )
 def test_the_end_of_the_text(text: bytes, lines: list[str]) -> None:
-    assert last_lines_of([text, b""], 10) == lines
+    assert tail_lines([text, b""], 10) == lines
 
 
 def test_no_lines_wanted() -> None:
-    assert last_lines_of([LOG], 0) == []
+    assert tail_lines([LOG], 0) == []
 
 
 def test_a_long_line_is_cut_and_the_next_one_is_not() -> None:
     pieces = [b"x" * 50_000] * 100 + [b"\nnext\n"]
-    assert last_lines_of(pieces, 10) == ["x" * LONGEST_LINE, "next"]
-    assert last_lines_of([b"".join(pieces)], 10) == ["x" * LONGEST_LINE, "next"]
+    assert tail_lines(pieces, 10) == ["x" * LONGEST_LINE, "next"]
+    assert tail_lines([b"".join(pieces)], 10) == ["x" * LONGEST_LINE, "next"]
 
 
 def test_memory_does_not_grow_with_the_text() -> None:
@@ -44,7 +44,7 @@ def test_memory_does_not_grow_with_the_text() -> None:
 
     tracemalloc.start()
     try:
-        assert len(last_lines_of(pieces(3_000), 200)) == 200
+        assert len(tail_lines(pieces(3_000), 200)) == 200
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

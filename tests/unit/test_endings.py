@@ -11,14 +11,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import FastClock, carry_out
+from support.task import FastClock, carry_out
 
 from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import EtlworksForbidden, EtlworksNotFound, EtlworksUnreachable
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.checkpoint import Notes
-from airflow_provider_etlworks.runs.completion_plan import Rounds
-from airflow_provider_etlworks.runs.completions import Endings
+from airflow_provider_etlworks.runs.checkpoint import Checkpoint
+from airflow_provider_etlworks.runs.completion_plan import CompletionPlanner
+from airflow_provider_etlworks.runs.completions import CompletionTracker
 from airflow_provider_etlworks.runs.listings import _ListedFlow, _ListedRun
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Etlworks:
     def honest(self) -> dict[tuple[int, int], bool]:
         return {(run.flow_id, run.audit_id): not run.has_ended for run in self.runs.values()}
 
-    def look(self, endings: Endings) -> list[int]:
+    def look(self, endings: CompletionTracker) -> list[int]:
         ends = carry_out(endings.look(), FastClock(), self.answer)
         return [end.execution.audit_id for end in ends]
 
@@ -102,17 +102,17 @@ def etlworks() -> Etlworks:
     return Etlworks()
 
 
-def begun(etlworks: Etlworks, flow_id: int = FLOW) -> Endings:
+def begun(etlworks: Etlworks, flow_id: int = FLOW) -> CompletionTracker:
     """Return what has had its first look."""
-    endings = Endings(flow_id, None, LOG)
+    endings = CompletionTracker(flow_id, None, LOG)
     assert etlworks.look(endings) == []
     etlworks.asked.clear()
     return endings
 
 
-def restarted(notes: Notes | None) -> Endings:
+def restarted(notes: Checkpoint | None) -> CompletionTracker:
     """Return what begins with the notes of an earlier process."""
-    return Endings(FLOW, notes and Notes.from_json(json.loads(json.dumps(notes.to_json()))), LOG)
+    return CompletionTracker(FLOW, notes and Checkpoint.from_json(json.loads(json.dumps(notes.to_json()))), LOG)
 
 
 # --- What is told ---------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def restarted(notes: Notes | None) -> Endings:
 
 def test_a_first_start_tells_nothing_of_ten_thousand_old_runs_and_asks_once(etlworks: Etlworks) -> None:
     etlworks.run(*range(1, 10_001))
-    endings = Endings(FLOW, None, LOG)
+    endings = CompletionTracker(FLOW, None, LOG)
 
     assert etlworks.look(endings) == []
     assert etlworks.asked == ["history 7 from 0"]
@@ -278,7 +278,7 @@ def test_a_server_that_ignores_the_offset_is_not_read_for_ever(etlworks: Etlwork
 def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
     """Runs start, end and appear in any order, and the process dies after any end that it has noted."""
     chance = random.Random(seed)  # noqa: S311  # no secret
-    etlworks, endings = Etlworks(), Endings(FLOW, None, LOG)
+    etlworks, endings = Etlworks(), CompletionTracker(FLOW, None, LOG)
     etlworks.look(endings)
     noted = endings.notes
     told: list[int] = []
@@ -314,7 +314,7 @@ def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
 @pytest.mark.parametrize("notes", [[], {"floor": 1}, {"floor": "x", "settled": [], "going": []}, "notes", 7])
 def test_notes_that_are_none_are_said(notes: Any) -> None:
     with pytest.raises(ValueError, match="Cannot read the notes"):
-        Notes.from_json(notes)
+        Checkpoint.from_json(notes)
 
 
 # --- Whose history is read ------------------------------------------------------------------------------------------
@@ -328,8 +328,8 @@ class Watching:
     def __init__(self, etlworks: Etlworks, flows: Iterable[int] = FLOWS) -> None:
         self.etlworks = etlworks
         self.clock = FastClock()
-        self.rounds = Rounds(self.clock, LOG)
-        self.flows = [Endings(flow_id, None, LOG) for flow_id in flows]
+        self.rounds = CompletionPlanner(self.clock, LOG)
+        self.flows = [CompletionTracker(flow_id, None, LOG) for flow_id in flows]
         self.round()
         etlworks.asked.clear()
 

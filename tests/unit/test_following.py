@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from support import BEGINNING, FastClock, carry_out
+from support.task import BEGINNING, FastClock, carry_out
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -22,7 +22,7 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, Followed, follow, pause_before_next_look
+from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, FollowResult, follow, poll_delay
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 HOUR = 3600.0
@@ -36,7 +36,7 @@ Timeline = Callable[[float], Execution | EtlworksError]
 class Story:
     """How following went: its end, and the seconds from the beginning at which the run was looked at."""
 
-    followed: Followed
+    followed: FollowResult
     looks: list[float]
     log: list[str]
 
@@ -191,8 +191,8 @@ def test_the_age_of_a_run_is_the_servers_where_that_is_more(caplog: pytest.LogCa
 
 @pytest.mark.parametrize(("age", "interval", "pause"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
 def test_pause_before_next_look(age: float, interval: float, pause: float) -> None:
-    assert pause_before_next_look(age, interval) == pause
-    assert pause_before_next_look(1e6, 300) == 300
+    assert poll_delay(age, interval) == pause
+    assert poll_delay(1e6, 300) == 300
 
 
 def test_failed_looks_come_less_and_less_often_and_wait_as_asked(caplog: pytest.LogCaptureFixture) -> None:

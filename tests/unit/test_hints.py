@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from client_support import VirtualClock
+from support.client import VirtualClock
 
-from airflow_provider_etlworks.client.call import Answer
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error
 from airflow_provider_etlworks.runs.listings import (
-    HistoryOfFlow,
-    RunList,
-    RunsOfDay,
-    Trust,
-    mentions,
+    DayListing,
+    FlowHistoryListing,
+    Listing,
+    ListingBreaker,
+    choose_listings,
+    listed_runs,
     requests_a_second,
-    worth_asking,
 )
 
-TODAY, YESTERDAY = RunsOfDay(0), RunsOfDay(1)
+TODAY, YESTERDAY = DayListing(0), DayListing(1)
 
 
 @dataclass
@@ -37,17 +37,17 @@ class Run:
         return self.in_history
 
 
-def everything(_: RunList) -> bool:
+def read_all(_: Listing) -> bool:
     return True
 
 
-def no_administrator(source: RunList) -> bool:
-    return not isinstance(source, RunsOfDay)
+def no_administrator(source: Listing) -> bool:
+    return not isinstance(source, DayListing)
 
 
-def chosen(runs: list[Run], usable: Any = everything) -> dict[RunList, float]:
+def chosen(runs: list[Run], usable: Any = read_all) -> dict[Listing, float]:
     """Return the lists chosen, with their intervals."""
-    return {source: choice.interval for source, choice in worth_asking(runs, usable).items()}
+    return {source: choice.interval for source, choice in choose_listings(runs, usable).items()}
 
 
 def old(flow_id: int, **fields: Any) -> Run:
@@ -68,18 +68,18 @@ def old(flow_id: int, **fields: Any) -> Run:
         ([Run(1), Run(2), Run(3, day=1)], {TODAY: 10}),
         ([Run(1), Run(2), Run(3, day=1), Run(4, day=1)], {TODAY: 10, YESTERDAY: 10}),
         ([Run(1, day=None), Run(2, day=None)], {}),
-        ([Run(1, day=None), Run(1, day=None), Run(2)], {HistoryOfFlow(1): 10}),
-        ([Run(1), Run(1)], {HistoryOfFlow(1): 10}),
+        ([Run(1, day=None), Run(1, day=None), Run(2)], {FlowHistoryListing(1): 10}),
+        ([Run(1), Run(1)], {FlowHistoryListing(1): 10}),
     ],
 )
-def test_the_lists_with_the_fewest_requests_are_chosen(runs: list[Run], lists: dict[RunList, float]) -> None:
+def test_the_lists_with_the_fewest_requests_are_chosen(runs: list[Run], lists: dict[Listing, float]) -> None:
     assert chosen(runs) == lists
 
 
 def test_without_the_list_of_a_day_runs_of_one_flow_share_its_history() -> None:
     runs = [Run(1), Run(1), Run(2), old(3), old(3), old(3)]
 
-    assert chosen(runs, no_administrator) == {HistoryOfFlow(1): 10, HistoryOfFlow(3): 60}
+    assert chosen(runs, no_administrator) == {FlowHistoryListing(1): 10, FlowHistoryListing(3): 60}
     assert chosen(runs, lambda _: False) == {}
 
 
@@ -94,17 +94,17 @@ def test_no_choice_takes_more_requests_than_none() -> None:
         for second in kinds:
             for count in range(4):
                 runs = [first, *([second] * count)]
-                for usable in (everything, no_administrator):
-                    choice = worth_asking(runs, usable)
+                for usable in (read_all, no_administrator):
+                    choice = choose_listings(runs, usable)
                     assert requests_a_second(runs, choice.values()) <= requests_a_second(runs, ()) + 1e-9
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
 
 
-def read(source: RunsOfDay | HistoryOfFlow, value: Any) -> list[Any]:
+def read(source: DayListing | FlowHistoryListing, value: Any) -> list[Any]:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return list(mentions(source.call(1).read(Answer(200, {}, body))))
+    return list(listed_runs(source.call(1).read(Response(200, {}, body))))
 
 
 def test_the_list_of_a_day_is_read() -> None:
@@ -131,7 +131,7 @@ def test_the_list_of_a_day_is_read() -> None:
 
 
 def test_a_history_is_read() -> None:
-    assert read(HistoryOfFlow(7), [{"auditId": 1, "status": "running"}]) == [((7, 1), True)]
+    assert read(FlowHistoryListing(7), [{"auditId": 1, "status": "running"}]) == [((7, 1), True)]
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b"<html>", b'[{"executions": [{"auditId": 1', b"\xff", b"[1]"])
@@ -146,34 +146,34 @@ def test_what_is_no_list_is_refused(body: bytes) -> None:
 def test_a_list_that_fails_is_left_alone_longer_each_time_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = VirtualClock()
-    trust = Trust(clock, logging.getLogger("trust"))
+    trust = ListingBreaker(clock, logging.getLogger("trust"))
 
     def times_away(error: Exception, count: int) -> list[float]:
         away = []
         for _ in range(count):
-            trust.failed(TODAY, error)
+            trust.record_failure(TODAY, error)
             left_at = clock.now
-            while not trust.allows(YESTERDAY):
+            while not trust.is_available(YESTERDAY):
                 clock.sleep(10)
             away.append(clock.now - left_at)
-            assert trust.allows(HistoryOfFlow(1))
+            assert trust.is_available(FlowHistoryListing(1))
         return away
 
     # One passing fault is no reason to do without.
     assert times_away(EtlworksUnreachable("Connection refused."), 7) == [0, 60, 120, 240, 480, 900, 900]
     assert len(caplog.records) == 1
-    trust.served(TODAY)
+    trust.record_success(TODAY)
     assert times_away(EtlworksUnreachable("Connection refused."), 2) == [0, 60]
-    trust.served(TODAY)
+    trust.record_success(TODAY)
     assert times_away(EtlworksReplyError("A page instead"), 2) == [60, 60]
     assert len(caplog.records) == 1
 
 
 def test_a_refused_list_is_not_asked_for_within_the_hour() -> None:
     clock = VirtualClock()
-    trust = Trust(clock, logging.getLogger("trust"))
-    trust.failed(TODAY, api_error("GET /x", 403, "Administrators only"))
+    trust = ListingBreaker(clock, logging.getLogger("trust"))
+    trust.record_failure(TODAY, api_error("GET /x", 403, "Administrators only"))
     clock.sleep(3599)
-    assert not trust.allows(TODAY)
+    assert not trust.is_available(TODAY)
     clock.sleep(1)
-    assert trust.allows(TODAY)
+    assert trust.is_available(TODAY)

@@ -78,7 +78,7 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     assert f"airflow_provider_etlworks.{trigger}" in loaded
     own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
-        "provider_info", "runs", "runs.defaults", "triggerer", "triggerer.startup", "triggers", trigger,
+        "provider_info", "runs", "runs.defaults", "runs.types", "triggerer", "triggerer.startup", "triggers", trigger,
     ))}  # fmt: skip
     assert set(loaded) <= own
 

@@ -7,19 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from support import StateStore
+from support.task import StateStore
 
-from airflow_provider_etlworks.worker.launch_record import Memory, RememberedStart
+from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 
-START = RememberedStart(flow_id=7, watermark=40, asked_at=1_800_000_000.5, max_tries=2)
+START = LaunchRecord(flow_id=7, watermark=40, asked_at=1_800_000_000.5, max_tries=2)
 
 
 def test_what_is_kept_is_recalled_by_the_next_try() -> None:
     store = StateStore()
-    Memory(store).keep(START)
-    Memory(store).add(audit_id=41, stop_asked=True)
+    LaunchRecordStore(store).save(START)
+    LaunchRecordStore(store).update(audit_id=41, stop_asked=True)
 
-    recalled = Memory(store).recall()
+    recalled = LaunchRecordStore(store).load()
 
     assert recalled is not None
     assert asdict(recalled) == {**asdict(START), "audit_id": 41, "stop_asked": True}
@@ -27,23 +27,23 @@ def test_what_is_kept_is_recalled_by_the_next_try() -> None:
 
 def test_what_is_forgotten_is_gone_and_nothing_can_be_added_to_it() -> None:
     store = StateStore()
-    memory = Memory(store)
-    memory.keep(START)
-    memory.forget()
-    memory.add(audit_id=41)
+    memory = LaunchRecordStore(store)
+    memory.save(START)
+    memory.clear()
+    memory.update(audit_id=41)
 
-    assert memory.recall() is None
+    assert memory.load() is None
     assert store.kept == {}
 
 
 def test_without_a_store_nothing_is_kept() -> None:
-    memory = Memory(None)
-    memory.keep(START)
-    memory.add(audit_id=41)
-    memory.forget()
+    memory = LaunchRecordStore(None)
+    memory.save(START)
+    memory.update(audit_id=41)
+    memory.clear()
 
     assert not memory.is_durable
-    assert memory.recall() is None
+    assert memory.load() is None
 
 
 @pytest.mark.parametrize("kept", [None, "text", 7, [], {}, {"flow_id": 7}, {"flow_id": 7, "watermark": 40}])
@@ -51,7 +51,7 @@ def test_what_cannot_be_read_is_no_start(kept: Any) -> None:
     store = StateStore()
     store.set("etlworks_start", kept)
 
-    assert Memory(store).recall() is None
+    assert LaunchRecordStore(store).load() is None
 
 
 def test_a_start_that_another_release_kept_is_read() -> None:
@@ -59,11 +59,11 @@ def test_a_start_that_another_release_kept_is_read() -> None:
     older = {name: value for name, value in asdict(START).items() if name not in ("is_ours", "stop_asked")}
     store.set("etlworks_start", {**older, "from_a_later_release": [1]})
 
-    assert Memory(store).recall() == START
+    assert LaunchRecordStore(store).load() == START
 
 
 def test_what_is_kept_is_small() -> None:
     store = StateStore()
-    Memory(store).keep(START)
+    LaunchRecordStore(store).save(START)
 
     assert len(json.dumps(store.kept)) < 1_000

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_etlworks.client.models import Execution, ExecutionStatus
 from airflow_provider_etlworks.runs.outcome import Outcome, outcome_of, task_result
-from airflow_provider_etlworks.runs.reattach import Resumption, resumption
+from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
 
 NOW = datetime(2026, 5, 9, 4, 0, tzinfo=timezone.utc)
 
@@ -49,30 +49,30 @@ def test_only_two_statuses_are_ever_green() -> None:
 @pytest.mark.parametrize(
     ("status", "retry", "cleared"),
     [
-        ("running", Resumption.FOLLOW, Resumption.REPLACE),
-        ("archiving", Resumption.FOLLOW, Resumption.REPLACE),
-        ("success", Resumption.DONE, Resumption.START),
-        ("warning", Resumption.DONE, Resumption.START),
-        ("error", Resumption.START, Resumption.START),
-        ("canceled", Resumption.START, Resumption.START),
+        ("running", ReattachDecision.FOLLOW, ReattachDecision.REPLACE),
+        ("archiving", ReattachDecision.FOLLOW, ReattachDecision.REPLACE),
+        ("success", ReattachDecision.DONE, ReattachDecision.START),
+        ("warning", ReattachDecision.DONE, ReattachDecision.START),
+        ("error", ReattachDecision.START, ReattachDecision.START),
+        ("canceled", ReattachDecision.START, ReattachDecision.START),
     ],
 )
-def test_resumption(status: str, retry: Resumption, cleared: Resumption) -> None:
+def test_resumption(status: str, retry: ReattachDecision, cleared: ReattachDecision) -> None:
     execution = run(status, ended=False)
 
-    assert resumption(execution) is retry
-    assert resumption(execution, cleared=True) is cleared
+    assert decide_reattach(execution) is retry
+    assert decide_reattach(execution, cleared=True) is cleared
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "success", "warning", "error", "canceled", None])
 def test_a_run_that_we_stopped_is_never_the_answer(status: str | None) -> None:
-    assert resumption(run(status, ended=False), stop_asked=True) is Resumption.START
+    assert decide_reattach(run(status, ended=False), stop_asked=True) is ReattachDecision.START
 
 
 def test_resumption_of_what_is_gone_of_a_warning_and_of_a_run_that_must_not_be_stopped() -> None:
-    assert resumption(None) is Resumption.START
-    assert resumption(run("warning"), fail_on_warning=True) is Resumption.START
-    assert resumption(run("running", ended=False), cleared=True, cancel_on_kill=False) is Resumption.FOLLOW
+    assert decide_reattach(None) is ReattachDecision.START
+    assert decide_reattach(run("warning"), fail_on_warning=True) is ReattachDecision.START
+    assert decide_reattach(run("running", ended=False), cleared=True, cancel_on_kill=False) is ReattachDecision.FOLLOW
 
 
 def test_task_result_is_plain_and_says_none_for_what_is_not_known() -> None:

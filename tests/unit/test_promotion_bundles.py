@@ -8,15 +8,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import StateStore
+from support.task import StateStore
 
-from airflow_provider_etlworks.bundles.bundle import BundleBody, Inspection, JsonOutline
+from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector, JsonCompleteness
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError
-from airflow_provider_etlworks.client.streaming import PIECE, FileBody
+from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, FileBody
 from airflow_provider_etlworks.storage import stored_file
-from airflow_provider_etlworks.worker.arguments import sha256, texts
-from airflow_provider_etlworks.worker.launch_record import ImportMemory, Memory, RememberedImport
+from airflow_provider_etlworks.worker.arguments import parse_names, parse_sha256
+from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore, LaunchRecordStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,35 +34,35 @@ def test_a_json_document_is_whole_at_its_end_and_nowhere_before(document: Any, s
     text = json.dumps(document, ensure_ascii=False, indent=1).encode() + b" \n"
     end = len(text.rstrip())
     for cut in range(len(text) + 1):
-        outline = JsonOutline()
+        outline = JsonCompleteness()
         for start in range(0, cut, step):
-            outline.take(text[start : min(start + step, cut)])
+            outline.feed(text[start : min(start + step, cut)])
         assert outline.is_whole is (cut >= end), text[:cut]
 
 
 @pytest.mark.parametrize("text", [b'{"a":1}}', b"[1]]", b'{"a":1}x', b'{"a":1}"', b"{", b'"a"', b"1", b"", b"}{"])
 def test_what_is_no_whole_document(text: bytes) -> None:
-    outline = JsonOutline()
-    outline.take(text)
+    outline = JsonCompleteness()
+    outline.feed(text)
     assert not outline.is_whole
 
 
-@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
+@pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE])
 def test_a_bundle_is_sent_byte_for_byte(size: int) -> None:
     content = b'["' + os.urandom(size) + b'"]'
-    inspected = Inspection(Format.IO)
-    inspected.take(content)
+    inspected = BundleInspector(Format.IO)
+    inspected.feed(content)
     body = BundleBody(io.BytesIO(content), inspected)
     for _ in range(2):
         assert b"".join(body) == content
     assert len(body) == len(content)
 
 
-@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
+@pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE])
 def test_a_dump_is_sent_inside_a_document(size: int) -> None:
     dump = ('"\\\n€ ' * size)[:size]
-    inspected = Inspection(Format.OLDER)
-    inspected.take(dump.encode())
+    inspected = BundleInspector(Format.OLDER)
+    inspected.feed(dump.encode())
     body = BundleBody(io.BytesIO(dump.encode()), inspected)
     for _ in range(2):
         whole = b"".join(body)
@@ -71,14 +71,14 @@ def test_a_dump_is_sent_inside_a_document(size: int) -> None:
 
 
 def test_the_end_of_a_bundle_that_changed_is_kept_back() -> None:
-    content = b"[" + b"1," * PIECE + b"1]"
-    inspected = Inspection()
-    inspected.take(content)
-    changed = b"[" + b"2," * PIECE + b"1]"
+    content = b"[" + b"1," * CHUNK_SIZE + b"1]"
+    inspected = BundleInspector()
+    inspected.feed(content)
+    changed = b"[" + b"2," * CHUNK_SIZE + b"1]"
     given: list[bytes] = []
-    with pytest.raises(EtlworksConfigError, match=f"after {2 * PIECE} bytes"):
+    with pytest.raises(EtlworksConfigError, match=f"after {2 * CHUNK_SIZE} bytes"):
         given.extend(BundleBody(io.BytesIO(changed), inspected))
-    assert b"".join(given) == changed[: 2 * PIECE]
+    assert b"".join(given) == changed[: 2 * CHUNK_SIZE]
 
 
 def test_a_file_that_cannot_be_read_is_no_fault_of_the_server() -> None:
@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_read_is_no_fault_of_the_server() -> None:
 
     with pytest.raises(EtlworksError, match="The file cannot be read: OSError: the disk is gone") as caught:
         list(FileBody(Broken(), 5))
-    assert (caught.value.unprocessed, caught.value.retryable) == (True, True)
+    assert (caught.value.not_processed, caught.value.retryable) == (True, True)
 
 
 @pytest.mark.parametrize("content", [b"1234", b"123456", b""])
@@ -110,7 +110,7 @@ def test_a_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
     file.write(b"old")
 
     def break_off() -> None:
-        with file.replaced() as target:
+        with file.atomic_write() as target:
             target.write(b"half of the new")
             target.flush()
             raise KeyboardInterrupt
@@ -120,8 +120,8 @@ def test_a_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
     assert file.read() == b"old"
     file.write(b"new")
     assert file.read() == b"new"
-    assert file.beside(".meta.json").read() is None
-    with file.opened() as source:
+    assert file.sibling(".meta.json").read() is None
+    with file.open_read() as source:
         assert (source.read(1), source.seek(0), source.read(9)) == (b"n", 0, b"new")
 
 
@@ -138,28 +138,28 @@ def test_a_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
     ],
 )
 def test_names_are_read(value: Any, read: list[str]) -> None:
-    assert texts("flow_names", value) == read
+    assert parse_names("flow_names", value) == read
 
 
 @pytest.mark.parametrize("value", [1, None, "", " ", "None", ["a", 1], ["a", ""], {"a": 1}, b"a", "[1, 2]"])
 def test_what_are_no_names_is_refused(value: Any) -> None:
     with pytest.raises(EtlworksConfigError, match=r"flow_names is .*; it must be a list of texts"):
-        texts("flow_names", value)
+        parse_names("flow_names", value)
 
 
 def test_a_hash_is_read() -> None:
-    assert sha256("expected_sha256", None) is None
-    assert sha256("expected_sha256", f" {'AB' * 32}\n") == "ab" * 32
+    assert parse_sha256("expected_sha256", None) is None
+    assert parse_sha256("expected_sha256", f" {'AB' * 32}\n") == "ab" * 32
     for value in ("", "None", "ab" * 31, "xy" * 32, 5, "ab" * 33):
         with pytest.raises(EtlworksConfigError, match="64 hexadecimal digits"):
-            sha256("expected_sha256", value)
+            parse_sha256("expected_sha256", value)
 
 
 def test_an_import_is_remembered_beside_a_start() -> None:
     store = StateStore()
-    note = RememberedImport(sha256="ab", before={"Orders": [[1, 5]]}, max_tries=3, backup_path="b.json")
-    ImportMemory(store).keep(note)
-    assert ImportMemory(store).recall() == note
-    assert Memory(store).recall() is None
-    ImportMemory(store).forget()
-    assert ImportMemory(store).recall() is None
+    note = ImportRecord(sha256="ab", before={"Orders": [[1, 5]]}, max_tries=3, backup_path="b.json")
+    ImportRecordStore(store).save(note)
+    assert ImportRecordStore(store).load() == note
+    assert LaunchRecordStore(store).load() is None
+    ImportRecordStore(store).clear()
+    assert ImportRecordStore(store).load() is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_etlworks.bundles.preview import LONGEST_MARKDOWN, escaped, preview_of
-from airflow_provider_etlworks.bundles.report import items_of, remarks_of
+from airflow_provider_etlworks.bundles.report import parse_items, parse_remarks
 
 SHAPES: dict[str, tuple[Any, list[tuple[str, str, str]]]] = {
     "the older preview": (
@@ -90,7 +90,7 @@ SHAPES: dict[str, tuple[Any, list[tuple[str, str, str]]]] = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_answers_are_read_tolerantly(shape: str) -> None:
     answer, expected = SHAPES[shape]
-    assert [(item.kind, item.name, item.fate.value) for item in items_of(answer)] == expected
+    assert [(item.kind, item.name, item.fate.value) for item in parse_items(answer)] == expected
 
 
 def test_what_things_use_is_read() -> None:
@@ -98,13 +98,13 @@ def test_what_things_use_is_read() -> None:
         "graph": {"3": ["a", 17, "17"]},
         "flows": [{"id": 3, "name": "A", "connections": [{"id": 1, "name": "b"}]}],
     }
-    (item,) = items_of(answer)
+    (item,) = parse_items(answer)
     assert item.uses == ("b", "a")
 
 
 def test_remarks_are_read() -> None:
     answer = {"warnings": ["one", {"message": "two"}, 3], "details": {"errors": "three"}, "flows": [{"name": "A"}]}
-    assert remarks_of(answer) == ["one", "two", "three"]
+    assert parse_remarks(answer) == ["one", "two", "three"]
 
 
 def test_what_the_answer_leaves_open_the_target_tells() -> None:

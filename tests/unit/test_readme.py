@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import __version__ as airflow_version
-from cli_support import parser_of_commands
+from support.cli import parser_of_commands
 
 from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.settings import ClientSettings

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import stored_and_loaded
+from support.task import stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.runs.events import WaitEvent
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sensor-trigger-0.1.0.json"
@@ -53,9 +53,13 @@ RUN = Execution(7, 8, status="success", started_at=datetime(2026, 5, 9, tzinfo=t
 
 @pytest.mark.parametrize(
     "followed",
-    [Followed(Ending.FINISHED, RUN), Followed(Ending.DEADLINE, detail="late"), Followed(Ending.DENIED, RUN, "403")],
+    [
+        FollowResult(Ending.FINISHED, RUN),
+        FollowResult(Ending.DEADLINE, detail="late"),
+        FollowResult(Ending.DENIED, RUN, "403"),
+    ],
 )
-def test_an_event_is_read_back(followed: Followed) -> None:
+def test_an_event_is_read_back(followed: FollowResult) -> None:
     payload = json.loads(json.dumps(WaitEvent(7, followed).to_payload()))
 
     assert set(payload) == {"ending", "flow_id", "audit_id", "status", "detail", "execution"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import BEGINNING, FastClock, carry_out
+from support.task import BEGINNING, FastClock, carry_out
 
 from airflow_provider_etlworks.client.call import Call, Page
 from airflow_provider_etlworks.client.errors import (
@@ -20,14 +20,14 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.client.models import Execution, FlowStart
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
-from airflow_provider_etlworks.runs.start import OnAlreadyRunning, Start, Started, confirm
+from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter, Started, read_accepted_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 LOG = logging.getLogger("start")
 LOST = EtlworksUnreachable("Connection reset.")
-NOT_SENT = EtlworksUnreachable("Connection refused.", unprocessed=True)
+NOT_SENT = EtlworksUnreachable("Connection refused.", not_processed=True)
 GONE = EtlworksNotFound("There is none.", status=404)
 DOWN = EtlworksServerError("Bad gateway.", status=502)
 
@@ -70,8 +70,8 @@ class Server:
         self.order.append("note")
 
     def start(self, **options: Any) -> Any:
-        start = Start(7, self.clock, LOG, remember=self.note, **options)
-        return carry_out(start.carry_out(), self.clock, self.answer)
+        start = RunStarter(7, self.clock, LOG, save_intent=self.note, **options)
+        return carry_out(start.start(), self.clock, self.answer)
 
 
 def test_the_newest_run_is_noted_before_anything_is_sent() -> None:
@@ -168,7 +168,7 @@ def test_without_a_history_nothing_is_guessed(
     ],
 )
 def test_whose_run_it_is(user: str | None, found: Execution, ours: bool) -> None:
-    assert Start(7, FastClock(), LOG, user=user).may_be_ours(found) is ours
+    assert RunStarter(7, FastClock(), LOG, user=user).is_candidate(found) is ours
 
 
 @pytest.mark.parametrize(("ours", "others"), [(2, 0), (1, 1)])
@@ -214,7 +214,7 @@ def test_a_record_is_late_before_it_is_gone(seconds: float, ending: str | None) 
     clock = FastClock()
 
     found = carry_out(
-        confirm(7, 41, clock=clock, log=LOG),
+        read_accepted_run(7, 41, clock=clock, log=LOG),
         clock,
         lambda _: GONE if clock.now - BEGINNING < seconds else run(41, status="success"),
     )
@@ -227,4 +227,4 @@ def test_a_record_that_cannot_be_read_is_no_answer() -> None:
     clock = FastClock()
 
     with pytest.raises(EtlworksServerError):
-        carry_out(confirm(7, 41, clock=clock, log=LOG), clock, lambda _: DOWN)
+        carry_out(read_accepted_run(7, 41, clock=clock, log=LOG), clock, lambda _: DOWN)

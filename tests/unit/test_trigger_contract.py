@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import stored_and_loaded
+from support.task import stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.runs.events import ExecutionEvent
-from airflow_provider_etlworks.runs.follow import Ending, Followed
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 
@@ -75,11 +75,11 @@ def test_a_trigger_needs_no_more_than_which_run() -> None:
 
 @pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
 @pytest.mark.parametrize(
-    ("poll_interval", "deferred", "head_start"),
+    ("poll_interval", "deferred", "startup_delay"),
     [(0.1, False, 1.0), (3.0, False, 3.0), (60.0, False, 6.0), (0.1, True, 9.0), (60.0, True, 9.0)],
 )
 async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
-    monkeypatch: pytest.MonkeyPatch, trigger_class: Any, poll_interval: float, deferred: bool, head_start: float
+    monkeypatch: pytest.MonkeyPatch, trigger_class: Any, poll_interval: float, deferred: bool, startup_delay: float
 ) -> None:
     class Slept(Exception):
         pass
@@ -95,7 +95,7 @@ async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
 
     with pytest.raises(Slept) as slept:
         await anext(trigger.run())
-    assert head_start <= slept.value.args[0] <= 1.1 * head_start
+    assert startup_delay <= slept.value.args[0] <= 1.1 * startup_delay
 
 
 # --- Events ---------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
 
 def event(**changes: Any) -> dict[str, Any]:
     execution = Execution(flow_id=7, audit_id=41, status="success", records=3)
-    payload = ExecutionEvent(7, 41, Followed(Ending.FINISHED, execution)).to_payload()
+    payload = ExecutionEvent(7, 41, FollowResult(Ending.FINISHED, execution)).to_payload()
     return {**payload, **changes}
 
 
@@ -125,12 +125,12 @@ def test_events_of_all_endings_are_stored() -> None:
 @pytest.mark.parametrize("ending", list(Ending))
 @pytest.mark.parametrize("execution", [None, Execution(flow_id=7, audit_id=41, status="archiving")])
 def test_an_event_always_has_the_same_shape(ending: Ending, execution: Execution | None) -> None:
-    payload = ExecutionEvent(7, 41, Followed(ending, execution, "why")).to_payload()
+    payload = ExecutionEvent(7, 41, FollowResult(ending, execution, "why")).to_payload()
 
     assert set(payload) == {"ending", "flow_id", "audit_id", "status", "detail", "execution"}
     assert payload["status"] == (execution.status if execution else None)
     assert ExecutionEvent.from_payload(json.loads(json.dumps(payload))) == ExecutionEvent(
-        7, 41, Followed(ending, execution, "why")
+        7, 41, FollowResult(ending, execution, "why")
     )
 
 
@@ -169,13 +169,13 @@ def test_an_event_with_more_or_less_than_needed_is_read() -> None:
     read = ExecutionEvent.from_payload(more)
     assert read.followed.execution is not None
     assert read.followed.execution.status == "success"
-    assert ExecutionEvent.from_payload(less).followed == Followed(Ending.LOST_TOUCH)
+    assert ExecutionEvent.from_payload(less).followed == FollowResult(Ending.LOST_TOUCH)
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "東", "😀"])
 def test_an_event_is_small_whatever_the_server_says(letter: str) -> None:
     execution = Execution(flow_id=7, audit_id=41, status="error", exception=letter * 5_000_000)
-    followed = Followed(Ending.LOST_TOUCH, execution, letter * 5_000_000)
+    followed = FollowResult(Ending.LOST_TOUCH, execution, letter * 5_000_000)
 
     payload = ExecutionEvent(7, 41, followed).to_payload()
 

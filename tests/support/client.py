@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
-    from airflow_provider_etlworks.client.procedure import Conversation
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 GENEROUS = 60.0
@@ -63,7 +63,7 @@ class Drive:
     def iterate(self, paged: PagedCall[Any]) -> list[Any]:
         return self._noted(lambda: self._iterate(paged))
 
-    def converse(self, conversation: Conversation[Any]) -> Any:
+    def run(self, conversation: Procedure[Any]) -> Any:
         return self._noted(lambda: self._converse(conversation))
 
     def send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
@@ -85,7 +85,7 @@ class Drive:
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         raise NotImplementedError
 
-    def _converse(self, conversation: Conversation[Any]) -> Any:
+    def _converse(self, conversation: Procedure[Any]) -> Any:
         raise NotImplementedError
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
@@ -108,8 +108,8 @@ class SyncDrive(Drive):
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         return list(self.client.iterate(paged))
 
-    def _converse(self, conversation: Conversation[Any]) -> Any:
-        return self.client.converse(conversation)
+    def _converse(self, conversation: Procedure[Any]) -> Any:
+        return self.client.run(conversation)
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         together = threading.Barrier(len(calls))
@@ -143,13 +143,13 @@ class AsyncDrive(Drive):
         return self._loop.run_until_complete(self.client.send(call, **options))
 
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
-        async def everything() -> list[Any]:
+        async def read_all() -> list[Any]:
             return [item async for item in self.client.iterate(paged)]
 
-        return self._loop.run_until_complete(everything())
+        return self._loop.run_until_complete(read_all())
 
-    def _converse(self, conversation: Conversation[Any]) -> Any:
-        return self._loop.run_until_complete(self.client.converse(conversation))
+    def _converse(self, conversation: Procedure[Any]) -> Any:
+        return self._loop.run_until_complete(self.client.run(conversation))
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         async def together() -> list[Any]:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowException
-from support import BEGINNING, FastClock, StateStore, TaskInstance, _moment
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -23,6 +22,7 @@ from airflow_provider_etlworks.operators.promotion import (
     EtlworksImportPreviewOperator,
 )
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
+from support.task import BEGINNING, FastClock, StateStore, TaskInstance, _moment
 
 if TYPE_CHECKING:
     import pytest

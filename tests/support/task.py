@@ -16,7 +16,7 @@ from airflow.exceptions import AirflowException, TaskDeferred
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.client.procedure import Conversation, Once, Pause
+from airflow_provider_etlworks.client.procedure import Procedure, SendOnce, Sleep
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
@@ -111,7 +111,7 @@ class FastClock:
         monkeypatch.setattr(owner, name, counted)
 
 
-def carry_out(conversation: Conversation[Any], clock: FastClock, answer: Callable[[Call[Any]], Any]) -> Any:
+def carry_out(conversation: Procedure[Any], clock: FastClock, answer: Callable[[Call[Any]], Any]) -> Any:
     """
     Carry out a conversation without a network.
 
@@ -120,11 +120,11 @@ def carry_out(conversation: Conversation[Any], clock: FastClock, answer: Callabl
     try:
         step = next(conversation)
         while True:
-            if isinstance(step, Pause):
+            if isinstance(step, Sleep):
                 clock.sleep(step.seconds)
                 step = conversation.send(None)
                 continue
-            value = answer(step.call if isinstance(step, Once) else step)
+            value = answer(step.call if isinstance(step, SendOnce) else step)
             step = conversation.throw(value) if isinstance(value, EtlworksError) else conversation.send(value)
     except StopIteration as end:
         return end.value
@@ -297,8 +297,8 @@ class Etlworks:
             defaults = client.__init__.__kwdefaults__
             monkeypatch.setitem(defaults, "clock", self.clock)
             monkeypatch.setitem(defaults, "sleep", sleep)
-        monkeypatch.setattr(startup, "SHORTEST_HEAD_START", 0.0)
-        monkeypatch.setattr(startup, "LONGEST_HEAD_START", 0.0)
+        monkeypatch.setattr(startup, "SHORTEST_STARTUP_DELAY", 0.0)
+        monkeypatch.setattr(startup, "LONGEST_STARTUP_DELAY", 0.0)
 
     def __enter__(self) -> Etlworks:
         self.sandbox.start()
@@ -369,8 +369,8 @@ def record_of(audit_id: int, **fields: Any) -> dict[str, Any]:
 
 def secrets_in(texts: Iterable[str], secrets: Mapping[str, str]) -> list[str]:
     """Return the names of the secrets that can be read in the texts."""
-    everything = "\n".join(texts)
-    return [name for name, secret in secrets.items() if secret in everything]
+    read_all = "\n".join(texts)
+    return [name for name, secret in secrets.items() if secret in read_all]
 
 
 def _moment(seconds: float) -> datetime:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from airflow.exceptions import AirflowException, AirflowRescheduleException, TaskDeferred
-from support import FLOW, RECORD_PATH, StateStore, only_event, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.compat import (
@@ -24,10 +23,12 @@ from airflow_provider_etlworks.compat import (
 )
 from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 from airflow_provider_etlworks.triggers import sensor as trigger_module
+from support.task import FLOW, RECORD_PATH, StateStore, only_event, stored_and_loaded
 
 if TYPE_CHECKING:
     import pytest
-    from support import Etlworks
+
+    from support.task import Etlworks
 
 MODES = ("poke", "reschedule", "deferrable")
 POKE_INTERVAL = 5.0

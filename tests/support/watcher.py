@@ -20,7 +20,7 @@ from airflow_provider_etlworks.runs.watcher import Watcher
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from airflow_provider_etlworks.runs.follow import Followed
+    from airflow_provider_etlworks.runs.follow import FollowResult
 
 # Noon in UTC, so that a test of an hour crosses no midnight unless it wants to.
 NOON = 1_800_014_400.0
@@ -107,7 +107,7 @@ class Told:
     """What a follower was told, and when."""
 
     audit_id: int
-    followed: Followed
+    followed: FollowResult
     at: float
 
 

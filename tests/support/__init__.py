@@ -1,0 +1,1 @@
+"""What tests share: clocks, a task's surroundings, an Etlworks to talk to, and state that outlives a try."""
