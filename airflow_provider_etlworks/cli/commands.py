@@ -213,7 +213,7 @@ def _follow(
 
     def is_over(execution: Execution) -> bool:
         show(f"Run {audit_id} of flow {flow_id}: {execution.status}")
-        return execution.has_ended
+        return execution.is_terminal
 
     deadline = None if args.timeout is None else client.clock.time() + args.timeout
     return client.run(

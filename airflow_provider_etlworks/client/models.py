@@ -208,15 +208,25 @@ class Execution(Model):
             return None
 
     @property
-    def has_ended(self) -> bool:
+    def is_terminal(self) -> bool:
         """Whether the run is over: its status is final, or is unknown and the record has an end."""
         known = self.known_status
         return known.is_final if known is not None else self.ended_at is not None
 
     @property
-    def is_being_stopped(self) -> bool:
-        """Whether the run was asked to stop and still holds its flow: ``canceled`` without an end."""
+    def never_started(self) -> bool:
+        """Whether the run was canceled while it was queued: a canceled run without a start."""
+        return self.known_status is ExecutionStatus.CANCELED and self.started_at is None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to stop and is not stopped yet: ``canceled`` without an end."""
         return self.known_status is ExecutionStatus.CANCELED and self.ended_at is None
+
+    @property
+    def occupies_flow(self) -> bool:
+        """Whether the run still keeps its flow from starting: it is going, or is being stopped after it started."""
+        return not self.is_terminal or (self.is_stopping and not self.never_started)
 
     @property
     def duration_seconds(self) -> float | None:

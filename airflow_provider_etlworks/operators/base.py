@@ -206,7 +206,7 @@ class RunOperator(BaseOperator):
         from airflow_provider_etlworks.client.errors import EtlworksError
 
         try:
-            return self.hook.client.send(get_execution(flow_id, audit_id), attempts=1).has_ended
+            return self.hook.client.send(get_execution(flow_id, audit_id), attempts=1).is_terminal
         except EtlworksError as error:
             self.log.info("No look at the run yet: %s", error)
             return False

@@ -266,7 +266,7 @@ class EtlworksRunFlowOperator(RunOperator):
         if context["ti"].try_number <= 1:
             return None
         newest, began = self.hook.get_execution(start.flow_id), context["dag_run"].start_date
-        if newest is None or newest.has_ended or not start.is_candidate(newest):
+        if newest is None or newest.is_terminal or not start.is_candidate(newest):
             return None
         if newest.started_at is None or began is None or newest.started_at < began:
             return None

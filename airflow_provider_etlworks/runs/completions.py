@@ -74,7 +74,7 @@ class CompletionTracker:
         :raises EtlworksError: Etlworks cannot be asked. The next look finds what this one would have.
         """
         runs = yield from self._newest()
-        over = {run.audit_id: run for run in runs.values() if _is_over(run)}
+        over = {run.audit_id: run for run in runs.values() if not run.occupies_flow}
         if self.notes is None:
             before_all = Checkpoint(floor=min(runs, default=1) - 1)
             self.notes = self._settle(before_all, runs, over)[1]
@@ -82,7 +82,7 @@ class CompletionTracker:
         else:
             older = yield from self._older(self.notes.going - runs.keys())
             reported_done = yield from self._records_of(self.reported_done - over.keys())
-            over |= {run.audit_id: run for run in (*older.values(), *reported_done.values()) if run.has_ended}
+            over |= {run.audit_id: run for run in (*older.values(), *reported_done.values()) if run.is_terminal}
             news = yield from self._confirmed(run for run in over.values() if not self.notes.has(run.audit_id))
             ends, self.notes = self._settle(self.notes, runs.keys() | over.keys(), news)
             self.found = frozenset(news)
@@ -136,7 +136,7 @@ class CompletionTracker:
                     run = yield endpoints.get_execution(self.flow_id, run.audit_id)
                 except EtlworksNotFound:
                     self._log.info("Run %s has no record of its own: the history's is told.", run.audit_id)
-            if run.has_ended:
+            if run.is_terminal:
                 confirmed[run.audit_id] = run
         return confirmed
 
@@ -163,8 +163,3 @@ class CompletionTracker:
             if audit_id in over:
                 ends.append(Completion(over[audit_id], notes))
         return ends, notes
-
-
-def _is_over(run: Execution) -> bool:
-    """Whether a run has ended for good: one that is being stopped still becomes something else."""
-    return run.has_ended and not (run.is_being_stopped and run.started_at is not None)

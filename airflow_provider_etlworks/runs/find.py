@@ -77,7 +77,7 @@ class RunSelector:
         )
         if latest is None or self._counts(latest):
             return latest
-        if self.message_uuid is None and self._never_started(latest):
+        if self.message_uuid is None and latest.never_started:
             page = yield SendOnce(endpoints.execution_history(self.flow_id).first())
             return max(filter(self._counts, page.items), key=lambda run: run.audit_id, default=None)
         return None
@@ -86,20 +86,15 @@ class RunSelector:
         if self.message_uuid is not None:
             # A server that does not know the filter answers with the newest run of all.
             return run.message_uuid is not None and run.message_uuid.lower() == self.message_uuid.lower()
-        if self._never_started(run):
+        if run.never_started:
             return False
-        if run.started_at is None and run.has_ended:
+        if run.started_at is None and run.is_terminal:
             raise EtlworksReplyError(
                 f"Etlworks does not say when run {run.audit_id} of flow {run.flow_id} started, so it cannot be told "
                 "whether it counts. Wait for it by audit_id instead."
             )
         # One in the queue has still to start.
         return self.since is None or run.started_at is None or run.started_at >= self.since
-
-    @staticmethod
-    def _never_started(run: Execution) -> bool:
-        """Whether the run was canceled while it was in the queue."""
-        return run.started_at is None and run.known_status is ExecutionStatus.CANCELED
 
 
 @dataclass
@@ -194,7 +189,7 @@ class RunWaiter:
         if by_schedule and execution.ended_at is not None:
             # Where the clocks differ by more than that, they say nothing.
             return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
-        return execution.has_ended
+        return execution.is_terminal
 
     def _failed(self, error: EtlworksError, now: float) -> FollowResult | None:
         if isinstance(error, FATAL_ERRORS):
@@ -250,7 +245,7 @@ def wait_until_found(
         if deadline is not None and lookout.clock.time() >= deadline:
             return FollowResult(Ending.DEADLINE, seen)
         yield Sleep(at_most(poll_interval))
-        if seen is not None and not seen.has_ended:
+        if seen is not None and not seen.is_terminal:
             return seen
         ended = None
 

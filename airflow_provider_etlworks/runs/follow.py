@@ -92,8 +92,8 @@ def poll_delay(age: float, poll_interval: float) -> float:
     return max(poll_interval, min(_SHARE_OF_AGE * age, _LONGEST_PAUSE))
 
 
-def _has_ended(execution: Execution) -> bool:
-    return execution.has_ended
+def _is_terminal(execution: Execution) -> bool:
+    return execution.is_terminal
 
 
 def follow(
@@ -102,7 +102,7 @@ def follow(
     *,
     clock: Clock,
     log: Log,
-    is_over: Callable[[Execution], bool] = _has_ended,
+    is_over: Callable[[Execution], bool] = _is_terminal,
 ) -> Procedure[FollowResult]:
     """
     Look at a run until it is over. A look that fails is never taken for the run's failure.
@@ -164,7 +164,7 @@ class RunPoller:
         *,
         clock: Clock,
         log: Log,
-        is_over: Callable[[Execution], bool] = _has_ended,
+        is_over: Callable[[Execution], bool] = _is_terminal,
     ) -> None:
         self.execution: Execution | None = None
         self._audit_id = audit_id
@@ -259,7 +259,7 @@ class RunPoller:
         age = now - self._began
         if before is None or before.status != execution.status:
             report = self._log.info if execution.known_status else self._log.warning
-            verb = "ended:" if execution.has_ended else "is"
+            verb = "ended:" if execution.is_terminal else "is"
             report("Run %s %s %s (after %s).", self._audit_id, verb, execution.status, _spoken(age))
         elif now >= self._next_line:
             self._line_gap = min(self._line_gap * 2, _LINES_EVERY_AT_MOST)

@@ -32,7 +32,7 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
     :param execution: the run's record.
     :param fail_on_warning: whether ``warning`` is a failure.
     """
-    if not execution.has_ended:
+    if not execution.is_terminal:
         return Outcome.GOING
     if execution.known_status is ExecutionStatus.SUCCESS:
         return Outcome.SUCCESS

@@ -122,7 +122,7 @@ class RunStarter:
                     yield Sleep(self.poll_interval)
                     continue
                 hidden_since = None
-                if other.is_being_stopped or self.on_already_running is OnAlreadyRunning.WAIT:
+                if other.is_stopping or self.on_already_running is OnAlreadyRunning.WAIT:
                     yield from self._wait_for_end(other)
                 elif self.on_already_running is OnAlreadyRunning.ATTACH:
                     self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
@@ -260,17 +260,17 @@ class RunStarter:
             other: Execution | None = yield endpoints.get_execution(self.flow_id, error.audit_id)
         else:
             other = yield endpoints.latest_execution(self.flow_id)
-        return other if other is not None and (not other.has_ended or other.is_being_stopped) else None
+        return other if other is not None and other.occupies_flow else None
 
     def _wait_for_end(self, other: Execution) -> Procedure[None]:
-        state = "is being stopped" if other.is_being_stopped else f"is {other.status}"
+        state = "is being stopped" if other.is_stopping else f"is {other.status}"
         self.log.info("Run %s of the flow %s; waiting for its end before starting.", other.audit_id, state)
         followed = yield from follow(
             RunRef(self.flow_id, other.audit_id),
             PollPolicy(self.poll_interval, self.patience, self.deadline),
             clock=self.clock,
             log=self.log,
-            is_over=lambda run: run.has_ended and not run.is_being_stopped,
+            is_over=lambda run: not run.occupies_flow,
         )
         if followed.ending is Ending.DEADLINE:
             raise EtlworksExecutionTimeout(

@@ -400,7 +400,7 @@ class Watcher:
             self._deliver(run, RunPoller.on_error, error)
         else:
             self._deliver(run, RunPoller.on_record, execution)
-            if execution.has_ended and not run.reported_done:
+            if execution.is_terminal and not run.reported_done:
                 self._ended_unlisted[run.key] = self._clock.monotonic()
 
     def _deliver(self, run: _Run, take_in: Callable[[RunPoller, T], FollowResult | float], what_came: T) -> None:

@@ -100,7 +100,7 @@ def test_oddly_written_values(name: str, value: object, read: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "ended", "known", "has_ended", "is_being_stopped"),
+    ("status", "ended", "known", "is_terminal", "is_stopping"),
     [
         ("queued", None, ExecutionStatus.QUEUED, False, False),
         ("Running", None, ExecutionStatus.RUNNING, False, False),
@@ -117,9 +117,9 @@ def test_oddly_written_values(name: str, value: object, read: object) -> None:
         (None, RECORD["ended"], None, True, False),
     ],
 )
-def test_what_a_status_means(status, ended, known, has_ended, is_being_stopped) -> None:
+def test_what_a_status_means(status, ended, known, is_terminal, is_stopping) -> None:
     run = Execution.from_json({**RECORD, "status": status, "ended": ended})
-    assert (run.known_status, run.has_ended, run.is_being_stopped) == (known, has_ended, is_being_stopped)
+    assert (run.known_status, run.is_terminal, run.is_stopping) == (known, is_terminal, is_stopping)
 
 
 def test_duration_needs_both_ends() -> None:

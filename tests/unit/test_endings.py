@@ -77,7 +77,7 @@ class Etlworks:
         return self.runs.get(audit_id) or EtlworksNotFound("No such run", status=404)
 
     def honest(self) -> dict[tuple[int, int], bool]:
-        return {(run.flow_id, run.audit_id): not run.has_ended for run in self.runs.values()}
+        return {(run.flow_id, run.audit_id): not run.is_terminal for run in self.runs.values()}
 
     def look(self, endings: CompletionTracker) -> list[int]:
         ends = carry_out(endings.look(), FastClock(), self.answer)
@@ -308,7 +308,7 @@ def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
     told += etlworks.look(endings)
 
     assert len(told) == len(set(told))
-    assert set(told) == {run.audit_id for run in etlworks.runs.values() if run.has_ended}
+    assert set(told) == {run.audit_id for run in etlworks.runs.values() if run.is_terminal}
 
 
 @pytest.mark.parametrize("notes", [[], {"floor": 1}, {"floor": "x", "settled": [], "going": []}, "notes", 7])
