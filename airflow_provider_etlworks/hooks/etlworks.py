@@ -32,6 +32,7 @@ from airflow_provider_etlworks.client.models import (
     Webhook,
 )
 from airflow_provider_etlworks.compat import BaseHook
+from airflow_provider_etlworks.hooks import clients
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.provider_info import (
     CONNECTION_FIELDS,
@@ -53,13 +54,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.client.sync import EtlworksClient
-
-# A connection test answers within 15 s: a log-in and a call, each of which may use up both.
-_TEST_TIMEOUTS = {"connect": 3.0, "read": 4.0}
-# A task that is killed has about five seconds left.
-_STOP_TIMEOUTS = {"connect": 1.0, "read": 2.0}
-# Seconds in which an export, a preview or an import says nothing, at most.
-_BUNDLE_READ_TIMEOUT = 600.0
 
 
 class EtlworksHook(BaseHook):
@@ -111,14 +105,12 @@ class EtlworksHook(BaseHook):
     @cached_property
     def client(self) -> EtlworksClient:
         """The client of this connection, with one pool of TCP connections."""
-        return _client(self.settings)
+        return clients.standard_client(self.settings)
 
     @cached_property
     def bundle_client(self) -> EtlworksClient:
         """A client like :attr:`client` that waits longer for an answer: Etlworks may work on a bundle for minutes."""
-        settings = self.settings
-        read_timeout = max(settings.read_timeout, _BUNDLE_READ_TIMEOUT)
-        return _client(settings.with_timeouts(connect=settings.connect_timeout, read=read_timeout))
+        return clients.bundle_client(self.settings)
 
     def get_conn(self) -> EtlworksClient:
         """Return :attr:`client`."""
@@ -145,8 +137,8 @@ class EtlworksHook(BaseHook):
         :return: whether it works, and a sentence for a person; within 15 s. Never raises what Etlworks causes.
         """
         try:
-            settings = self.settings.with_timeouts(**_TEST_TIMEOUTS)
-            with _client(settings) as client:
+            settings = self.settings
+            with clients.test_client(settings) as client:
                 page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
         except EtlworksNotFound as error:
             return False, f"{error} Is Host the address of an Etlworks instance?"
@@ -384,7 +376,7 @@ class EtlworksHook(BaseHook):
             Etlworks causes is raised.
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
-        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+        with clients.urgent_client(self.settings) as client:
             return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
 
     def find_run(self, start: RunStarter, watermark: int) -> int | None:
@@ -398,7 +390,7 @@ class EtlworksHook(BaseHook):
         :return: the run's audit id; ``None`` where there is none.
         :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
         """
-        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+        with clients.urgent_client(self.settings) as client:
             return client.run(replace(start, patience=0.0).find(watermark, grace=0.0))
 
     def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
@@ -412,7 +404,7 @@ class EtlworksHook(BaseHook):
         :return: the run's audit id; ``None`` where there is none yet.
         :raises EtlworksError: Etlworks cannot be asked.
         """
-        with _client(self.settings.with_timeouts(**_STOP_TIMEOUTS)) as client:
+        with clients.urgent_client(self.settings) as client:
             found = client.run(RunSelector(flow_id, message_uuid=message_uuid).find())
         return None if found is None else found.audit_id
 
@@ -653,13 +645,6 @@ class EtlworksHook(BaseHook):
         return self.client.send(
             endpoints.request(method, path, query=query, json=json, root_url=self.settings.root_url)
         )
-
-
-def _client(settings: ClientSettings) -> EtlworksClient:
-    # A triggerer never needs requests, and importing it would hold up its event loop.
-    from airflow_provider_etlworks.client.sync import EtlworksClient
-
-    return EtlworksClient(settings)
 
 
 def _iso(moment: datetime | str | None) -> str | None:

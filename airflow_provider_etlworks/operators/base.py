@@ -29,7 +29,20 @@ TRIGGER_BUFFER = 120.0
 _TIMEOUT_MARGIN = 10.0
 
 
-class RunOperator(BaseOperator):
+class HookMixin:
+    """What every operator and sensor has: the hook of its connection, made when it is first asked for."""
+
+    etlworks_conn_id: str
+
+    @cached_property
+    def hook(self) -> EtlworksHook:
+        """The hook of this task's connection."""
+        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+
+        return EtlworksHook(self.etlworks_conn_id)
+
+
+class RunOperator(HookMixin, BaseOperator):
     """
     The base of the operators that follow a run. Their docstrings tell what the parameters mean.
 
@@ -73,13 +86,6 @@ class RunOperator(BaseOperator):
         self._memory: LaunchRecordStore | None = None
         self._told: dict[str, Any] | None = None
         self._check_following()
-
-    @cached_property
-    def hook(self) -> EtlworksHook:
-        """The hook of this task's connection."""
-        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-
-        return EtlworksHook(self.etlworks_conn_id)
 
     # --- Airflow calls these --------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import AirflowFailException, BaseOperator, task_state_store
+from airflow_provider_etlworks.operators.base import HookMixin
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.bundles.import_once import BundleImport, Imported
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
     from airflow_provider_etlworks.client.models import Flow
-    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.storage import StoredFile
     from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
@@ -33,7 +32,7 @@ _MOST_ITEMS = 100
 _CLOCK_SKEW = 300.0
 
 
-class _BundleOperator(BaseOperator):
+class _BundleOperator(HookMixin, BaseOperator):
     """What the three operators share: a bundle's path, and the connection."""
 
     ui_color = "#e3ecd8"
@@ -43,13 +42,6 @@ class _BundleOperator(BaseOperator):
         super().__init__(**kwargs)
         self.path = path
         self.etlworks_conn_id = etlworks_conn_id
-
-    @cached_property
-    def hook(self) -> EtlworksHook:
-        """The hook of this task's connection."""
-        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-
-        return EtlworksHook(self.etlworks_conn_id)
 
 
 class EtlworksExportOperator(_BundleOperator):

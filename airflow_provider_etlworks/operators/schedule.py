@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import BaseOperator, task_state_store
+from airflow_provider_etlworks.operators.base import HookMixin
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
     from airflow_provider_etlworks.client.models import Schedule
-    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
 _ACTIONS = ("pause", "resume")
 _MEMORY_KEY = "etlworks_schedules"
 
 
-class EtlworksScheduleOperator(BaseOperator):
+class EtlworksScheduleOperator(HookMixin, BaseOperator):
     """
     Pause or resume schedules of Etlworks.
 
@@ -72,13 +71,6 @@ class EtlworksScheduleOperator(BaseOperator):
         if (schedule_ids is None) == (flow_ids is None):
             given = "both are" if flow_ids is not None else "neither is"
             raise ValueError(f"{self.task_id}: give exactly one of schedule_ids and flow_ids; {given} given.")
-
-    @cached_property
-    def hook(self) -> EtlworksHook:
-        """The hook of this task's connection."""
-        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-
-        return EtlworksHook(self.etlworks_conn_id)
 
     def execute(self, context: Context) -> list[int]:
         """Turn the schedules off or on."""

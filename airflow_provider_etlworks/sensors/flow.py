@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import (
@@ -18,7 +17,7 @@ from airflow_provider_etlworks.compat import (
     task_state_store,
 )
 from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutionLink
-from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, TRIGGER_BUFFER
+from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, TRIGGER_BUFFER, HookMixin
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.runs.find import ReadOutage, RunSelector, RunWaiter
     from airflow_provider_etlworks.runs.follow import FollowResult
 
 _TROUBLE_KEY = "etlworks_trouble"
 
 
-class EtlworksFlowExecutionSensor(BaseSensorOperator):
+class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
     """
     Wait for a run of a flow that Etlworks, a person or another task starts.
 
@@ -110,13 +108,6 @@ class EtlworksFlowExecutionSensor(BaseSensorOperator):
         self._lookout: RunWaiter | None = None
         self._pushed: int | None = None
         self._check_arguments()
-
-    @cached_property
-    def hook(self) -> EtlworksHook:
-        """The hook of this task's connection."""
-        from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-
-        return EtlworksHook(self.etlworks_conn_id)
 
     # --- Airflow calls these --------------------------------------------------------------------------------------
 

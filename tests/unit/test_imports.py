@@ -61,7 +61,7 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert "operators.promotion" in own
-    assert own <= {"compat", "operators", "operators.promotion", "provider_info"}
+    assert own <= {"compat", "links", "operators", "operators.base", "operators.promotion", "provider_info"}
     assert not {"requests", "tenacity", "fsspec", "upath"} & set(loaded)
 
 

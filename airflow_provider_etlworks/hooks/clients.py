@@ -1,0 +1,46 @@
+"""The clients that are made from one connection: each for a purpose, with the time-outs that fit it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.settings import ClientSettings
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+# A connection test answers within 15 s: a log-in and a call, each of which may use up both.
+_TEST_CONNECT_TIMEOUT = 3.0
+_TEST_READ_TIMEOUT = 4.0
+# A task that is killed has about five seconds left.
+_URGENT_CONNECT_TIMEOUT = 1.0
+_URGENT_READ_TIMEOUT = 2.0
+# Etlworks may work on an export, a preview or an import for minutes before it answers.
+_BUNDLE_READ_TIMEOUT = 600.0
+
+
+def standard_client(settings: ClientSettings) -> EtlworksClient:
+    """Return a client with the connection's own time-outs."""
+    # A triggerer never needs requests, and importing it would hold up its event loop.
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    return EtlworksClient(settings)
+
+
+def bundle_client(settings: ClientSettings) -> EtlworksClient:
+    """Return a client that waits up to ten minutes for an answer, as an export or an import can take."""
+    read_timeout = max(settings.read_timeout, _BUNDLE_READ_TIMEOUT)
+    return standard_client(settings.with_timeouts(connect=settings.connect_timeout, read=read_timeout))
+
+
+def urgent_client(settings: ClientSettings) -> EtlworksClient:
+    """
+    Return a client for what a killed task still has to do, with time-outs of a second or two.
+
+    It has connections of its own, so that it works while a signal has interrupted another call.
+    """
+    return standard_client(settings.with_timeouts(connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT))
+
+
+def test_client(settings: ClientSettings) -> EtlworksClient:
+    """Return a client for the connection test, which answers within 15 s."""
+    return standard_client(settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT))
