@@ -50,6 +50,7 @@ from airflow_provider_etlworks.client.models import (
 )
 from airflow_provider_etlworks.client.redaction import excerpt
 from airflow_provider_etlworks.client.settings import DEFAULT_STOP_PATH
+from airflow_provider_etlworks.client.text import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
 
 
 def _token(answer: Response) -> str:
-    token = as_object(answer.json, "a token").get("token")
-    # What no header can hold is none.
+    token = as_object(answer.unredacted_json, "a token").get("token")
+    # A header can hold no other.
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise EtlworksReplyError("The answer to a log-in has no token.")
     return token
@@ -115,8 +116,13 @@ def list_flows(
 
 
 def get_flow(flow_id: int) -> Call[Flow]:
-    """Read one whole flow."""
-    return Call("GET", f"/v1/flows/{flow_id}", read_json(Flow.from_json), idempotent=True)
+    """Read one whole flow. ``raw`` is not redacted, so that it can be changed and sent back."""
+    return Call(
+        "GET",
+        f"/v1/flows/{flow_id}",
+        lambda answer: replace(Flow.from_json(answer.json), raw=answer.unredacted_json),
+        idempotent=True,
+    )
 
 
 def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
@@ -335,17 +341,24 @@ def _import_answer(answer: Response) -> Any:
     if answer.status != 204 and not answer.body.strip():
         raise EtlworksReplyError("The answer is empty.")
     try:
-        return answer.json
+        return harmless(answer.json)
     except EtlworksReplyError:
         # Only a page may be quoted: what else comes back may be a part of the bundle.
-        said = f": {excerpt(answer.body)!r}" if answer.body.lstrip().startswith(b"<") else ""
-        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are none{said}.") from None
+        said = f": {excerpt(answer.text)!r}" if answer.body.lstrip().startswith(b"<") else ""
+        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are not JSON{said}.") from None
 
 
 def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
     """Export flows (``None``: all) as an encrypted dump, by the older path."""
     flows = "all" if flow_ids is None else ",".join(str(each) for each in flow_ids)
-    return Call("GET", "/v1/flows/export", read_text, query=url_query(flows=flows), idempotent=True)
+    # A dump is imported as it is.
+    return Call(
+        "GET",
+        "/v1/flows/export",
+        lambda answer: answer.body.decode("utf-8", "replace"),
+        query=url_query(flows=flows),
+        idempotent=True,
+    )
 
 
 def preview_import_legacy(dump: str | Body) -> Call[Any]:
