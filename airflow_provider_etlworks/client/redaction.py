@@ -72,13 +72,14 @@ def redact_json(value: Any, secrets: Iterable[str] = ()) -> Any:
         :func:`~airflow_provider_etlworks.client.text.harmless`.
     :param secrets: the secrets that are known.
     """
-    known = [secret for secret in secrets if len(secret) >= _SHORTEST_IN_DATA]
-    return map_json(value, lambda text: storable(redact_data(text, known)))
+    secrets = tuple(secrets)
+    return map_json(value, lambda text: storable(redact_data(text, secrets)))
 
 
 def redact_data(text: str, secrets: Iterable[str] = ()) -> str:
     """Return a text of a server's data, such as a log, as :func:`redact_json` does."""
-    return _BEARER_TOKEN.sub(r"\1***", _JWT.sub("***", _without(text, secrets)))
+    text = _without(text, (secret for secret in secrets if len(secret) >= _SHORTEST_IN_DATA))
+    return _BEARER_TOKEN.sub(r"\1***", _JWT.sub("***", text))
 
 
 def may_need_redaction(json_text: str, secrets: Iterable[str]) -> bool:
