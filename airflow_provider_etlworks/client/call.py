@@ -206,7 +206,7 @@ class Call(Generic[T]):
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
-        answer = replace(answer, secrets=tuple(secrets))
+        answer = Response(answer.status, answer.headers, answer.body, tuple(secrets))
         try:
             if answer.status == 404 and self.none_on_404:
                 return self.read(replace(answer, status=200, body=b""))
@@ -377,7 +377,7 @@ class PagedCall(Generic[ItemT]):
 
     def first(self) -> Call[Page[ItemT]]:
         """Return the call for the first page."""
-        return self._call(0, 0)
+        return self._call(0)
 
     def following(self, offset: int, page: Page[ItemT]) -> Call[Page[ItemT]] | None:
         """
@@ -396,7 +396,7 @@ class PagedCall(Generic[ItemT]):
         is_last = page.total is not None and offset >= page.total > length
         return None if is_last else self._call(offset, page.skipped)
 
-    def _call(self, offset: int, skipped: int) -> Call[Page[ItemT]]:
+    def _call(self, offset: int, skipped: int = 0) -> Call[Page[ItemT]]:
         def read(answer: Response) -> Page[ItemT]:
             value = answer.json
             items = list_of(self.read_item)(value)
