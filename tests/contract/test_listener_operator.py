@@ -11,9 +11,11 @@ from support.client import ScriptedServer, reply
 from support.task import BEGINNING, FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
+from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import ObjectStoragePath
-from airflow_provider_etlworks.operators.listener import LONGEST_ANSWER, EtlworksHttpListenerOperator
+from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
+from airflow_provider_etlworks.worker.send_to_listener import LONGEST_ANSWER, SendToListenerTask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -315,19 +317,21 @@ class WorkerLost(BaseException):
     """The machine is gone."""
 
 
-def lose_worker(monkeypatch: pytest.MonkeyPatch, listener: ListenerTask, at: str) -> None:
+def lose_worker(
+    monkeypatch: pytest.MonkeyPatch, listener: ListenerTask, at: str, owner: type = SendToListenerTask
+) -> None:
     """Make one try, and lose its worker when it comes to a method."""
     with monkeypatch.context() as patch:
 
         def gone(*_: Any, **__: Any) -> Any:
             raise WorkerLost
 
-        patch.setattr(EtlworksHttpListenerOperator, at, gone)
+        patch.setattr(owner, at, gone)
         with pytest.raises(WorkerLost):
             listener.run()
 
 
-@pytest.mark.parametrize("at", ["_run_of_message", "_follow"])
+@pytest.mark.parametrize("at", ["_find_run", "_follow"])
 def test_after_a_lost_worker_the_run_is_followed(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     listener = waiting_task(etlworks)
     lose_worker(monkeypatch, listener, at)
@@ -344,7 +348,7 @@ def test_after_a_worker_lost_while_it_sent_nothing_is_sent_again(
     etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = waiting_task(etlworks)
-    lose_worker(monkeypatch, listener, "_send")
+    lose_worker(monkeypatch, listener, "send", EtlworksClient)
 
     went = listener.run()
 
@@ -390,11 +394,18 @@ def test_a_kill_while_the_run_is_looked_for_stops_it(etlworks: Etlworks) -> None
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(etlworks: Etlworks) -> None:
+def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listener = waiting_task(etlworks)
     operator = listener.operator()
-    operator._message = (FLOW, "")
 
-    operator.on_kill()
+    def killed(*_: Any, **__: Any) -> Any:
+        operator.on_kill()
+        raise WorkerLost
+
+    monkeypatch.setattr(EtlworksClient, "send", killed)
+    with pytest.raises(WorkerLost):
+        operator.execute(listener.next_try())
 
     assert etlworks.warnings("The task was killed while it sent its payload")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
-from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator, flat_parameters
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+from airflow_provider_etlworks.worker.arguments import flat_parameters
 
 # What the operator does with an option that no trigger needs to know.
 USED_ON_THE_WORKER = {
