@@ -154,9 +154,9 @@ class RunTask(ABC):
         if self.state.killed:
             raise EtlworksError("The task was killed while it started its run.")
 
-    def _accept(self, run: RunRef) -> RunRef:
-        """Note that our run is known: from here on a kill stops it, and one that came before does so now."""
-        self.state.running(run)
+    def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
+        """Note that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
+        self.state.running(run, is_ours=is_ours)
         self._records.update(audit_id=run.audit_id)
         if self.state.killed:
             self.kill()
@@ -169,7 +169,7 @@ class RunTask(ABC):
 
     def _should_follow(self, record: LaunchRecord, run: RunRef) -> bool:
         """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
-        self.state.running(run, is_ours=record.is_ours)
+        self._accept(run, is_ours=record.is_ours)
         client = self.hook.client
         execution = client.run(read_accepted_run(run.flow_id, run.audit_id, clock=client.clock, log=self.log))
         decision = decide_reattach(
@@ -249,9 +249,9 @@ class RunTask(ABC):
         return Deadline.earliest(began, self._operator.timeout, self._operator.execution_timeout)
 
     def _stop(self, run: RunRef) -> str:
-        # Before the request, so that a signal in the middle of it does not send it again.
-        self.state.stop_requested = run
         stopped = self.hook.stop_flow(run.flow_id, run.audit_id)
+        # Only now: a signal in the middle of the request sends it once more, which is better than never.
+        self.state.stop_requested = run
         report = self.log.info if stopped.accepted else self.log.warning
         report("%s", stopped.detail)
         return stopped.detail

@@ -89,10 +89,10 @@ class _Notes(Generic[NoteT]):
             self._store.set(self._key, asdict(note))
 
     def update(self, **changes: Any) -> None:
-        """Add to the note that is kept."""
-        note = self.load()
-        if note is not None:
-            self.save(replace(note, **changes))
+        """Change fields of the record that is kept, if there is one."""
+        kept = self.load()
+        if kept is not None and (changed := replace(kept, **changes)) != kept:
+            self.save(changed)
 
     def clear(self) -> None:
         """Forget the note: it is certain that nothing came of it."""

@@ -158,10 +158,9 @@ class RunFlowTask(RunTask):
             self.log.warning("%s The task was cleared, so the flow is started again.", error)
             audit_id = None
         if audit_id is None:
-            self.log.info("No run of the earlier try is known.")
+            self.log.info("The earlier try started no run that is known.")
             self.state.idle()
-            return None
-        return self._accept(RunRef(record.flow_id, audit_id)).audit_id
+        return audit_id
 
     def _find_in_history(self) -> tuple[RunRef, bool] | None:
         """Recognize the run of an earlier try by the server's history: the best there is before Airflow 3.3."""
@@ -176,9 +175,7 @@ class RunFlowTask(RunTask):
         self.log.warning(
             "Run %s has been going since this DAG run began; taking it for the run of an earlier try.", newest.audit_id
         )
-        run = RunRef(starter.flow_id, newest.audit_id)
-        self.state.running(run)
-        return run, True
+        return self._accept(RunRef(starter.flow_id, newest.audit_id)), True
 
     # --- The start ------------------------------------------------------------------------------------------------
 
@@ -190,13 +187,11 @@ class RunFlowTask(RunTask):
         started = self.hook.client.run(starter.start())
         if started is None:
             raise AirflowSkipException(f"Flow {starter.flow_id} is already running; on_already_running is 'skip'.")
-        run = RunRef(starter.flow_id, started.audit_id)
-        if started.is_ours:
-            return self._accept(run), True
-        self.state.running(run, is_ours=False)
-        # Our own start did nothing; a retry goes on with this run.
-        self._records.save(replace(self._new_record(run.audit_id), audit_id=run.audit_id, is_ours=False))
-        return run, False
+        run = self._accept(RunRef(starter.flow_id, started.audit_id), is_ours=started.is_ours)
+        if not started.is_ours:
+            # Our own start did nothing; a retry goes on with this run.
+            self._records.save(replace(self._new_record(run.audit_id), audit_id=run.audit_id, is_ours=False))
+        return run, started.is_ours
 
     def _save_intent(self, watermark: int | None) -> None:
         """Note that a start is about to be sent, or with ``None`` that it certainly did nothing."""
