@@ -9,6 +9,9 @@ from airflow_provider_etlworks.compat import BaseOperatorLink, get_xcom
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
+AUDIT_ID_KEY = "audit_id"
+"""XCom key of the run's audit id, set as soon as it is known."""
+
 EXECUTION_LINK_KEY = "_link_EtlworksExecutionLink"
 """XCom key under which a task keeps the address of its run. Airflow 3 shows the link from there."""
 

@@ -36,6 +36,7 @@ from airflow_provider_etlworks.runs.outcome import Outcome, failure_message, out
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.storage import stored_file
+from airflow_provider_etlworks.worker.run_flow import find_run_at_once
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -193,7 +194,7 @@ class _Attempt:
         audit_id = self._audit_id
         if audit_id is None and self._watermark is not None:
             print_status("Interrupted. The start may have reached Etlworks; looking for its run.")
-            audit_id = self._hook.find_run(self._start, self._watermark)
+            audit_id = find_run_at_once(self._hook, self._start, self._watermark)
         if audit_id is None:
             hidden = "There is none yet; look in Etlworks once more." if self._watermark is not None else ""
             print_status(hidden or "Interrupted. Nothing was started.")

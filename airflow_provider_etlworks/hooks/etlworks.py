@@ -41,7 +41,6 @@ from airflow_provider_etlworks.provider_info import (
     FIELD_BEHAVIOUR,
 )
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.runs.find import RunSelector
 from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.stop import StopResult, stop_run
@@ -378,35 +377,6 @@ class EtlworksHook(BaseHook):
         """
         with clients.urgent_client(self.settings) as client:
             return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
-
-    def find_run(self, start: RunStarter, watermark: int) -> int | None:
-        """
-        Look at once for the run of a start whose answer is not known, in as little time as a killed task has.
-
-        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
-
-        :param start: the start.
-        :param watermark: the flow's newest audit id before it.
-        :return: the run's audit id; ``None`` where there is none.
-        :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
-        """
-        with clients.urgent_client(self.settings) as client:
-            return client.run(replace(start, patience=0.0).find(watermark, grace=0.0))
-
-    def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
-        """
-        Look at once for the run that a message to a listener started, in as little time as a killed task has.
-
-        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
-
-        :param flow_id: the flow that listens.
-        :param message_uuid: the message's id, from the listener's answer.
-        :return: the run's audit id; ``None`` where there is none yet.
-        :raises EtlworksError: Etlworks cannot be asked.
-        """
-        with clients.urgent_client(self.settings) as client:
-            found = client.run(RunSelector(flow_id, message_uuid=message_uuid).find())
-        return None if found is None else found.audit_id
 
     def execution_history(self, flow_id: int, *, since: datetime | str | None = None) -> Iterator[Execution]:
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import (
@@ -16,8 +15,8 @@ from airflow_provider_etlworks.compat import (
     conf,
     task_state_store,
 )
-from airflow_provider_etlworks.links import EXECUTION_LINK_KEY, EtlworksExecutionLink
-from airflow_provider_etlworks.operators.base import AUDIT_ID_KEY, TRIGGER_BUFFER, HookMixin
+from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, EtlworksExecutionLink
+from airflow_provider_etlworks.operators.base import HookMixin
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 
@@ -230,6 +229,7 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
 
     def _defer(self, context: Context) -> None:
         from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
+        from airflow_provider_etlworks.worker.deadline import trigger_timeout
 
         awaited = self._awaited(context)
         seconds, _ = self._limit
@@ -249,7 +249,7 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
                 repetition_grace=self.repetition_grace,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=max(0.0, deadline - now) + TRIGGER_BUFFER),
+            timeout=trigger_timeout(deadline, now),
         )
 
     @property

@@ -6,7 +6,8 @@ import re
 from ast import literal_eval
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
@@ -23,6 +24,39 @@ def fail_without_retry_on_config_error() -> Iterator[None]:
         yield
     except EtlworksConfigError as error:
         raise AirflowFailException(str(error)) from error
+
+
+def flat_parameters(parameters: Any) -> dict[str, str]:
+    """
+    Turn parameters into the flat map of texts that Etlworks takes.
+
+    :param parameters: a mapping, or ``None`` for none. Numbers become their digits, booleans ``true`` or ``false``,
+        dates and times ISO 8601.
+    :raises EtlworksConfigError: it is no mapping, or a value is nested or ``None``; the message names the parameter.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, Mapping):
+        raise EtlworksConfigError(
+            f"parameters is a {type(parameters).__name__}; it must be a mapping, such as {{'runDate': '2026-05-09'}}."
+        )
+    flat: dict[str, str] = {}
+    for name, value in parameters.items():
+        if not isinstance(name, str) or not name:
+            raise EtlworksConfigError(f"The parameter name {name!r} must be text.")
+        if isinstance(value, bool):
+            flat[name] = "true" if value else "false"
+        elif isinstance(value, (str, int, float, Decimal)):
+            flat[name] = str(value)
+        elif isinstance(value, (date, time)):
+            flat[name] = value.isoformat()
+        else:
+            # The value is not repeated: it may be a secret.
+            what = "None; leave it out, or write ''" if value is None else f"a {type(value).__name__}"
+            raise EtlworksConfigError(
+                f"Parameter {name!r} is {what}. Etlworks takes flat texts only; json.dumps() makes a text of anything."
+            )
+    return flat
 
 
 def parse_id(name: str, value: Any, hint: str = "") -> int:

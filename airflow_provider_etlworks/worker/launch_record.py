@@ -16,14 +16,14 @@ class LaunchRecord:
     """
     A start that this task made, or was about to make.
 
-    :ivar flow_id: the flow.
+    :ivar flow_id: the flow; 0 if a payload was sent to one that the task does not know.
     :ivar watermark: the flow's newest audit id before the start.
     :ivar asked_at: Unix time of the start.
     :ivar max_tries: Airflow's number for the task instance then: clearing a task changes it, a retry does not.
     :ivar audit_id: the run, once it is known.
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
-    :ivar message_uuid: the message that started it, once it is known, where it was a payload's.
+    :ivar message_result: ``{"message_uuid", "answer"}``, if it was started by a payload, once that is answered.
     """
 
     flow_id: int
@@ -33,7 +33,7 @@ class LaunchRecord:
     audit_id: int | None = None
     is_ours: bool = True
     stop_asked: bool = False
-    message_uuid: str | None = None
+    message_result: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ImportRecord:
     An import that this task sent, or was about to send.
 
     :ivar sha256: the bundle's hash.
-    :ivar before: what the target had before it, as ``client.importing.flow_versions`` tells.
+    :ivar before: what the target had before it, as ``bundles.import_once.flow_versions`` returns it.
     :ivar max_tries: as above.
     :ivar backup_path: where the backup is that was made before it.
     :ivar backup_sha256: the backup's hash.
@@ -89,10 +89,10 @@ class _Notes(Generic[NoteT]):
             self._store.set(self._key, asdict(note))
 
     def update(self, **changes: Any) -> None:
-        """Add to the note that is kept."""
-        note = self.load()
-        if note is not None:
-            self.save(replace(note, **changes))
+        """Change fields of the record that is kept, if there is one."""
+        kept = self.load()
+        if kept is not None and (changed := replace(kept, **changes)) != kept:
+            self.save(changed)
 
     def clear(self) -> None:
         """Forget the note: it is certain that nothing came of it."""

@@ -106,7 +106,7 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     }  # fmt: skip
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
-    assert "airflow_provider_etlworks.runs.find" in by_hook
+    assert "airflow_provider_etlworks.runs.follow" in by_hook
 
 
 def test_parsing_300_operators_asks_nobody() -> None:

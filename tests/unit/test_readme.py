@@ -241,8 +241,7 @@ def test_every_method_of_the_hook_in_the_reference_exists() -> None:
     named = {name for _, methods in rows for name in re.findall(r"`(\w+)", methods)}
     public = {name for name, value in vars(EtlworksHook).items() if inspect.isfunction(value) and name[0] != "_"}
     not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings"}
-    for_operators = {"find_run", "find_run_of_message"}
-    assert named == public - not_for_dag_authors - for_operators
+    assert named == public - not_for_dag_authors
 
 
 @pytest.mark.parametrize("name", GUIDES)
