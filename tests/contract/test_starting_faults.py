@@ -22,6 +22,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksBadRequest,
     EtlworksConflict,
+    EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
     EtlworksForbidden,
@@ -83,10 +84,6 @@ REFUSALS: dict[str, tuple[Fault, type[Exception]]] = {
     "405": (status(405), EtlworksBadRequest),
     "409": (status(409), EtlworksConflict),
     "415": (status(415), EtlworksBadRequest),
-    "200 that says no": (
-        status(200, body='{"success": false, "message": "An armed fault"}', headers={"Content-Type": JSON}),
-        EtlworksRefused,
-    ),
     "canceled": (
         status(200, body='{"status": 2, "exception": "An armed fault"}', headers={"Content-Type": JSON}),
         EtlworksStartRefused,
@@ -131,7 +128,7 @@ def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, 
     assert went.colour == "success"
     assert len(went.accepted) == 1
     assert etlworks.asked("POST", RUN_PATH) == 2
-    assert etlworks.warnings("The answer to the start was lost")
+    assert etlworks.warnings("The start is in doubt")
     assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
 
 
@@ -171,7 +168,7 @@ def test_the_log_shows_what_came_instead_of_an_answer(etlworks: Etlworks) -> Non
 
     etlworks.task().run()
 
-    assert etlworks.warnings("The answer to the start was lost", "text/html", "The proxy has no answer")
+    assert etlworks.warnings("The start is in doubt", "text/html", "The proxy has no answer")
 
 
 @pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
@@ -194,21 +191,54 @@ def test_of_two_candidates_none_is_guessed(etlworks: Etlworks, login: str | None
 
 
 @pytest.mark.parametrize("whose", ["schedule", "another user"])
-def test_a_run_of_somebody_else_is_not_taken_for_ours(etlworks: Etlworks, whose: str) -> None:
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_run_with_sign_of_another_starter_is_not_adopted_and_forbids_second_start(
+    etlworks: Etlworks, whose: str, carried_out: bool
+) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.flow(running=0)
     task = etlworks.task()
-    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out))
     start = {"schedule": lambda: etlworks.sandbox.run_by_schedule(FLOW), "another user": etlworks.run_of_somebody_else}
     assert task.store is not None
     task.store.before_the_start = start[whose]
 
     went = task.run()
 
-    assert went.colour == "success"
-    assert went.result is not None
-    assert [went.result["audit_id"]] == went.accepted
-    assert etlworks.asked("POST", RUN_PATH) == 2
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert went.error.candidates[-1] == etlworks.sandbox.runs()[0].audit_id
+    assert len(went.error.candidates) == 1 + carried_out
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize(
+    ("code", "body", "kind"),
+    [
+        (200, b'{"success": false, "message": "An armed fault"}', EtlworksRefused),
+        (302, b"An armed fault", EtlworksError),
+        (303, b"An armed fault", EtlworksError),
+        (304, b"", EtlworksError),
+        (402, b"An armed fault", EtlworksError),
+        (418, b"An armed fault", EtlworksError),
+    ],
+)
+def test_answer_that_is_no_certain_refusal_is_reconciled(
+    etlworks: Etlworks, code: int, body: bytes, kind: type[Exception], carried_out: bool
+) -> None:
+    answer = broken_body(body, content_type=JSON, code=code)
+    fault = answer if carried_out else status(code, body=body, headers={"Content-Type": JSON})
+    etlworks.sandbox.fault("POST", RUN_PATH, fault)
+
+    went = etlworks.task().run()
+
+    assert etlworks.asked("POST", RUN_PATH) == 1
+    assert etlworks.warnings("The start is in doubt")
+    if carried_out:
+        assert went.colour == "success"
+    else:
+        assert isinstance(went.error, kind)
+        assert body.rpartition(b"An armed")[1].decode() in str(went.error)
 
 
 def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> None:

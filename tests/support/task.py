@@ -16,7 +16,7 @@ from airflow.exceptions import AirflowException, TaskDeferred
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.client.procedure import Procedure, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import Procedure, ReadHead, SendOnce, Sleep
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
@@ -124,7 +124,7 @@ def carry_out(conversation: Procedure[Any], clock: FastClock, answer: Callable[[
                 clock.sleep(step.seconds)
                 step = conversation.send(None)
                 continue
-            value = answer(step.call if isinstance(step, SendOnce) else step)
+            value = answer(step.call if isinstance(step, (SendOnce, ReadHead)) else step)
             step = conversation.throw(value) if isinstance(value, EtlworksError) else conversation.send(value)
     except StopIteration as end:
         return end.value
