@@ -254,6 +254,77 @@ def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> Non
     assert etlworks.asked("POST", RUN_PATH) == 1
 
 
+# --- Whose run is it? -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize(
+    "shared",
+    [{"on_already_running": "wait"}, {"on_already_running": "attach"}, {"run_options": {"parallel": True}}, "mapped"],
+    ids=str,
+)
+def test_run_of_shared_flow_is_not_adopted_without_proof(etlworks: Etlworks, shared: Any, carried_out: bool) -> None:
+    etlworks.flow(running=0)
+    task = etlworks.task(**({} if shared == "mapped" else shared))
+    task.map_index = 3 if shared == "mapped" else -1
+    other: list[int] = []
+    assert task.store is not None
+    # Another task with the same login: nothing in its run's record tells it from ours.
+    task.store.before_the_start = lambda: other.append(etlworks.run_of_somebody_else(etlworks.sandbox.login))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out))
+
+    went = task.run()
+
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert other[0] in went.error.candidates
+    assert "run_key_parameter" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("place", ["record", "log"])
+def test_key_tells_runs_of_mapped_tasks_apart(etlworks: Etlworks, place: str, carried_out: bool) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+    etlworks.echo_parameters(place)
+    etlworks.flow(running=0)
+    tasks = [etlworks.task(parameters={"part": str(number)}) for number in range(2)]
+    results: list[Any] = []
+    for number, task in enumerate(tasks):
+        task.map_index = number
+    assert tasks[0].store is not None
+    tasks[0].store.before_the_start = lambda: results.append(tasks[1].run())
+    # The second task's start is the first to arrive.
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out), after=1)
+
+    results.append(tasks[0].run())
+
+    runs = {run.audit_id: run.parameters for run in etlworks.sandbox.runs()}
+    assert [runs[went.result["audit_id"]]["part"] for went in results] == ["1", "0"]
+    assert len(runs) == 2
+    assert len({parameters["airflowRun"] for parameters in runs.values()}) == 2
+    assert runs[results[1].result["audit_id"]]["airflowRun"].startswith("nightly/run_flow/scheduled__2026-05-09/0/1/")
+    etlworks.tries.clear()  # one try was made within the other
+
+
+def test_parameter_of_the_key_cannot_be_set_by_the_task(etlworks: Etlworks) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+
+    went = etlworks.task(parameters={"airflowRun": "mine"}).run()
+
+    assert went.colour == "failed for good"
+    assert "run_key_parameter" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 0
+
+
+def test_long_log_is_read_to_a_bound(etlworks: Etlworks) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+    etlworks.echo_parameters("log")
+    etlworks.flow(running=0, log=tuple("x" * 1_000_000 for _ in range(20)))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+
+    assert etlworks.task(on_already_running="wait").run().colour == "success"
+
+
 # --- The start certainly was not carried out ------------------------------------------------------------------------
 
 
