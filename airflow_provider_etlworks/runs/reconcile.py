@@ -222,15 +222,12 @@ def newest_audit_id(flow_id: int) -> Procedure[int]:
 
 def _newer_runs(start: StartInDoubt) -> Procedure[tuple[list[Execution], bool]]:
     """Return the runs above the watermark, and whether these are all."""
-    history = yield from _history(start.flow_id)
-    newer = [run for run in history if run.audit_id > start.watermark]
-    if newer:
-        return newer, len(newer) < _HISTORY_PAGE
-    # That the history begins with the newest run is not documented, and it may lag.
     latest: Execution | None = yield endpoints.latest_execution(start.flow_id)
-    if latest is None or latest.audit_id <= start.watermark:
-        return [], True
-    return [latest], False
+    newer = [run for run in (yield from _history(start.flow_id)) if run.audit_id > start.watermark]
+    # That the history begins with the newest run is not documented, and it may lag.
+    if latest is None or latest.audit_id <= start.watermark or latest.audit_id in {run.audit_id for run in newer}:
+        return newer, len(newer) < _HISTORY_PAGE
+    return [latest, *newer], False
 
 
 def _history(flow_id: int) -> Procedure[list[Execution]]:
