@@ -10,6 +10,7 @@ from airflow_provider_etlworks.client.errors import EtlworksConfigError, Etlwork
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
+from airflow_provider_etlworks.runs.reconcile import RunKey
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
@@ -51,7 +52,8 @@ def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) ->
     :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
     """
     with urgent_client(hook.settings) as client:
-        return client.run(replace(starter, patience=0.0).find(watermark, grace=0.0))
+        impatient = replace(starter, policy=replace(starter.policy, patience=0.0))
+        return client.run(impatient.reconcile(watermark, starter.key, grace=0.0))
 
 
 class RunFlowTask(RunTask):
@@ -113,7 +115,7 @@ class RunFlowTask(RunTask):
         return flow.id
 
     def _make_starter(self, flow_id: int, parameters: dict[str, str], options: dict[str, Any]) -> RunStarter:
-        policy = self._policy()
+        ti = self._context["ti"]
         return RunStarter(
             flow_id=flow_id,
             clock=self.hook.client.clock,
@@ -121,11 +123,12 @@ class RunFlowTask(RunTask):
             parameters=parameters,
             options=options,
             user=self.hook.settings.login,
-            poll_interval=policy.poll_interval,
-            patience=policy.patience,
-            deadline=policy.deadline,
+            policy=self._policy(),
             on_already_running=OnAlreadyRunning(self._operator.on_already_running),
             save_intent=self._save_intent,
+            is_only_starter=self._operator.on_already_running == "fail" and not options and ti.map_index in (None, -1),
+            run_key_parameter=self.hook.settings.run_key_parameter,
+            run_key="/".join(str(part) for part in (ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number)),
         )
 
     # --- The run of an earlier try --------------------------------------------------------------------------------
@@ -151,7 +154,9 @@ class RunFlowTask(RunTask):
         self.state.starting(record.watermark)
         grace = VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at)
         try:
-            audit_id = self.hook.client.run(self._starter.find(record.watermark, grace=max(0.0, grace)))
+            audit_id = self.hook.client.run(
+                self._starter.reconcile(record.watermark, self._key_of(record), grace=max(0.0, grace))
+            )
         except EtlworksStartUnknown as error:
             if not (error.candidates and self._was_cleared(record)):
                 raise
@@ -161,6 +166,11 @@ class RunFlowTask(RunTask):
             self.log.info("The earlier try started no run that is known.")
             self.state.idle()
         return audit_id
+
+    def _key_of(self, record: LaunchRecord) -> RunKey | None:
+        """Return the key that the start of an earlier try carried."""
+        parameter = self.hook.settings.run_key_parameter
+        return RunKey(parameter, record.run_key) if parameter is not None and record.run_key is not None else None
 
     def _find_in_history(self) -> tuple[RunRef, bool] | None:
         """Recognize the run of an earlier try by the server's history: the best there is before Airflow 3.3."""
@@ -205,9 +215,11 @@ class RunFlowTask(RunTask):
         self._abort_if_killed()
 
     def _new_record(self, watermark: int) -> LaunchRecord:
+        key = self._starter.key
         return LaunchRecord(
             self._starter.flow_id,
             watermark,
+            run_key=key.value if key is not None else None,
             asked_at=self.hook.client.clock.time(),
             max_tries=self._context["ti"].max_tries,
         )
