@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Clock(Protocol):
@@ -17,3 +20,18 @@ class Clock(Protocol):
 
 
 SYSTEM_CLOCK: Clock = time
+
+
+def growing_delays(first: float, longest: float, factor: float = 1.5) -> Iterator[float]:
+    """
+    Yield the delays between attempts, without end.
+
+    :param first: the first delay, in seconds.
+    :param longest: the longest delay, in seconds.
+    :param factor: how many times longer each delay is than the one before it.
+    """
+    delay = first
+    while True:
+        delay = min(delay, longest)
+        yield delay
+        delay *= factor

@@ -20,25 +20,25 @@ _FOLLOW_RUN = "airflow_provider_etlworks.triggerer.follow_run"
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
     """
-    Follows one run of a flow until it ends. Survives restarts of the triggerer, and every transient fault.
+    Follows one run of a flow until it ends. It survives restarts of the triggerer, and every transient fault.
 
     It yields one event, always of the same shape (see
     :class:`~airflow_provider_etlworks.runs.events.ExecutionEvent`). ``ending`` is ``finished``, ``deadline``,
     ``lost_touch`` (the status could not be read for longer than the patience, or the record is gone; the run may still
-    be going) or ``denied`` (the connection no longer works). It never starts anything.
+    be going) or ``denied`` (the connection no longer works). It never starts a run.
 
-    Its arguments are a public contract: a trigger that an older release stored loads in a newer one.
+    The arguments are a public contract: a trigger that an older release stored loads in a newer one.
 
     :param flow_id: the flow.
     :param audit_id: the run.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two looks at a young run; an old one is looked at less often. The first look
-        comes after as long, 6 s at most; for a task, not before Airflow surely knows that the task has deferred
-        (``[workers] min_heartbeat_interval`` and 2 s more).
-    :param deadline: Unix time at which to look a last time; ``None`` is never.
-    :param cancel_on_kill: whether to stop the run at the deadline, and (from Airflow 3.3 on, which tells a trigger)
-        when a person marks or clears the task. Before 3.3 a bare cancellation stops nothing: a deploy looks the same.
-    :param patience: seconds for which the status may be unreadable.
+    :param poll_interval: seconds between two polls of a young run; an old run is polled less often. Default 10. The
+        first poll comes after one interval, 6 s at most; for a task, not before Airflow surely knows that the task has
+        deferred (``[workers] min_heartbeat_interval`` and 2 s more).
+    :param deadline: Unix time of the last poll; ``None`` is never.
+    :param cancel_on_kill: whether to stop the run at the deadline, and when a person marks or clears the task (from
+        Airflow 3.3 on, which calls ``on_kill``). Before 3.3 a cancellation stops nothing: a deploy cancels, too.
+    :param patience: seconds for which the status may be unreadable. Default 1800.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
                 log=self.log,
             )
         except asyncio.CancelledError:
-            self.log.info("No longer watching run %s here. Unless it is stopped, it goes on.", self.audit_id)
+            self.log.info("No longer following run %s here. The run goes on, unless it is stopped.", self.audit_id)
             raise
         yield TriggerEvent(event.to_payload())
 

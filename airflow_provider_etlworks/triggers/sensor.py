@@ -20,21 +20,22 @@ _WAIT_FOR_RUN = "airflow_provider_etlworks.triggerer.wait_for_run"
 
 class EtlworksFlowSensorTrigger(BaseTrigger):
     """
-    Waits for a run of a flow: first until there is one, then until it has ended, its repetitions by Etlworks included.
+    Waits for a run of a flow: until the run is there, and until it and its repetitions by Etlworks have ended.
 
     It yields one event, always of the same shape (see :class:`~airflow_provider_etlworks.runs.events.WaitEvent`).
-    It starts nothing and stops nothing. Its arguments are a public contract: a trigger that an older release stored
+    It starts nothing and stops nothing. The arguments are a public contract: a trigger that an older release stored
     loads in a newer one.
 
     :param flow_id: the flow.
-    :param audit_id: the run, where it is known.
-    :param message_uuid: the message that started it, where that is known.
+    :param audit_id: the run, if it is known.
+    :param message_uuid: the message that started it, if that is known.
     :param since: ISO 8601; without audit id and message, the newest run that started at or after it.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two looks, and before the first.
-    :param deadline: Unix time at which to look a last time; ``None`` is never.
-    :param patience: seconds for which the status may be unreadable.
+    :param poll_interval: seconds between two polls, and before the first. Default 60.
+    :param deadline: Unix time of the last poll; ``None`` is never.
+    :param patience: seconds for which the status may be unreadable. Default 1800.
     :param repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
+        Default 10.
     """
 
     def __init__(
