@@ -292,7 +292,9 @@ async def test_refused_credentials_are_logged_once_and_read_again(
     assert "an-old-key" not in caplog.text
 
 
-async def test_checkpoint_that_cannot_be_stored_is_stored_later(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
+async def test_checkpoint_that_cannot_be_stored_is_stored_later(
+    sandbox: Sandbox, triggerers: Callable[[], Any]
+) -> None:
     store = Store()
     store.broken = True
     async with triggerers() as triggerer:

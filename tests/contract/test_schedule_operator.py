@@ -100,9 +100,7 @@ def test_single_id_is_read(etlworks: Etlworks, written: Any) -> None:
     "written", ["None", "", "1;2", ["1", None], True, [True], -1, 1.0, {"id": 1}, b"12", "[1] [2]"]
 )
 @pytest.mark.parametrize("selection", ["schedule_ids", "flow_ids"])
-def test_invalid_ids_are_refused_before_a_request(
-    etlworks: Etlworks, selection: str, written: Any
-) -> None:
+def test_invalid_ids_are_refused_before_a_request(etlworks: Etlworks, selection: str, written: Any) -> None:
     with pytest.raises(AirflowFailException, match=f"^{selection} is "):
         Switch(action="pause", **{selection: written}).run()
     assert etlworks.sandbox.requests == []
