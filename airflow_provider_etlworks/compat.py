@@ -1,4 +1,4 @@
-"""Every difference between the supported Airflow versions, and nothing else. No other module looks at a version."""
+"""Every difference between the supported Airflow versions, and nothing else. No other module checks a version."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _variable() -> Any:
 
 
 async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
-    # Airflow's own requests to its API server find the event loop by what this leaves in the thread.
+    # Airflow's own requests to its API server find the event loop by what this function leaves in the thread.
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(function)(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Time, as a thing that is passed in: tests bring a clock of their own, and hours of polling take none."""
+"""Time, as a value that is passed in: with a clock of their own, tests take no time for hours of polling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """Tells the time. Python's module ``time`` is one."""
+    """The time of day, and a time that only grows. Python's module ``time`` is a clock."""
 
     def time(self) -> float:
         """Seconds since the epoch: for moments that other processes know too."""

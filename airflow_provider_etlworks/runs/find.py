@@ -69,7 +69,7 @@ class RunSelector:
         """
         Find the run.
 
-        :return: its record; ``None`` if there is no such run yet.
+        :return: its record; ``None`` if there is no run yet.
         :raises EtlworksError: Etlworks cannot be asked, or does not know the audit id.
         """
         if self.audit_id is not None:

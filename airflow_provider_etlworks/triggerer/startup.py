@@ -13,8 +13,6 @@ from airflow.configuration import conf
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from airflow.triggers.base import BaseTrigger
-
 # Seconds, whatever the poll_interval.
 LONGEST_STARTUP_DELAY = 6.0
 SHORTEST_STARTUP_DELAY = 1.0
@@ -29,18 +27,18 @@ _LOADED: dict[str, ModuleType] = {}
 _LOADING: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ModuleType]] = {}
 
 
-def startup_delay(trigger: BaseTrigger, poll_interval: float) -> float:
+def startup_delay(poll_interval: float, *, for_task: bool) -> float:
     """
     Return the seconds that a trigger waits before it yields its first event.
 
     If the trigger fires before the scheduler has seen the deferred process exit, Airflow takes that exit for a crash of
     the resumed task, and fails it.
 
-    :param trigger: the trigger; only one that a task has deferred to waits for the scheduler.
-    :param poll_interval: seconds between two of its polls.
+    :param poll_interval: seconds between two polls of the trigger.
+    :param for_task: whether a task has deferred to the trigger: only then it waits for the scheduler.
     """
     seconds = max(SHORTEST_STARTUP_DELAY, min(LONGEST_STARTUP_DELAY, poll_interval))
-    if trigger.task_instance is not None:
+    if for_task:
         # The supervisor of a task's process may notice its end that much later. Airflow 2 has no supervisor.
         unnoticed = conf.getint("workers", "min_heartbeat_interval", fallback=0)
         seconds = max(seconds, unnoticed + SCHEDULER_NOTICES_WITHIN)

@@ -78,7 +78,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(startup_delay(self, self.poll_interval))
+        await asyncio.sleep(startup_delay(self.poll_interval, for_task=self.task_instance is not None))
         module = await import_in_thread(_FOLLOW_RUN)
         try:
             event = await module.follow_run(

@@ -81,7 +81,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the run, and yield the one event."""
-        waited = startup_delay(self, self.poll_interval)
+        waited = startup_delay(self.poll_interval, for_task=self.task_instance is not None)
         await asyncio.sleep(waited)
         module = await import_in_thread(_WAIT_FOR_RUN)
         event = await module.wait_for_run(
