@@ -1,4 +1,4 @@
-"""Time, as a value that is passed in: with a clock of their own, tests take no time for hours of polling."""
+"""Time is passed in: tests bring their own clock, so hours of polling take no time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class Clock(Protocol):
-    """The time of day, and a time that only grows. Python's module ``time`` is a clock."""
+    """Reads the time. Python's module ``time`` is one."""
 
     def time(self) -> float:
-        """Seconds since the epoch: for moments that other processes know too."""
+        """Return the seconds since the epoch, for moments that other processes share."""
 
     def monotonic(self) -> float:
-        """Seconds that only grow: for durations."""
+        """Return seconds that only grow, for durations."""
 
 
 SYSTEM_CLOCK: Clock = time
@@ -24,14 +24,13 @@ SYSTEM_CLOCK: Clock = time
 
 def growing_delays(first: float, longest: float, factor: float = 1.5) -> Iterator[float]:
     """
-    Yield the delays between attempts, without end.
+    Yield the delays between attempts, each longer than the one before. Never ends.
 
-    :param first: the first delay, in seconds.
-    :param longest: the longest delay, in seconds.
-    :param factor: how many times longer each delay is than the one before it.
+    :param first: the first delay in seconds.
+    :param longest: the longest delay in seconds.
+    :param factor: how many times longer each delay is than the one before.
     """
     delay = first
     while True:
-        delay = min(delay, longest)
-        yield delay
-        delay *= factor
+        yield min(delay, longest)
+        delay = min(delay * factor, longest)
