@@ -30,6 +30,6 @@ def parse_seconds(name: str, value: Any, *, zero_allowed: bool = False) -> float
     # Infinity is not JSON, so a trigger cannot be stored with it.
     is_number = isinstance(seconds, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= seconds < float("inf") or (seconds == 0 and not zero_allowed):
-        least = "0 or more" if zero_allowed else "greater than 0"
-        raise ValueError(f"{name} is {value!r}; it is a number of seconds, {least}, or a timedelta.")
+        least = "that is 0 or more" if zero_allowed else "greater than 0"
+        raise ValueError(f"{name} is {value!r}; it is a number of seconds {least}, or a timedelta.")
     return seconds if isinstance(seconds, (int, float)) else float(seconds)

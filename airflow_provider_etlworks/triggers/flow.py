@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL, parse_seconds
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.triggerer.startup import import_in_thread, startup_delay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import timedelta
 
 _FOLLOW_RUN = "airflow_provider_etlworks.triggerer.follow_run"
 
@@ -32,13 +33,13 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     :param flow_id: the flow.
     :param audit_id: the run.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two polls of a young run; an old run is polled less often. Default 10. The
-        first poll comes after one interval, 6 s at most; for a task, not before Airflow surely knows that the task has
-        deferred (``[workers] min_heartbeat_interval`` and 2 s more).
+    :param poll_interval: seconds (or a ``timedelta``) between two polls of a young run; an old run is polled less
+        often. Default 10. The first poll comes after one interval, 6 s at most; for a task, not before Airflow surely
+        knows that the task has deferred (``[workers] min_heartbeat_interval`` and 2 s more).
     :param deadline: Unix time of the last poll; ``None`` is never.
     :param cancel_on_kill: whether to stop the run at the deadline, and when a person marks or clears the task (from
         Airflow 3.3 on, which calls ``on_kill``). Before 3.3 a cancellation stops nothing: a deploy cancels, too.
-    :param patience: seconds for which the status may be unreadable. Default 1800.
+    :param patience: seconds (or a ``timedelta``) for which the status may be unreadable. Default 1800.
     """
 
     def __init__(
@@ -46,20 +47,20 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         flow_id: int,
         audit_id: int,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
         cancel_on_kill: bool = True,
-        patience: float = DEFAULT_PATIENCE,
+        patience: float | timedelta = DEFAULT_PATIENCE,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
         self.flow_id = flow_id
         self.audit_id = audit_id
         self.etlworks_conn_id = etlworks_conn_id
-        self.poll_interval = poll_interval
+        self.poll_interval = parse_seconds("poll_interval", poll_interval)
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
-        self.patience = patience
+        self.patience = parse_seconds("patience", patience)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""

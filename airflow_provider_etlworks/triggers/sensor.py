@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE, parse_seconds
 from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.triggerer.startup import import_in_thread, startup_delay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import timedelta
 
 _WAIT_FOR_RUN = "airflow_provider_etlworks.triggerer.wait_for_run"
 
@@ -31,11 +32,11 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
     :param message_uuid: the message that started it, if that is known.
     :param since: ISO 8601; without audit id and message, the newest run that started at or after it.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two polls, and before the first. Default 60.
+    :param poll_interval: seconds (or a ``timedelta``) between two polls, and before the first. Default 60.
     :param deadline: Unix time of the last poll; ``None`` is never.
-    :param patience: seconds for which the status may be unreadable. Default 1800.
-    :param repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
-        Default 10.
+    :param patience: seconds (or a ``timedelta``) for which the status may be unreadable. Default 1800.
+    :param repetition_grace: seconds (or a ``timedelta``) after the bad end of a schedule's run in which Etlworks may
+        still repeat it. Default 10.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         message_uuid: str | None = None,
         since: str | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = 60.0,
+        poll_interval: float | timedelta = 60.0,
         deadline: float | None = None,
-        patience: float = DEFAULT_PATIENCE,
-        repetition_grace: float = DEFAULT_REPETITION_GRACE,
+        patience: float | timedelta = DEFAULT_PATIENCE,
+        repetition_grace: float | timedelta = DEFAULT_REPETITION_GRACE,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
@@ -57,10 +58,10 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         self.message_uuid = message_uuid
         self.since = since
         self.etlworks_conn_id = etlworks_conn_id
-        self.poll_interval = poll_interval
+        self.poll_interval = parse_seconds("poll_interval", poll_interval)
         self.deadline = deadline
-        self.patience = patience
-        self.repetition_grace = repetition_grace
+        self.patience = parse_seconds("patience", patience)
+        self.repetition_grace = parse_seconds("repetition_grace", repetition_grace, zero_allowed=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""

@@ -64,7 +64,7 @@ def test_equal_watchers_have_equal_triggers() -> None:
         ({"flow_id": True}, "flow_id is True"),
         ({"statuses": ()}, "statuses is \\(\\); it must be some of success, warning, error, canceled"),
         ({"statuses": ["done"]}, "statuses is \\['done'\\]"),
-        ({"poll_interval": 0}, "poll_interval is 0; it is a number of seconds, greater than 0"),
+        ({"poll_interval": 0}, "poll_interval is 0; it is a number of seconds greater than 0"),
         ({"poll_interval": float("nan")}, "poll_interval is nan"),
         ({"poll_interval": float("inf")}, "poll_interval is inf"),
         ({"poll_interval": "5"}, "poll_interval is '5'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from datetime import timezone
+from datetime import timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +67,22 @@ def test_trigger_of_a_newer_release_loads() -> None:
     trigger = EtlworksFlowExecutionTrigger(**ARGUMENTS, from_a_newer_release={"x": 1})
 
     assert trigger.serialize()[1] == ARGUMENTS
+
+
+@pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
+def test_durations_are_stored_as_seconds(trigger_class: Any) -> None:
+    trigger = trigger_class(7, 41, poll_interval=timedelta(seconds=5), patience=timedelta(minutes=1))
+
+    stored = json.loads(json.dumps(trigger.serialize()[1]))
+    assert (stored["poll_interval"], stored["patience"]) == (5, 60)
+
+
+@pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -1, "10", None, True])
+@pytest.mark.parametrize("name", ["poll_interval", "patience"])
+def test_invalid_durations_are_refused(trigger_class: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is "):
+        trigger_class(7, 41, **{name: value})
 
 
 def test_run_is_the_only_required_argument() -> None:
