@@ -37,7 +37,7 @@ def error_of(given: Response) -> EtlworksApiError:
 @pytest.mark.parametrize(
     ("status", "kind", "retryable", "not_processed"),
     [
-        (304, errors.EtlworksBadRequest, False, True),
+        (304, errors.EtlworksBadRequest, False, False),
         (400, errors.EtlworksBadRequest, False, True),
         (401, errors.EtlworksUnauthorized, False, True),
         (403, errors.EtlworksForbidden, False, True),
