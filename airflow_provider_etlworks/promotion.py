@@ -219,10 +219,14 @@ class _PauseSchedulesOperator(EtlworksScheduleOperator):
         super().__init__(action="pause", flow_ids=[], **kwargs)
         self.export_task_id = export_task_id
 
-    def _selected(self, context: Context) -> dict[int, bool | None]:
+    def execute(self, context: Context) -> list[int]:
+        """Pause the schedules of the flows that have the exported names here."""
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
+
         names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
-        self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
-        return super()._selected(context)
+        with fail_without_retry_on_config_error():
+            self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
+        return super().execute(context)
 
 
 def _schedule_tasks(
