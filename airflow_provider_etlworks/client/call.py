@@ -256,6 +256,10 @@ class PagedCall(Generic[ItemT]):
         is_last = len(page.items) < self.limit if page.total is None else offset >= page.total
         return None if is_last else self._call(offset)
 
+    def page_at(self, offset: int) -> Call[Page[ItemT]]:
+        """Return the call for the page that begins at an item, counted from 0."""
+        return self._call(offset)
+
     def _call(self, offset: int) -> Call[Page[ItemT]]:
         return Call(
             "GET",

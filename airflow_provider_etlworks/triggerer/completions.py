@@ -107,7 +107,7 @@ class Watch:
     def events_for(self, ends: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
         """Return the ends that are to be told, in the order in which they must be."""
         told = [
-            PendingEvent(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), end.notes)
+            PendingEvent(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), end.checkpoint)
             for end in ends
             if (run := end.execution).status in self._statuses
         ]
@@ -125,7 +125,7 @@ class Watch:
         """Write down what is true by now. Where Airflow cannot, the next round does."""
         async with self._keeping:
             if self.endings is not None and self._is_sound and not self._on_the_way:
-                self._true = self.endings.notes
+                self._true = self.endings.checkpoint
             notes = self._true
             if notes is None or notes == self._kept:
                 return
@@ -245,7 +245,7 @@ class CompletionStream:
         self, watch: Watch, endings: CompletionTracker, client: AsyncEtlworksClient
     ) -> list[PendingEvent]:
         try:
-            return watch.events_for(await client.run(endings.look()), client.settings)
+            return watch.events_for(await client.run(endings.poll()), client.settings)
         except _NOBODY_ANSWERS:
             raise
         except EtlworksError as error:

@@ -314,7 +314,7 @@ async def test_notes_that_cannot_be_read_are_said_and_replaced(
     store.kept[f"etlworks_ends.etlworks_default.{FLOW}.success-warning"] = '"nonsense"'
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: "floor" in store.text, "the first look is noted")
+        await until(lambda: "low_watermark" in store.text, "the first look is noted")
 
     assert "Flow 7 is watched as if for the first time." in caplog.text
 

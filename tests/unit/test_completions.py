@@ -80,7 +80,7 @@ class Etlworks:
         return {(run.flow_id, run.audit_id): not run.is_terminal for run in self.runs.values()}
 
     def look(self, endings: CompletionTracker) -> list[int]:
-        ends = carry_out(endings.look(), FastClock(), self.answer)
+        ends = carry_out(endings.poll(), FastClock(), self.answer)
         return [end.execution.audit_id for end in ends]
 
 
@@ -125,7 +125,7 @@ def test_a_first_start_tells_nothing_of_ten_thousand_old_runs_and_asks_once(etlw
     assert etlworks.look(endings) == []
     assert etlworks.asked == ["history 7 from 0"]
     assert etlworks.look(endings) == []
-    assert etlworks.look(restarted(endings.notes)) == []
+    assert etlworks.look(restarted(endings.checkpoint)) == []
 
 
 def test_what_is_going_at_the_first_start_is_told_when_it_ends(etlworks: Etlworks) -> None:
@@ -152,7 +152,7 @@ def test_runs_that_end_in_another_order_are_each_told_once(etlworks: Etlworks) -
     told = [etlworks.look(endings)]
     for audit_id in (3, 1, 2):
         etlworks.end(audit_id)
-        endings = restarted(endings.notes)
+        endings = restarted(endings.checkpoint)
         told.append(etlworks.look(endings))
 
     assert told == [[], [3], [1], [2]]
@@ -164,13 +164,13 @@ def test_a_run_that_goes_for_ever_is_still_told_and_costs_one_request_a_look(etl
     for audit_id in range(2, 1000):
         etlworks.run(audit_id)
         assert etlworks.look(endings) == [audit_id]
-    assert len(json.dumps(endings.notes.to_json())) < 500
+    assert len(json.dumps(endings.checkpoint.to_json())) < 500
     etlworks.asked.clear()
     assert etlworks.look(endings) == []
     assert etlworks.asked == ["history 7 from 0", "run 1"]
     etlworks.end(1)
 
-    assert etlworks.look(restarted(endings.notes)) == [1]
+    assert etlworks.look(restarted(endings.checkpoint)) == [1]
 
 
 def test_a_run_that_appears_after_later_ones_is_told(etlworks: Etlworks) -> None:
@@ -179,7 +179,7 @@ def test_a_run_that_appears_after_later_ones_is_told(etlworks: Etlworks) -> None
     etlworks.look(endings)
     etlworks.run(9)
 
-    assert etlworks.look(restarted(endings.notes)) == [9]
+    assert etlworks.look(restarted(endings.checkpoint)) == [9]
 
 
 def test_a_run_that_is_being_stopped_has_not_ended(etlworks: Etlworks) -> None:
@@ -208,9 +208,9 @@ def test_the_own_record_decides_where_the_history_says_too_little(etlworks: Etlw
         answered = etlworks.answer(call)
         return Page([shown], None) if call.path.endswith("/history") else answered
 
-    assert carry_out(endings.look(), FastClock(), answer) == []
+    assert carry_out(endings.poll(), FastClock(), answer) == []
     etlworks.end(1)
-    (end,) = carry_out(endings.look(), FastClock(), answer)
+    (end,) = carry_out(endings.poll(), FastClock(), answer)
     assert end.execution.ended_at == MOMENT
 
 
@@ -221,15 +221,15 @@ def test_a_run_whose_record_is_deleted_is_given_up_after_some_looks(
     etlworks.start(1)
     etlworks.run(*range(2, 100))
     etlworks.look(endings)
-    assert endings.notes is not None
-    assert endings.notes.going == {1}
+    assert endings.checkpoint is not None
+    assert endings.checkpoint.pending == {1}
     del etlworks.runs[1]
     for _ in range(5):
         assert etlworks.look(endings) == []
 
-    assert endings.notes.going == frozenset()
+    assert endings.checkpoint.pending == frozenset()
     assert [record.getMessage() for record in caplog.records] == [
-        "Run 1 of flow 7 is gone from Etlworks: its end is not told."
+        "Run 1 of flow 7 is gone from Etlworks; its end is not reported."
     ]
     etlworks.asked.clear()
     etlworks.look(endings)
@@ -243,10 +243,10 @@ def test_what_ended_meanwhile_is_read_down_to_what_is_settled_and_no_further(etl
     etlworks.run(*range(1, 10_001))
     endings = begun(etlworks)
     etlworks.run(*range(10_001, 10_121))
-    after = restarted(endings.notes)
+    after = restarted(endings.checkpoint)
 
     assert etlworks.look(after) == list(range(10_001, 10_121))
-    assert etlworks.asked == ["history 7 from 0", "history 7 from 50", "history 7 from 100"]
+    assert etlworks.asked == ["history 7 from 0", "history 7 from 49", "history 7 from 98"]
 
 
 def test_a_look_that_fails_half_way_loses_nothing(etlworks: Etlworks) -> None:
@@ -258,7 +258,7 @@ def test_a_look_that_fails_half_way_loses_nothing(etlworks: Etlworks) -> None:
         return etlworks.answer(call) if next(requests) != 1 else EtlworksUnreachable("Gone")
 
     with pytest.raises(EtlworksUnreachable):
-        carry_out(endings.look(), FastClock(), answer)
+        carry_out(endings.poll(), FastClock(), answer)
     assert etlworks.look(endings) == list(range(1, 121))
 
 
@@ -269,7 +269,7 @@ def test_a_server_that_ignores_the_offset_is_not_read_for_ever(etlworks: Etlwork
     def answer(call: Call[Any]) -> Any:
         return etlworks.answer(replace(call, query=[("limit", "50"), ("offset", "0")]))
 
-    ends = carry_out(endings.look(), FastClock(), answer)
+    ends = carry_out(endings.poll(), FastClock(), answer)
     assert [end.execution.audit_id for end in ends] == list(range(71, 121))
     assert len(etlworks.asked) == 2
 
@@ -280,7 +280,7 @@ def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311  # no secret
     etlworks, endings = Etlworks(), CompletionTracker(FLOW, None, LOG)
     etlworks.look(endings)
-    noted = endings.notes
+    noted = endings.checkpoint
     told: list[int] = []
     going: list[int] = []
     late: list[Execution] = []
@@ -297,13 +297,13 @@ def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
         while len(going) > 12 or (going and chance.random() < 0.4):
             etlworks.end(going.pop(chance.randrange(len(going))))
         if chance.random() < 0.3:
-            ends = carry_out(endings.look(), FastClock(), etlworks.answer)
+            ends = carry_out(endings.poll(), FastClock(), etlworks.answer)
             survives = chance.randrange(len(ends) + 1) if chance.random() < 0.3 else len(ends)
             for end in ends[:survives]:
                 told.append(end.execution.audit_id)
-                noted = end.notes
+                noted = end.checkpoint
             if survives == len(ends):
-                noted = endings.notes
+                noted = endings.checkpoint
             endings = restarted(noted)
     told += etlworks.look(endings)
 
@@ -311,9 +311,11 @@ def test_whatever_happens_each_end_is_told_once(seed: int) -> None:
     assert set(told) == {run.audit_id for run in etlworks.runs.values() if run.is_terminal}
 
 
-@pytest.mark.parametrize("notes", [[], {"floor": 1}, {"floor": "x", "settled": [], "going": []}, "notes", 7])
+@pytest.mark.parametrize(
+    "notes", [[], {"low_watermark": 1}, {"low_watermark": "x", "done": [], "pending": []}, "notes", 7]
+)
 def test_notes_that_are_none_are_said(notes: Any) -> None:
-    with pytest.raises(ValueError, match="Cannot read the notes"):
+    with pytest.raises(ValueError, match="Cannot read the checkpoint"):
         Checkpoint.from_json(notes)
 
 
