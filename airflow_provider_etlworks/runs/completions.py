@@ -114,9 +114,9 @@ class CompletionTracker:
                     return runs, self._has_gap(runs, "it is not newest first, and too long to be read to its end")
             elif checkpoint is not None and lowest <= checkpoint.low_watermark + 1:
                 return runs, self._reached_the_watermark()
-            elif paged.following(len(runs), page) is None and self._is_end(runs, page):
+            elif (is_last := paged.following(len(runs), page) is None) and self._is_end(runs, page):
                 return runs, self._reached_the_end(runs)
-            elif checkpoint is None:
+            elif checkpoint is None and (pages > 1 or not is_last):
                 self._log.warning(
                     "Flow %s is watched from run %s on. If an older run is still going, its end is not reported.",
                     self.flow_id,
@@ -124,12 +124,12 @@ class CompletionTracker:
                 )
                 return runs, True
             # Pages overlap by one run, so that it shows if a run was deleted meanwhile and the others moved up.
-            page = yield paged.page_at(len(runs) - 1)
+            previous, page = page, (yield paged.page_at(len(runs) - 1))
             new = {run.audit_id: run for run in page.items if run.audit_id not in runs}
-            if not new and 0 < len(page.items) < min(len(runs), _PAGE):
+            if not new and page.items and page.items[0].audit_id != previous.items[0].audit_id:
                 return runs, self._reached_the_end(runs)
             if not new:
-                return runs, self._has_gap(runs, "Etlworks answers with the same page again")
+                return runs, self._has_gap(runs, "its next page has no other runs than the one before")
             if len(new) == len(page.items):
                 return runs, self._has_gap(runs, "runs were deleted from it meanwhile")
             runs |= {run.audit_id: run for run in page.items}
@@ -137,8 +137,8 @@ class CompletionTracker:
 
     def _is_end(self, runs: Mapping[int, Execution], page: Page[Execution]) -> bool:
         """Whether a short page ends the history. It may also be short because the server allows no longer ones."""
-        is_known = self.checkpoint is None or min(runs, default=0) <= self.checkpoint.newest_known
-        return is_known or len(runs) == 1 or len(page.items) > _PAGE
+        is_known = self.checkpoint is not None and min(runs, default=0) <= self.checkpoint.newest_known
+        return is_known or len(runs) <= 1 or len(page.items) > _PAGE
 
     def _reached_the_watermark(self) -> bool:
         self._gap_above = None

@@ -139,21 +139,21 @@ class RunPoller:
     """
 
     __slots__ = (
-        "_stuck_logged",
         "_audit_id",
         "_began",
         "_clock",
-        "_outage_logged",
-        "_outage",
         "_faults",
-        "_is_over",
         "_heartbeat",
+        "_is_over",
         "_log",
         "_missing",
         "_missing_since",
         "_next_fault_line",
         "_next_heartbeat",
+        "_outage",
+        "_outage_logged",
         "_policy",
+        "_stuck_logged",
         "_unreadable_since",
         "execution",
     )
