@@ -126,7 +126,7 @@ class CompletionTracker:
             # Pages overlap by one run, so that it shows if a run was deleted meanwhile and the others moved up.
             previous, page = page, (yield paged.page_at(len(runs) - 1))
             new = {run.audit_id: run for run in page.items if run.audit_id not in runs}
-            if not new and page.items and page.items[0].audit_id != previous.items[0].audit_id:
+            if not new and 0 < len(page.items) < len(previous.items):
                 return runs, self._reached_the_end(runs)
             if not new:
                 return runs, self._has_gap(runs, "its next page has no other runs than the one before")
