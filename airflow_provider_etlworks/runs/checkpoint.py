@@ -29,7 +29,7 @@ class Checkpoint:
 
     @property
     def newest_known(self) -> int:
-        """The newest run that it knows of; 0 if it knows of none."""
+        """The newest run that it knows of; it also knows of all older ones. 0 if there was none."""
         return max((self.low_watermark, *self.done, *self.pending))
 
     def is_done(self, audit_id: int) -> bool:
@@ -41,9 +41,9 @@ class Checkpoint:
         done = self.done | {audit_id} if audit_id > self.low_watermark else self.done
         return replace(self, done=done, pending=self.pending - {audit_id})
 
-    def mark_pending(self, audit_ids: Iterable[int]) -> Checkpoint:
-        """Return this checkpoint with more runs that are going."""
-        return replace(self, pending=self.pending.union(audit_ids))
+    def mark_pending(self, audit_id: int) -> Checkpoint:
+        """Return this checkpoint with one more run that is going."""
+        return self if audit_id in self.pending else replace(self, pending=self.pending | {audit_id})
 
     def raise_watermark(self, low_watermark: int, known: Iterable[int]) -> Checkpoint:
         """

@@ -239,15 +239,14 @@ class CompletionTracker:
         """
         completions: list[Completion] = []
         ordered = sorted(known)
-        if ended or not is_complete:
-            # Stored only if something else is, too: a start is not worth a write.
-            checkpoint = checkpoint.mark_pending(
-                audit_id for audit_id in ordered if audit_id not in ended and not checkpoint.is_done(audit_id)
-            )
+        # A start alone is not worth a write.
+        is_written = bool(ended) or not is_complete
         lowest = bisect_right(ordered, checkpoint.low_watermark)
         for position, audit_id in enumerate(ordered):
             if audit_id in ended:
                 checkpoint = checkpoint.mark_done(audit_id)
+            elif is_written and not checkpoint.is_done(audit_id):
+                checkpoint = checkpoint.mark_pending(audit_id)
             below = position + 1 - _ABOVE_WATERMARK
             if is_complete and below > lowest:
                 checkpoint = checkpoint.raise_watermark(ordered[below - 1], ordered[lowest:below])

@@ -433,8 +433,8 @@ def test_each_end_is_reported_or_a_warning_covers_it(
 ) -> None:
     # Of a flow without any known run it cannot be said whether its history is whole.
     assume(before or keeps == 10_000)
-    # A few runs can be in order by chance.
-    assume(order != "no order" or longest_page >= 30)
+    # A few runs do not show how orderly a history is.
+    assume(order in ("newest first", "oldest first") or longest_page >= 30)
     etlworks = OddEtlworks(
         order=order, longest_page=longest_page, ignores_offset=ignores_offset, keeps=keeps, meanwhile=meanwhile
     )
