@@ -396,6 +396,10 @@ class PagedCall(Generic[ItemT]):
         is_last = page.total is not None and offset >= page.total > length
         return None if is_last else self._call(offset, page.skipped)
 
+    def page_at(self, offset: int) -> Call[Page[ItemT]]:
+        """Return the call for the page that begins at an item, counted from 0."""
+        return self._call(offset, 0)
+
     def _call(self, offset: int, skipped: int) -> Call[Page[ItemT]]:
         def read(answer: Response) -> Page[ItemT]:
             value = answer.json

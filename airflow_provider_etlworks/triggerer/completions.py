@@ -115,7 +115,9 @@ class FlowSubscription:
         :param settings: those of the connection, for the address of a run.
         """
         events = [
-            PendingEvent(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), completion.notes)
+            PendingEvent(
+                self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), completion.checkpoint
+            )
             for completion in completions
             if (run := completion.execution).status in self._statuses
         ]
@@ -133,7 +135,7 @@ class FlowSubscription:
         """Write the checkpoint up to the last stored event. If Airflow cannot, the next round does."""
         async with self._committing:
             if self._tracker is not None and self._all_stored and not self._pending:
-                self._confirmed = self._tracker.notes
+                self._confirmed = self._tracker.checkpoint
             checkpoint = self._confirmed
             if checkpoint is None or checkpoint == self._committed:
                 return
@@ -257,7 +259,7 @@ class CompletionStream:
         self, subscription: FlowSubscription, tracker: CompletionTracker, client: AsyncEtlworksClient
     ) -> list[PendingEvent]:
         try:
-            return subscription.events_for(await client.run(tracker.look()), client.settings)
+            return subscription.events_for(await client.run(tracker.poll()), client.settings)
         except _OUT_OF_REACH:
             raise
         except EtlworksError as error:

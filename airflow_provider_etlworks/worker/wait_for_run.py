@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
-ResultT = TypeVar("ResultT")
 
 _OUTAGE_KEY = "etlworks_trouble"
 

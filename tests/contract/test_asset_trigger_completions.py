@@ -319,7 +319,7 @@ async def test_unreadable_checkpoint_is_logged_and_replaced(
     store.kept[f"etlworks_ends.etlworks_default.{FLOW}.success-warning"] = '"nonsense"'
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: "floor" in store.text, "the first checkpoint is stored")
+        await until(lambda: "low_watermark" in store.text, "the first checkpoint is stored")
 
     (line,) = [record for record in caplog.records if "Flow 7 is watched as if for the first time." in record.message]
     assert line.name == TRIGGER_LOG

@@ -17,7 +17,7 @@ from airflow_provider_etlworks.runs.follow import Ending
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-WATCHER_LOG = "airflow_provider_etlworks.runs.watcher"
+WATCHER_LOG = "airflow_provider_etlworks.runs"
 
 
 def refuse_lists(request: web.Request) -> web.Response | None:
@@ -474,13 +474,13 @@ async def test_a_fault_of_our_own_between_two_looks_leaves_nobody_waiting(monkey
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         waiting = [following.follow(etlworks.run(audit_id)) for audit_id in (1, 2)]
         await asyncio.sleep(5)
-        choose = following.watcher._choose_lists
+        choose = following.watcher._queue.pick
 
-        def broken_once(now: float) -> None:
-            monkeypatch.setattr(following.watcher, "_choose_lists", choose)
+        def broken_once(_: float) -> None:
+            monkeypatch.setattr(following.watcher._queue, "pick", choose)
             raise ZeroDivisionError
 
-        monkeypatch.setattr(following.watcher, "_choose_lists", broken_once)
+        monkeypatch.setattr(following.watcher._queue, "pick", broken_once)
         for each in waiting:
             with pytest.raises(ZeroDivisionError):
                 await each
