@@ -184,11 +184,8 @@ class BundleImport:
 
     def _changed_flows(self, before: FlowVersions, flows: Iterable[Flow]) -> list[Flow]:
         names = set(self.flow_names)
-        return [
-            flow
-            for flow in flows
-            if flow.name in names and [flow.id, _changed_at(flow)] not in before.get(flow.name, [])
-        ]
+        ours = (flow for flow in flows if flow.name in names)
+        return [flow for flow in ours if [flow.id, _changed_at(flow)] not in before.get(flow.name, [])]
 
     def _both_possibilities(self, seen: _Evidence) -> str:
         unchanged = [name for name in self.flow_names if name not in seen.changed]
@@ -198,14 +195,10 @@ class BundleImport:
                 f"flows has changed in the target: {named(unchanged)}."
             )
         unproven = [name for name in seen.changed if name not in seen.proven]
-        somebody = (
-            f" Nothing shows who changed {named(unproven)}: neither our user nor the bundle's content."
-            if unproven
-            else ""
-        )
         return (
             "Either it was applied, at least in part, or it was not applied and somebody else changed flows. In the "
-            f"target, changed: {named(seen.changed)}. Not changed: {named(unchanged)}.{somebody}"
+            f"target, changed: {named(seen.changed)}. Not changed: {named(unchanged)}. Changed, but neither by our "
+            f"user nor to the bundle's content, as far as known: {named(unproven)}."
         )
 
     def _describe(self, failure: str, answer: Any, before: FlowVersions) -> Procedure[str]:

@@ -73,7 +73,7 @@ def test_selections_add_up(promotion: Promotion, selection: dict[str, Any], ids:
         ({"path": "", "flow_ids": 1}, "path is ''"),
         ({"path": "None", "flow_ids": 1}, "path is 'None'"),
         ({"path": "bundles/", "flow_ids": 1}, "path is 'bundles/', a directory"),
-        ({"path": "nowhere://bucket/bundle.json", "flow_ids": 1}, "in no store that Airflow can reach"),
+        ({"path": "nowhere://bucket/bundle.json", "flow_ids": 1}, "is not in a store that Airflow can reach"),
     ],
 )
 def test_a_selection_that_cannot_work_fails_before_anything_is_exported(
