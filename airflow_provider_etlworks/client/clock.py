@@ -24,11 +24,11 @@ SYSTEM_CLOCK: Clock = time
 
 def growing_delays(first: float, longest: float, factor: float = 1.5) -> Iterator[float]:
     """
-    Yield the delays between attempts, each longer than the one before. Never ends.
+    Yield the delays of a back-off, without end.
 
-    :param first: the first delay in seconds.
-    :param longest: the longest delay in seconds.
-    :param factor: how many times longer each delay is than the one before.
+    :param first: seconds before the first repetition.
+    :param longest: seconds that no delay exceeds.
+    :param factor: how much longer each delay is than the one before.
     """
     delay = first
     while True:

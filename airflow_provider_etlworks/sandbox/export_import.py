@@ -67,7 +67,7 @@ def undump(text: str) -> dict[str, Any]:
 
 def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Say what an import would touch, by the ids it has in the bundle, in the shape of the older preview.
+    Say what an import would touch, by the ids it has in the bundle, in the only documented shape: the older preview's.
 
     An import that would be refused is refused here already. Nothing is changed.
     """
@@ -91,26 +91,6 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
         "formats": {},
         "schedules": {},
     }
-
-
-def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Say the same as ``preview``, and what happens to each: the newer preview's shape, which nobody documents."""
-    told = preview(organization, bundle)
-    flows, connections = _arrivals(organization, bundle)
-    known = organization.plans()
-    for entry, plan in flows:
-        told["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
-    for entry, existing in connections:
-        told["connections"][str(entry["id"])]["action"] = _action(existing is not None)
-    brought = {entry["name"] for entry, _ in connections}
-    for name in sorted({name for _, plan in flows for name in plan.connections} - brought):
-        exists = organization.connection_with(name) is not None
-        told["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
-    return told
-
-
-def _action(exists: bool) -> str:
-    return "replace" if exists else "create"
 
 
 def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:

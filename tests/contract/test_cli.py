@@ -381,7 +381,7 @@ def test_what_comes_from_the_target_itself_is_not_imported(
     words = promotion(tmp_path / "bundle.json", "--yes")
     done = command(*[word.replace("production", "staging") for word in words])
     assert (done.code, done.out) == (1, "")
-    assert "it is also the target" in done.err
+    assert "which is also the target" in done.err
 
 
 def test_a_refused_import_is_a_failure(production: Sandbox, command: Callable[..., Done], tmp_path: Path) -> None:
