@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,6 +13,10 @@ from typing import Any
 MAX_PAGE = 200
 DEFAULT_PAGE = 50
 MAX_DIGITS = 18
+JSON_WHITESPACE = " \t\n\r"
+IGNORED_SHOWN = 40
+
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -71,14 +76,27 @@ class Request:
         return slice(offset, offset + size)
 
     def json(self) -> Any:
-        """Return the JSON body; 415 for another content type, 400 for malformed JSON."""
+        """
+        Return the JSON body; 415 for another content type, 400 for malformed JSON.
+
+        Text after the value is ignored with a warning: Etlworks's server stops reading where the value ends, and one
+        of its own examples sends a brace too many.
+        """
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         if media_type.lower() != "application/json":
             raise ApiError(415, f"Content type '{media_type}' is not supported; send application/json")
         try:
-            return json.loads(self.body)
+            text = self.body.decode(json.detect_encoding(self.body), "surrogatepass").strip(JSON_WHITESPACE)
+            value, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"Malformed JSON: {error}") from None
+        if end < len(text):
+            ignored = text[end:]
+            excerpt = f"{ignored[:IGNORED_SHOWN]!r}{'…' if len(ignored) > IGNORED_SHOWN else ''}"
+            log.warning(
+                "%s %s: ignored %d characters after the JSON value: %s", self.method, self.path, len(ignored), excerpt
+            )
+        return value
 
     def json_object(self) -> dict[str, Any]:
         """Return the JSON body, which must be an object; 400 otherwise."""
