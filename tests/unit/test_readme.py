@@ -250,3 +250,20 @@ def test_links_between_guides_resolve(name: str) -> None:
     folder = ROOT if name in ("README.md", "CONTRIBUTING.md") else ROOT / "docs"
     targets = [target for target in re.findall(r"\]\(([^)#]+)", GUIDES[name]) if "://" not in target]
     assert [target for target in targets if not (folder / target).exists()] == []
+
+
+def test_architecture_answers_each_question_with_existing_files() -> None:
+    rows = table(GUIDES["architecture.md"], "question", "file")
+    assert len(rows) >= 25
+    files = [re.findall(r"`([^`]+)`", cell) for _, cell in rows]
+    assert all(files)
+    package = ROOT / "airflow_provider_etlworks"
+    assert [path for paths in files for path in paths if not (package / path).is_file()] == []
+
+
+def test_architecture_names_every_layer_in_order() -> None:
+    (arrows,) = blocks(GUIDES["architecture.md"], "text")
+    layers = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    shown = [layer.replace("airflow_provider_etlworks.", "") for layer in re.findall(r'"(.+)"', layers[1])]
+    assert [part.strip() for part in arrows.split(">")] == shown
