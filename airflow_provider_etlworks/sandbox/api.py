@@ -16,7 +16,7 @@ from airflow_provider_etlworks.sandbox.messages import (
     Request,
     json_type,
     milliseconds,
-    number,
+    parse_number,
     required,
 )
 from airflow_provider_etlworks.sandbox.organization import Organization, connection_body
@@ -146,7 +146,7 @@ def log_in(api: Api, request: Request) -> Answer:
 
 
 @route("POST", "/rest/v1/token-auth/issue", public=True)
-def log_in_the_older_way(api: Api, request: Request) -> Answer:
+def log_in_legacy(api: Api, request: Request) -> Answer:
     """Exchange login and password for a token, on the older path."""
     return _token(api, request)
 
@@ -154,7 +154,7 @@ def log_in_the_older_way(api: Api, request: Request) -> Answer:
 def _token(api: Api, request: Request) -> Answer:
     body = request.json_object()
     token = api.tokens.log_in(required(body, "login", str), required(body, "password", str))
-    api.organization.note("login", "user", None, body["login"])
+    api.organization.record_event("login", "user", None, body["login"])
     return Answer.json({"token": token})
 
 
@@ -181,7 +181,7 @@ def list_flows(api: Api, request: Request) -> Answer:
 
 
 @route("GET", "/rest/v1/flows/export")
-def export_the_older_way(api: Api, request: Request) -> Answer:
+def export_flows_legacy(api: Api, request: Request) -> Answer:
     """Export flows as text."""
     wanted = request.text("flows")
     if not wanted:
@@ -189,54 +189,56 @@ def export_the_older_way(api: Api, request: Request) -> Answer:
     if wanted == "all":
         flow_ids = list(api.organization.plans())
     else:
-        flow_ids = [number(flow_id, "flows") for flow_id in wanted.split(",")]
+        flow_ids = [parse_number(flow_id, "flows") for flow_id in wanted.split(",")]
     dump = export_import.dump(export_import.export(api.organization, flow_ids, include_connections=True))
     return Answer.text(dump)
 
 
 @route("POST", "/rest/v1/flows/import/preview")
-def preview_the_older_way(api: Api, request: Request) -> Answer:
+def preview_import_legacy(api: Api, request: Request) -> Answer:
     """Say what importing such a text would touch."""
-    bundle = export_import.undump(required(request.json_object(), "dump", str))
+    bundle = export_import.load_dump(required(request.json_object(), "dump", str))
     return Answer.json(export_import.preview(api.organization, bundle))
 
 
 @route("POST", "/rest/v1/flows/import")
-def import_the_older_way(api: Api, request: Request) -> Answer:
+def import_bundle_legacy(api: Api, request: Request) -> Answer:
     """Import such a text."""
-    bundle = export_import.undump(required(request.json_object(), "dump", str))
+    bundle = export_import.load_dump(required(request.json_object(), "dump", str))
     return Answer.json(export_import.apply(api.organization, bundle, request.user))
 
 
 @route("GET", "/rest/v1/flows/{flow_id}")
 def read_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Give the whole flow."""
-    return Answer.json(api.organization.document(number(flow_id, "flowId")))
+    return Answer.json(api.organization.document(parse_number(flow_id, "flowId")))
 
 
 @route("PUT", "/rest/v1/flows/{flow_id}")
 def replace_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Replace the whole flow."""
-    return Answer.json(api.organization.replace_flow(number(flow_id, "flowId"), request.json_object(), request.user))
+    return Answer.json(
+        api.organization.replace_flow(parse_number(flow_id, "flowId"), request.json_object(), request.user)
+    )
 
 
 @route("POST", "/rest/v1/flows/{flow_id}/run")
 def run_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Start a run by the flow's id."""
-    flow = api.organization.flow(number(flow_id, "flowId"))
+    flow = api.organization.flow(parse_number(flow_id, "flowId"))
     return _start(api, flow.id, run_parameters(request.json_object()), request.user)
 
 
 @route("POST", "/rest/v1/flows/flow-name/{name}/run")
 def run_flow_by_name(api: Api, request: Request, name: str) -> Answer:
     """Start a run by the flow's name."""
-    return _start(api, api.organization.flow_named(name).id, _query_parameters(request), request.user)
+    return _start(api, api.organization.flow_by_name(name).id, _query_parameters(request), request.user)
 
 
 @route("POST", "/plugins/flows/rest/v1/flows/flow-name/{name}/run")
 def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
     """Run a flow by its name and answer at the run's end, as the older API does."""
-    flow = api.organization.flow_named(name)
+    flow = api.organization.flow_by_name(name)
     run = api.organization.start_run(flow, request.user, _query_parameters(request))
     if run is None:
         return Answer.json({"status": LEGACY_ERROR, "exception": f"Flow '{name}' is already running"})
@@ -256,7 +258,7 @@ def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
 def stop_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Ask a run to stop: the one named, else the newest."""
     organization = api.organization
-    flow = organization.flow(number(flow_id, "flowId"))
+    flow = organization.flow(parse_number(flow_id, "flowId"))
     run = organization.run_to_stop(flow.id, request.integer("auditId"))
     outcome = CANCELED if organization.stop_run(run, request.user) else NOT_RUNNING
     return Answer.json({"flowId": flow.id, "auditId": run.audit_id, "status": outcome})
@@ -305,12 +307,12 @@ def download_log(api: Api, request: Request) -> Answer:
 @route("GET", "/rest/v1/executions/{flow_id}")
 def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
     """Give one run's record: by audit id, by message, or the newest."""
-    organization, number_of_flow = api.organization, number(flow_id, "flowId")
+    organization, number_of_flow = api.organization, parse_number(flow_id, "flowId")
     audit_id, message_id = request.integer("auditId"), request.text("messageId")
     if audit_id is not None:
         run = organization.run(number_of_flow, audit_id)
     elif message_id is not None:
-        run = organization.run_of_message(number_of_flow, message_id)
+        run = organization.run_by_message(number_of_flow, message_id)
     else:
         run = organization.newest_run(number_of_flow, request.text("status"))
     return Answer.json(run.record(organization.clock()))
@@ -319,8 +321,8 @@ def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
 @route("GET", "/rest/v1/executions/{flow_id}/history")
 def read_history(api: Api, request: Request, flow_id: str) -> Answer:
     """List a flow's runs, newest first."""
-    flow = api.organization.flow(number(flow_id, "flowId"))
-    since, now = request.moment("since"), api.organization.clock()
+    flow = api.organization.flow(parse_number(flow_id, "flowId"))
+    since, now = request.timestamp("since"), api.organization.clock()
     runs = [run for run in api.organization.runs.newest_first(flow.id) if since is None or run.accepted > since]
     return paged(runs, request, lambda run: run.record(now))
 
@@ -339,7 +341,7 @@ def report_day(api: Api, request: Request) -> Answer:
                 "flowId": flow_id,
                 "name": runs[-1].flow.name,
                 "icon": "flow",
-                "executions": [run.reported(now) for run in runs],
+                "executions": [run.report_entry(now) for run in runs],
             }
             for flow_id, runs in by_flow.items()
         ]
@@ -369,7 +371,7 @@ def summarize_executions(api: Api, request: Request) -> Answer:
 @route("GET", "/etl/rest/v1/tasks/{audit_id}", administrator=True)
 def list_tasks(api: Api, request: Request, audit_id: str) -> Answer:
     """List the steps inside a run."""
-    run = api.organization.runs.find(number(audit_id, "auditId"))
+    run = api.organization.runs.find(parse_number(audit_id, "auditId"))
     if run is None:
         raise ApiError(404, f"No execution {audit_id}")
     kind = request.text("type")
@@ -429,7 +431,7 @@ def test_connection(api: Api, request: Request) -> Answer:
 @route("GET", "/rest/v1/connections/{connection_id}")
 def read_connection(api: Api, request: Request, connection_id: str) -> Answer:
     """Give one connection."""
-    return Answer.json(api.organization.connection(number(connection_id, "connectionId")))
+    return Answer.json(api.organization.connection(parse_number(connection_id, "connectionId")))
 
 
 @route("POST", "/rest/v1/schedules")
@@ -449,13 +451,13 @@ def list_schedules(api: Api, request: Request) -> Answer:
 @route("PUT", "/rest/v1/schedules/{schedule_id}/enable")
 def enable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
     """Resume a schedule."""
-    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), True, request.user))
+    return Answer.json(api.organization.enable_schedule(parse_number(schedule_id, "scheduleId"), True, request.user))
 
 
 @route("PUT", "/rest/v1/schedules/{schedule_id}/disable")
 def disable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
     """Pause a schedule."""
-    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), False, request.user))
+    return Answer.json(api.organization.enable_schedule(parse_number(schedule_id, "scheduleId"), False, request.user))
 
 
 @route("POST", "/rest/v1/webhooks", administrator=True)
@@ -467,7 +469,7 @@ def create_webhook(api: Api, request: Request) -> Answer:
 @route("GET", "/rest/v1/audit", administrator=True)
 def read_audit(api: Api, request: Request) -> Answer:
     """List what happened, newest first."""
-    kind, since = request.text("resourceType"), milliseconds(request.moment("since"))
+    kind, since = request.text("resourceType"), milliseconds(request.timestamp("since"))
     events = [
         event
         for event in api.organization.audit
@@ -477,7 +479,7 @@ def read_audit(api: Api, request: Request) -> Answer:
 
 
 @route("GET", "/plugins/audit/rest/v1/audit", administrator=True)
-def read_audit_the_older_way(api: Api, request: Request) -> Answer:
+def read_audit_legacy(api: Api, request: Request) -> Answer:
     """List the last events."""
     return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
 
@@ -501,7 +503,7 @@ def show_flows(api: Api, request: Request) -> Answer:
 @route("GET", "/ui/flows/{flow_id}/runs/{audit_id}", public=True)
 def show_run(api: Api, request: Request, flow_id: str, audit_id: str) -> Answer:
     """Show the page of one run."""
-    return pages.run(api.organization, number(flow_id, "flowId"), number(audit_id, "auditId"))
+    return pages.run(api.organization, parse_number(flow_id, "flowId"), parse_number(audit_id, "auditId"))
 
 
 # Lists
@@ -509,7 +511,7 @@ def show_run(api: Api, request: Request, flow_id: str, audit_id: str) -> Answer:
 
 def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
     """Apply the filters most lists have: ``q``, ``tag``, ``since`` and ``sort``."""
-    part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.moment("since"))
+    part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.timestamp("since"))
     found = [
         item
         for item in items

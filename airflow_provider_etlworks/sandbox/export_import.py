@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.sandbox.flows import SandboxFlow, behaviour, flow_from_mapping
-from airflow_provider_etlworks.sandbox.messages import ApiError, optional, required, texts
+from airflow_provider_etlworks.sandbox.messages import ApiError, optional, required, string_list
 from airflow_provider_etlworks.sandbox.organization import Organization, connection_body, references
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def dump(bundle: Mapping[str, Any]) -> str:
     return base64.b64encode(encode(bundle)).decode()
 
 
-def undump(text: str) -> dict[str, Any]:
+def load_dump(text: str) -> dict[str, Any]:
     """Read what ``dump`` wrote; 400 for anything else."""
     try:
         bundle = json.loads(base64.b64decode(text, validate=True))
@@ -71,7 +71,7 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
 
     An import that would be refused is refused here already. Nothing is changed.
     """
-    flows, connections = _arrivals(organization, bundle)
+    flows, connections = _checked_items(organization, bundle)
     return {
         "graph": {str(entry["id"]): list(plan.connections) for entry, plan in flows},
         "flows": {
@@ -95,18 +95,18 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
 
 def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
     """Say the same as ``preview``, and what happens to each: the newer preview's shape, which nobody documents."""
-    told = preview(organization, bundle)
-    flows, connections = _arrivals(organization, bundle)
+    result = preview(organization, bundle)
+    flows, connections = _checked_items(organization, bundle)
     known = organization.plans()
     for entry, plan in flows:
-        told["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
+        result["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
     for entry, existing in connections:
-        told["connections"][str(entry["id"])]["action"] = _action(existing is not None)
+        result["connections"][str(entry["id"])]["action"] = _action(existing is not None)
     brought = {entry["name"] for entry, _ in connections}
     for name in sorted({name for _, plan in flows for name in plan.connections} - brought):
-        exists = organization.connection_with(name) is not None
-        told["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
-    return told
+        exists = organization.connection_by_name(name) is not None
+        result["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
+    return result
 
 
 def _action(exists: bool) -> str:
@@ -119,22 +119,22 @@ def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> d
 
     Everything is checked before anything is changed.
     """
-    flows, connections = _arrivals(organization, bundle)
+    flows, connections = _checked_items(organization, bundle)
     known = organization.plans()
-    told: dict[str, Any] = {"success": True, "flows": [], "connections": []}
+    result: dict[str, Any] = {"success": True, "flows": [], "connections": []}
     for entry, existing in connections:
         if existing is not None:
             organization.replace_connection(existing, entry, user)
         connection = existing or organization.create_connection(entry, user)
-        told["connections"].append(_told(connection["id"], connection["name"], existing is not None))
+        result["connections"].append(_result(connection["id"], connection["name"], existing is not None))
     for entry, plan in flows:
-        used = references(organization.connection_with(name) for name in plan.connections)
+        used = references(organization.connection_by_name(name) for name in plan.connections)
         organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": used}, user)
-        told["flows"].append(_told(plan.id, plan.name, plan.id in known))
-    return told
+        result["flows"].append(_result(plan.id, plan.name, plan.id in known))
+    return result
 
 
-def _arrivals(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
+def _checked_items(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
     """Check a bundle, and return its flows as they are to be here, and its connections with those they replace."""
     _checked(bundle)
     connections: list[_Connection] = []
@@ -152,7 +152,7 @@ def _arrivals(organization: Organization, bundle: Mapping[str, Any]) -> tuple[li
         flows.append((entry, replace(plan, id=existing.id if existing else next_id)))
         next_id += existing is None
     try:
-        organization.check_arrivals([plan for _, plan in flows])
+        organization.check_unique([plan for _, plan in flows])
     except ValueError as error:
         raise ApiError(409, str(error)) from None
     return flows, connections
@@ -166,8 +166,8 @@ def _plan(entry: Mapping[str, Any]) -> SandboxFlow:
                 "name": required(entry, "name", str),
                 "description": optional(entry, "description", str, ""),
                 "flow_type": optional(entry, "flowType", str, ""),
-                "tags": texts(entry, "tags"),
-                "connections": texts(entry, "connections"),
+                "tags": string_list(entry, "tags"),
+                "connections": string_list(entry, "connections"),
                 **optional(entry, BEHAVIOUR, dict, {}),
             }
         )
@@ -189,5 +189,5 @@ def _only(entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: entry[name] for name in names if name in entry}
 
 
-def _told(identifier: int, name: str, replaced: bool) -> dict[str, Any]:
+def _result(identifier: int, name: str, replaced: bool) -> dict[str, Any]:
     return {"id": identifier, "name": name, "action": "replaced" if replaced else "created"}

@@ -72,7 +72,7 @@ class SandboxFlow:
             value = getattr(self, name)
             _require(name, value, "text", value is None or isinstance(value, str))
         for name in _LISTS:
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+            object.__setattr__(self, name, _string_tuple(name, getattr(self, name)))
         for name in _SECONDS:
             object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         _require("ends", self.ends, f"one of {', '.join(ENDINGS)}", self.ends in ENDINGS)
@@ -168,7 +168,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _texts(field: str, value: object) -> tuple[str, ...]:
+def _string_tuple(field: str, value: object) -> tuple[str, ...]:
     usable = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     _require(field, value, "a list of texts", usable)
     return tuple(value)  # type: ignore[arg-type]

@@ -54,9 +54,9 @@ class Request:
     def integer(self, name: str) -> int | None:
         """Return a query parameter as a number; 400 where it is none."""
         value = self.text(name)
-        return None if value is None else number(value, name)
+        return None if value is None else parse_number(value, name)
 
-    def moment(self, name: str) -> float | None:
+    def timestamp(self, name: str) -> float | None:
         """Return an ISO 8601 query parameter as a Unix time in seconds; 400 where it is none."""
         value = self.text(name)
         if value is None:
@@ -137,7 +137,7 @@ Later = Callable[[], Answer | None]
 """Asked again and again until there is an answer."""
 
 
-def number(text: str, name: str) -> int:
+def parse_number(text: str, name: str) -> int:
     """Read a number of a path or query that is 0 or more; 400 where it is none."""
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise ApiError(400, f"Parameter '{name}' must be a number, not '{text}'")
@@ -149,16 +149,16 @@ def required(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) 
     value = body.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ApiError(400, f"Field '{name}' is required")
-    return _of_kind(name, value, kind)
+    return _checked_type(name, value, kind)
 
 
 def optional(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:
     """Return a field of a JSON body, or the default where it is missing or null; 400 for another type."""
     value = body.get(name)
-    return default if value is None else _of_kind(name, value, kind)
+    return default if value is None else _checked_type(name, value, kind)
 
 
-def texts(body: Mapping[str, Any], name: str) -> list[str]:
+def string_list(body: Mapping[str, Any], name: str) -> list[str]:
     """Return a field that is a list of texts, empty where it is missing; 400 for anything else."""
     values: list[Any] = optional(body, name, list, [])
     if not all(isinstance(value, str) for value in values):
@@ -184,7 +184,7 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _of_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+def _checked_type(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
     # In Python a boolean is a number; in JSON it is not.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise ApiError(400, f"Field '{name}' must not be {json_type(value)}")

@@ -13,9 +13,9 @@ from airflow_provider_etlworks.sandbox.messages import (
     milliseconds,
     optional,
     required,
-    texts,
+    string_list,
 )
-from airflow_provider_etlworks.sandbox.runs import Run, RunBook
+from airflow_provider_etlworks.sandbox.runs import Run, RunStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,21 +59,21 @@ class Organization:
 
     :param flows: The flows it has.
     :param clock: Returns the time in seconds.
-    :param pace: Multiplies the seconds of every flow.
+    :param time_scale: Multiplies the seconds of every flow.
     :param stop_takes: Seconds between a stop and the end of the run.
     """
 
     def __init__(
-        self, flows: Iterable[SandboxFlow], *, clock: Callable[[], float], pace: float, stop_takes: float
+        self, flows: Iterable[SandboxFlow], *, clock: Callable[[], float], time_scale: float, stop_takes: float
     ) -> None:
         self.clock = clock
-        self.runs = RunBook(clock)
+        self.runs = RunStore(clock)
         self.schedules: dict[int, dict[str, Any]] = {}
         self.connections: dict[int, dict[str, Any]] = {}
         self.webhooks: dict[int, dict[str, Any]] = {}
         self.audit: deque[dict[str, Any]] = deque(maxlen=AUDIT_EVENTS_KEPT)
         self._flows: dict[int, StoredFlow] = {}
-        self._pace = pace
+        self._time_scale = time_scale
         self._stop_takes = stop_takes
         plans = list(flows)
         check_distinct(plans)
@@ -92,14 +92,14 @@ class Organization:
 
         :raises ValueError: another flow has its name or listener path.
         """
-        self.check_arrivals([plan])
-        connections = [self._connection_named(name, plan.owner) for name in plan.connections]
+        self.check_unique([plan])
+        connections = [self._ensure_connection(name, plan.owner) for name in plan.connections]
         self.put_flow(plan, {"connections": references(connections)}, plan.owner)
         if plan.schedule is not None and not self._schedules_of(plan.id):
             body = {"name": f"Schedule of {plan.name}", "flowId": plan.id, "schedule": plan.schedule}
             self.create_schedule(body, plan.owner)
 
-    def check_arrivals(self, plans: Sequence[SandboxFlow]) -> None:
+    def check_unique(self, plans: Sequence[SandboxFlow]) -> None:
         """
         Check that flows can be added, or replace those that have their ids.
 
@@ -119,7 +119,7 @@ class Organization:
             modified_by=user,
             details=dict(details),
         )
-        self.note("update" if before else "create", "flow", plan.id, user)
+        self.record_event("update" if before else "create", "flow", plan.id, user)
 
     def flow_to_replace(self, name: str, flow_type: str) -> SandboxFlow | None:
         """Return the flow that an import replaces, if any; 409 where one of another type has the name."""
@@ -136,7 +136,7 @@ class Organization:
         """Return a flow; 404 where there is none."""
         return self._stored(flow_id).plan
 
-    def flow_named(self, name: str) -> SandboxFlow:
+    def flow_by_name(self, name: str) -> SandboxFlow:
         """Return the flow with exactly that name; 404 where there is none."""
         for stored in self._flows.values():
             if stored.plan.name == name:
@@ -170,11 +170,11 @@ class Organization:
             name=required(body, "name", str),
             description=optional(body, "description", str, ""),
             flow_type=optional(body, "flowType", str, ""),
-            tags=tuple(texts(body, "tags")),
+            tags=tuple(string_list(body, "tags")),
             connections=tuple(connection["name"] for connection in connections),
         )
         try:
-            self.check_arrivals([plan])
+            self.check_unique([plan])
         except ValueError as error:
             raise ApiError(409, str(error)) from None
         own = {"name", "description", "flowType", "tags", *_COMPUTED}
@@ -192,8 +192,8 @@ class Organization:
 
     def begin_run(self, plan: SandboxFlow, user: str, **details: Any) -> Run:
         """Start a run whatever else the flow is doing, as schedules, listeners and other people can."""
-        run = self.runs.start(plan, user, pace=self._pace, stop_takes=self._stop_takes, **details)
-        self.note("execute", "flow", plan.id, user)
+        run = self.runs.start(plan, user, time_scale=self._time_scale, stop_takes=self._stop_takes, **details)
+        self.record_event("execute", "flow", plan.id, user)
         return run
 
     def run_by_schedule(self, plan: SandboxFlow) -> Run:
@@ -232,7 +232,7 @@ class Organization:
             raise ApiError(404, f"Flow {flow_id} has no execution" + ("" if audit_id is None else f" {audit_id}"))
         return run
 
-    def run_of_message(self, flow_id: int, message_id: str) -> Run:
+    def run_by_message(self, flow_id: int, message_id: str) -> Run:
         """Return the run that a message started; 404 where there is none."""
         self.flow(flow_id)
         run = self.runs.by_message(flow_id, message_id)
@@ -246,7 +246,7 @@ class Organization:
             return False
         if run.stopped_at is None:
             run.stopped_at, run.stopped_by = self.clock(), user
-            self.note("stop", "flow", run.flow.id, user)
+            self.record_event("stop", "flow", run.flow.id, user)
         return True
 
     # What else there is
@@ -263,9 +263,9 @@ class Organization:
             "flowId": flow_id,
             "schedule": required(body, "schedule", str),
             "enabled": optional(body, "enabled", bool, True),
-            "tags": texts(body, "tags"),
+            "tags": string_list(body, "tags"),
         }
-        return self._keep(self.schedules, schedule, "schedule", user)
+        return self._store(self.schedules, schedule, "schedule", user)
 
     def enable_schedule(self, schedule_id: int, enabled: bool, user: str) -> dict[str, Any]:
         """Resume or pause a schedule; 404 where there is none."""
@@ -273,28 +273,28 @@ class Organization:
         if schedule["enabled"] is not enabled:
             schedule["enabled"] = enabled
             schedule["modified"] = milliseconds(self.clock())
-            self.note("update", "schedule", schedule_id, user)
+            self.record_event("update", "schedule", schedule_id, user)
         return schedule
 
     def create_connection(self, body: Mapping[str, Any], user: str) -> dict[str, Any]:
         """Create a connection; 400 for a body that is none, 409 for a name already used."""
         connection = {"id": _new_id(self.connections), **connection_body(body)}
-        if self.connection_with(connection["name"]) is not None:
+        if self.connection_by_name(connection["name"]) is not None:
             raise ApiError(409, f"There is another connection named '{connection['name']}'")
-        return self._keep(self.connections, connection, "connection", user)
+        return self._store(self.connections, connection, "connection", user)
 
     def replace_connection(self, connection: dict[str, Any], body: Mapping[str, Any], user: str) -> None:
         """Overwrite a connection's fields by those of the body."""
         connection |= {**connection_body(body), "modified": milliseconds(self.clock())}
-        self.note("update", "connection", connection["id"], user)
+        self.record_event("update", "connection", connection["id"], user)
 
-    def connection_with(self, name: str) -> dict[str, Any] | None:
+    def connection_by_name(self, name: str) -> dict[str, Any] | None:
         """Return the connection with that name, if there is one."""
         return next((one for one in self.connections.values() if one["name"] == name), None)
 
     def connection_to_replace(self, name: str, connection_type: str) -> dict[str, Any] | None:
         """Return the connection that an import replaces, if any; 409 where one of another type has the name."""
-        connection = self.connection_with(name)
+        connection = self.connection_by_name(name)
         if connection is not None and connection["connectionType"] != connection_type:
             raise ApiError(409, f"Connection '{name}' exists with another type, '{connection['connectionType']}'")
         return connection
@@ -309,7 +309,7 @@ class Organization:
             "id": _new_id(self.webhooks),
             "name": required(body, "name", str),
             "description": optional(body, "description", str, ""),
-            "events": texts(body, "events"),
+            "events": string_list(body, "events"),
             "url": required(body, "url", str),
             "method": optional(body, "method", str, "POST"),
             "flowIncludes": optional(body, "flowIncludes", list, []),
@@ -318,9 +318,9 @@ class Organization:
         }
         if not webhook["events"]:
             raise ApiError(400, "Field 'events' is required")
-        return self._keep(self.webhooks, webhook, "webhook", user)
+        return self._store(self.webhooks, webhook, "webhook", user)
 
-    def note(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:
+    def record_event(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:
         """Write an event into the audit log."""
         self.audit.appendleft(
             {
@@ -368,19 +368,21 @@ class Organization:
             raise ApiError(400, "Field 'connections' must be a list of existing connections, each with its 'id'")
         return [self.connections[connection_id] for connection_id in wanted]
 
-    def _connection_named(self, name: str, user: str) -> dict[str, Any]:
-        existing = self.connection_with(name)
+    def _ensure_connection(self, name: str, user: str) -> dict[str, Any]:
+        existing = self.connection_by_name(name)
         if existing is not None:
             return existing
         properties = {"field.connection.password": f"{{{{secret:{name}}}}}"}
         body = {"name": name, "connectionType": "connection.db.postgres", "properties": properties}
         return self.create_connection(body, user)
 
-    def _keep(self, members: dict[int, dict[str, Any]], member: dict[str, Any], kind: str, user: str) -> dict[str, Any]:
+    def _store(
+        self, members: dict[int, dict[str, Any]], member: dict[str, Any], kind: str, user: str
+    ) -> dict[str, Any]:
         now = milliseconds(self.clock())
         member |= {"createdBy": user, "created": now, "modified": now}
         members[member["id"]] = member
-        self.note("create", kind, member["id"], user)
+        self.record_event("create", kind, member["id"], user)
         return member
 
 
@@ -396,7 +398,7 @@ def connection_body(body: Mapping[str, Any]) -> dict[str, Any]:
         "description": optional(body, "description", str, ""),
         "connectionType": required(body, "connectionType", str),
         "properties": optional(body, "properties", dict, {}),
-        "tags": texts(body, "tags"),
+        "tags": string_list(body, "tags"),
     }
 
 

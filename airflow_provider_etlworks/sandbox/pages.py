@@ -35,7 +35,7 @@ def flows(organization: Organization) -> Answer:
             for plan in organization.plans().values()
         ),
     )
-    newest = reversed(organization.runs.everything()[-RUNS_SHOWN:])
+    newest = reversed(organization.runs.all_runs()[-RUNS_SHOWN:])
     runs = _table(("Run", "Flow", "Status", "Started", "Ended"), (_row(one, now) for one in newest))
     return _page("Etlworks sandbox", f"<h2>Flows</h2>{listed}<h2>Newest runs</h2>{runs}", refresh=True)
 

@@ -42,13 +42,13 @@ class SandboxRun:
 
 @dataclass
 class Run:
-    """One run. ``pace`` multiplies the flow's seconds; ``stop_takes`` is in seconds."""
+    """One run. ``time_scale`` multiplies the flow's seconds; ``stop_takes`` is in seconds."""
 
     flow: SandboxFlow
     audit_id: int
     accepted: float
     user: str
-    pace: float = 1.0
+    time_scale: float = 1.0
     stop_takes: float = 0.0
     parameters: Mapping[str, str] = field(default_factory=dict)
     event_id: int | None = None
@@ -61,16 +61,16 @@ class Run:
     @property
     def begins(self) -> float:
         """When it leaves the queue."""
-        return self.accepted + self.flow.queued * self.pace
+        return self.accepted + self.flow.queued * self.time_scale
 
     @property
     def ends(self) -> float:
         """When it ends, as things stand."""
-        return self._ending()[0]
+        return self._end()[0]
 
     def status(self, now: float) -> str:
         """Return the status at that time."""
-        ends, final = self._ending()
+        ends, final = self._end()
         if now >= ends:
             return final
         if self.stopped_at is not None:
@@ -87,7 +87,7 @@ class Run:
 
     def visible(self, now: float) -> bool:
         """Say whether its record can be read yet."""
-        return now >= self.accepted + self.flow.visible_after * self.pace
+        return now >= self.accepted + self.flow.visible_after * self.time_scale
 
     def records(self, now: float) -> int:
         """Return how many records it has processed by then."""
@@ -117,7 +117,7 @@ class Run:
             lines += [(self.ends, f"ERROR {line}") for line in exception.splitlines()]
         if now >= self.ends:
             lines.append((self.ends, f"Flow '{self.flow.name}' ended: {self.status(now)}"))
-        return [f"{_clock_text(at)} {line}" for at, line in lines]
+        return [f"{_timestamp(at)} {line}" for at, line in lines]
 
     def record(self, now: float) -> dict[str, Any]:
         """Return the run's FlowAuditRecord."""
@@ -131,10 +131,10 @@ class Run:
             "eventName": self.event_name,
             "messageId": self.message_id,
             "exception": self.exception(now),
-            **self.reported(now),
+            **self.report_entry(now),
         }
 
-    def reported(self, now: float) -> dict[str, Any]:
+    def report_entry(self, now: float) -> dict[str, Any]:
         """Return what the daily report says about the run."""
         return {
             "flowId": self.flow.id,
@@ -165,7 +165,7 @@ class Run:
             if begin <= now
         ]
 
-    def seen(self, now: float) -> SandboxRun:
+    def snapshot(self, now: float) -> SandboxRun:
         """Return the run as it stands at that time."""
         return SandboxRun(
             flow_id=self.flow.id,
@@ -181,24 +181,24 @@ class Run:
             stop_requested=self.stopped_at is not None,
         )
 
-    def _ending(self) -> tuple[float, str]:
+    def _end(self) -> tuple[float, str]:
         if self.finished is not None:
             return self.finished
         if self.stopped_at is not None:
             return self.stopped_at + self.stop_takes, "success" if self.flow.streaming else "error"
-        return self.begins + self.flow.running * self.pace, self.flow.ends
+        return self.begins + self.flow.running * self.time_scale, self.flow.ends
 
     def _progress(self, now: float) -> float:
         if now >= self.ends and self.stopped_at is None:
             return 1.0
         started = self.started(now)
-        length = self.flow.running * self.pace
+        length = self.flow.running * self.time_scale
         if started is None or length == 0:
             return 0.0
         return min(1.0, (min(now, self.ends) - started) / length)
 
 
-class RunBook:
+class RunStore:
     """
     Every run of the organization, found by audit id or flow without a search.
 
@@ -225,7 +225,7 @@ class RunBook:
             self._by_message[run.message_id] = run
         return run
 
-    def everything(self) -> Sequence[Run]:
+    def all_runs(self) -> Sequence[Run]:
         """Return all runs ever started, oldest first, those out of sight included."""
         return self._all
 
@@ -277,5 +277,5 @@ class RunBook:
         return run.audit_id not in self._forgotten and run.visible(self._clock())
 
 
-def _clock_text(at: float) -> str:
+def _timestamp(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.sandbox.runs import Run, SandboxRun
 
-LATER_EVERY = 0.02
+LATER_POLL_INTERVAL = 0.02
 SHUTDOWN_GRACE = 0.2
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a name to look up, nothing binds here
 
@@ -110,7 +110,7 @@ class Sandbox:
         self._record = record
         self._faults = Faults()
         self._organization = Organization(
-            built_in_flows() if flows is None else flows, clock=clock, pace=seconds_scale, stop_takes=stop_takes
+            built_in_flows() if flows is None else flows, clock=clock, time_scale=seconds_scale, stop_takes=stop_takes
         )
         self._tokens = Tokens(token_lifetime, clock)
         settings = Settings(administrator, issue_path_only, tells_running_audit_id)
@@ -221,13 +221,13 @@ class Sandbox:
         """Return every run started so far, oldest first: of one flow, or of all."""
         with self._lock:
             book, now = self._organization.runs, self._organization.clock()
-            return [run.seen(now) for run in (book.everything() if flow_id is None else book.of_flow(flow_id))]
+            return [run.snapshot(now) for run in (book.all_runs() if flow_id is None else book.of_flow(flow_id))]
 
     def runs_started(self, flow_id: int | None = None) -> int:
         """Return how many runs were started so far: of one flow, or of all."""
         with self._lock:
             book = self._organization.runs
-            return len(book.everything() if flow_id is None else book.of_flow(flow_id))
+            return len(book.all_runs() if flow_id is None else book.of_flow(flow_id))
 
     @property
     def log_ins(self) -> int:
@@ -350,7 +350,7 @@ class Sandbox:
         with self._lock:
             outcome = self._api.answer(request)
         while not isinstance(outcome, Answer):
-            await asyncio.sleep(LATER_EVERY)
+            await asyncio.sleep(LATER_POLL_INTERVAL)
             with self._lock:
                 outcome = outcome() or outcome
         return outcome
