@@ -1,4 +1,4 @@
-"""The documented REST API, as functions from a request to an answer. Knows nothing of sockets."""
+"""The documented REST API, as functions from a request to an answer. It uses no sockets."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Settings:
     How this Etlworks differs from others.
 
     :param administrator: Whether the sandbox's user is an administrator and super admin.
-    :param issue_path_only: Whether there is only the older path to log in.
-    :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
+    :param issue_path_only: Whether only the older log-in path exists.
+    :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
     """
 
     administrator: bool = True
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path. ``public`` needs no token, ``administrator`` that role."""
+    """One method of one path. A ``public`` route needs no token; ``administrator`` requires that role."""
 
     method: str
     path: re.Pattern[str]
@@ -82,7 +82,7 @@ def route(method: str, *paths: str, administrator: bool = False, public: bool = 
 def _compiled(path: str) -> re.Pattern[str]:
     pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", path)
     pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
-    # The older API's examples write its paths with and without a slash at the end.
+    # The examples of the older API have paths with and without a slash at the end.
     return re.compile(pattern if path.startswith("/rest/") else pattern.rstrip("/") + "/?")
 
 
@@ -90,9 +90,9 @@ class Api:
     """
     Answers requests.
 
-    :param organization: What it answers from.
-    :param tokens: Who may ask.
-    :param limit: How often.
+    :param organization: The state behind the answers.
+    :param tokens: Issues and checks tokens.
+    :param limit: The rate limit.
     :param settings: How this Etlworks differs from others.
     """
 
@@ -103,7 +103,7 @@ class Api:
         self._limit = limit
 
     def answer(self, request: Request) -> Outcome:
-        """Carry out one request."""
+        """Process one request."""
         try:
             if request.path.startswith(API_ROOTS):
                 self._limit.admit()
@@ -113,13 +113,13 @@ class Api:
             return Answer.error(error, request.path)
 
     def identify(self, request: Request) -> Identity:
-        """Find out who is asking, and note it on the request; 401 where it cannot be told."""
+        """Identify the user, and record user and tenant on the request; 401 without valid credentials."""
         identity = self.tokens.identify(request.headers.get("Authorization", ""))
         request.user, request.tenant = identity.user, identity.tenant
         return identity
 
     def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
-        """Find the handler, and let pass only who may call it; what a stranger may not call, he may not discover."""
+        """Find the handler and check permission. Without a token, unknown paths answer 401, as known ones do."""
         matches = [(known, match) for known in ROUTES if (match := known.path.fullmatch(request.path))]
         found = next(((known, match) for known, match in matches if known.method == request.method), None)
         if request.path.startswith(API_ROOTS) and not (found and found[0].public):
@@ -166,7 +166,7 @@ def refresh_token(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/token-auth/tenants/{tenant_id}", administrator=True)
 def switch_tenant(api: Api, request: Request, tenant_id: str) -> Answer:
-    """Give a token with that tenant in context."""
+    """Return a token for that tenant."""
     identity = replace(api.identify(request), tenant=tenant_id, by_key=False)
     return Answer.json({"token": api.tokens.issue(identity)})
 
@@ -176,7 +176,7 @@ def switch_tenant(api: Api, request: Request, tenant_id: str) -> Answer:
 
 @route("GET", "/rest/v1/flows")
 def list_flows(api: Api, request: Request) -> Answer:
-    """List all flows; this list has no pages."""
+    """List all flows. This list is not paged."""
     return Answer.json(filtered(api.organization.summaries(), request))
 
 
@@ -196,7 +196,7 @@ def export_flows_legacy(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/flows/import/preview")
 def preview_import_legacy(api: Api, request: Request) -> Answer:
-    """Say what importing such a text would touch."""
+    """Report what importing such a text would change."""
     bundle = export_import.load_dump(required(request.json_object(), "dump", str))
     return Answer.json(export_import.preview(api.organization, bundle))
 
@@ -210,7 +210,7 @@ def import_bundle_legacy(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/flows/{flow_id}")
 def read_flow(api: Api, request: Request, flow_id: str) -> Answer:
-    """Give the whole flow."""
+    """Return the whole flow."""
     return Answer.json(api.organization.document(parse_number(flow_id, "flowId")))
 
 
@@ -237,7 +237,7 @@ def run_flow_by_name(api: Api, request: Request, name: str) -> Answer:
 
 @route("POST", "/plugins/flows/rest/v1/flows/flow-name/{name}/run")
 def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
-    """Run a flow by its name and answer at the run's end, as the older API does."""
+    """Run a flow by its name, and answer when the run ends, as the older API does."""
     flow = api.organization.flow_by_name(name)
     run = api.organization.start_run(flow, request.user, _query_parameters(request))
     if run is None:
@@ -256,7 +256,7 @@ def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
 
 @route("POST", "/rest/v1/flows/{flow_id}/stop")
 def stop_flow(api: Api, request: Request, flow_id: str) -> Answer:
-    """Ask a run to stop: the one named, else the newest."""
+    """Ask a run to stop: the one with the audit id, else the newest."""
     organization = api.organization
     flow = organization.flow(parse_number(flow_id, "flowId"))
     run = organization.run_to_stop(flow.id, request.integer("auditId"))
@@ -294,7 +294,7 @@ def _start(api: Api, flow_id: int, parameters: Mapping[str, str], user: str) -> 
 
 @route("GET", "/rest/v1/executions/console/download")
 def download_log(api: Api, request: Request) -> Answer:
-    """Give a run's log as an attachment."""
+    """Return a run's log as an attachment."""
     flow_id, audit_id = request.integer("flowId"), request.integer("auditId")
     if flow_id is None or audit_id is None:
         raise ApiError(400, "Parameters 'flowId' and 'auditId' are required")
@@ -306,7 +306,7 @@ def download_log(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/executions/{flow_id}")
 def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
-    """Give one run's record: by audit id, by message, or the newest."""
+    """Return one run's record: by audit id, by message, or the newest."""
     organization, number_of_flow = api.organization, parse_number(flow_id, "flowId")
     audit_id, message_id = request.integer("auditId"), request.text("messageId")
     if audit_id is not None:
@@ -350,7 +350,7 @@ def report_day(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/metrics/executions/summary", administrator=True)
 def summarize_executions(api: Api, request: Request) -> Answer:
-    """Count the runs of the last hours that have ended, and their durations."""
+    """Count the runs of the last hours that have ended, and summarize their durations."""
     now = api.organization.clock()
     hours = request.integer("windowHours")
     begin = now - (24 if hours is None else hours) * 3600
@@ -399,7 +399,7 @@ def export_flows(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/io/import/preview")
 def preview_import(api: Api, request: Request) -> Answer:
-    """Say what importing a bundle would touch, and how."""
+    """Report what importing a bundle would change, and how."""
     return Answer.json(export_import.preview_with_actions(api.organization, request.json_object()))
 
 
@@ -420,7 +420,7 @@ def create_connection(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/connections/test")
 def test_connection(api: Api, request: Request) -> Answer:
-    """Test a connection that is not saved; a host that ends with ``.invalid`` cannot be reached."""
+    """Test a connection without saving it. A host that ends with ``.invalid`` cannot be reached."""
     connection = connection_body(request.json_object())
     unreachable = [value for value in connection["properties"].values() if str(value).endswith(".invalid")]
     if unreachable:
@@ -430,7 +430,7 @@ def test_connection(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/connections/{connection_id}")
 def read_connection(api: Api, request: Request, connection_id: str) -> Answer:
-    """Give one connection."""
+    """Return one connection."""
     return Answer.json(api.organization.connection(parse_number(connection_id, "connectionId")))
 
 
@@ -462,13 +462,13 @@ def disable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
 
 @route("POST", "/rest/v1/webhooks", administrator=True)
 def create_webhook(api: Api, request: Request) -> Answer:
-    """Create a webhook; nothing is ever delivered."""
+    """Create a webhook. It never delivers anything."""
     return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
 
 
 @route("GET", "/rest/v1/audit", administrator=True)
 def read_audit(api: Api, request: Request) -> Answer:
-    """List what happened, newest first."""
+    """List the audit events, newest first."""
     kind, since = request.text("resourceType"), milliseconds(request.timestamp("since"))
     events = [
         event
@@ -491,7 +491,7 @@ def receive_message(api: Api, request: Request, path: str) -> Answer:
     return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
 
 
-# The pages people look at
+# Pages for people
 
 
 @route("GET", "/", public=True)
@@ -510,7 +510,7 @@ def show_run(api: Api, request: Request, flow_id: str, audit_id: str) -> Answer:
 
 
 def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
-    """Apply the filters most lists have: ``q``, ``tag``, ``since`` and ``sort``."""
+    """Apply the filters of most lists: ``q``, ``tag``, ``since`` and ``sort``."""
     part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.timestamp("since"))
     found = [
         item
@@ -529,6 +529,6 @@ def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mappi
 
 
 def paged(items: list[Any], request: Request, written: Callable[[Any], Any] = lambda item: item) -> Answer:
-    """Answer with the part of a list that ``limit`` and ``offset`` ask for, and the length of the whole."""
+    """Return the page that ``limit`` and ``offset`` select, and the length of the whole list."""
     part = [written(item) for item in items[request.page()]]
     return Answer.json(part, headers={"X-Total-Count": str(len(items))})

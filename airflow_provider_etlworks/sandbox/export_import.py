@@ -1,4 +1,4 @@
-"""Export and import: flows as a JSON bundle that says the same thing in the same bytes every time."""
+"""Export and import of flows as a JSON bundle. Equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = "etlworks-sandbox-bundle/1"
 
-# How the flow's runs go travels with it, so that an imported flow can be run.
+# The bundle contains the behaviour of the runs, so that an imported flow can run.
 BEHAVIOUR = "sandbox"
 _DETAILS = ("properties", "transformations", "mappings", "nestedFlows")
 _FLOW_FIELDS = ("id", "name", "description", "flowType", "tags", *_DETAILS)
@@ -28,7 +28,7 @@ _Connection = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 def export(organization: Organization, flow_ids: list[int], include_connections: bool) -> dict[str, Any]:
-    """Return a bundle with these flows; 404 where one does not exist."""
+    """Return a bundle with these flows; 404 if one does not exist."""
     documents = [organization.document(flow_id) for flow_id in sorted(set(flow_ids))]
     used = {entry["id"] for document in documents for entry in document["connections"]}
     connections = [organization.connection(connection_id) for connection_id in sorted(used)]
@@ -47,17 +47,17 @@ def export(organization: Organization, flow_ids: list[int], include_connections:
 
 
 def encode(bundle: Mapping[str, Any]) -> bytes:
-    """Write a bundle: the same bundle gives the same bytes."""
+    """Encode a bundle; equal bundles give equal bytes."""
     return json.dumps(bundle, sort_keys=True, indent=1).encode()
 
 
 def dump(bundle: Mapping[str, Any]) -> str:
-    """Write a bundle as the older API does: as text nobody can read."""
+    """Encode a bundle as the older API does: as Base64 text."""
     return base64.b64encode(encode(bundle)).decode()
 
 
 def load_dump(text: str) -> dict[str, Any]:
-    """Read what ``dump`` wrote; 400 for anything else."""
+    """Decode the result of ``dump``; 400 for anything else."""
     try:
         bundle = json.loads(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
@@ -67,9 +67,9 @@ def load_dump(text: str) -> dict[str, Any]:
 
 def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Say what an import would touch, by the ids it has in the bundle, in the shape of the older preview.
+    Report what an import would change, by the ids in the bundle, in the shape of the older preview.
 
-    An import that would be refused is refused here already. Nothing is changed.
+    A bundle that the import would refuse is refused here too. Nothing is changed.
     """
     flows, connections = _checked_items(organization, bundle)
     return {
@@ -94,7 +94,7 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
 
 
 def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Say the same as ``preview``, and what happens to each: the newer preview's shape, which nobody documents."""
+    """Return ``preview`` with an action for each item: our guess at the newer preview, which is not documented."""
     result = preview(organization, bundle)
     flows, connections = _checked_items(organization, bundle)
     known = organization.plans()
@@ -115,7 +115,7 @@ def _action(exists: bool) -> str:
 
 def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:
     """
-    Import a bundle. A flow or connection with the same name and type is replaced and keeps its id, any other is new.
+    Import a bundle. A flow or connection of the same name and type is replaced and keeps its id; others get a new id.
 
     Everything is checked before anything is changed.
     """
@@ -135,7 +135,7 @@ def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> d
 
 
 def _checked_items(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
-    """Check a bundle, and return its flows as they are to be here, and its connections with those they replace."""
+    """Check a bundle. Return its flows with their ids here, and its connections with those that they replace."""
     _checked(bundle)
     connections: list[_Connection] = []
     for entry in bundle["connections"]:
@@ -172,7 +172,7 @@ def _plan(entry: Mapping[str, Any]) -> SandboxFlow:
             }
         )
     except ValueError as error:
-        raise ApiError(400, f"The bundle has a flow that cannot be used: {error}") from None
+        raise ApiError(400, f"The bundle has an invalid flow: {error}") from None
 
 
 def _checked(bundle: object) -> dict[str, Any]:

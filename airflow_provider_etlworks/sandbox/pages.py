@@ -1,4 +1,4 @@
-"""The pages people look at in place of Etlworks's own: all flows, and one run."""
+"""Pages for people, instead of Etlworks's own: all flows, and one run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def flows(organization: Organization) -> Answer:
 
 
 def run(organization: Organization, flow_id: int, audit_id: int) -> Answer:
-    """Show one run and its log. The page loads itself anew until the run has ended."""
+    """Show one run and its log. The page reloads itself until the run has ended."""
     found = organization.runs.find(audit_id)
     if found is None or found.flow.id != flow_id:
         raise ApiError(404, f"Flow {flow_id} has no execution {audit_id}")

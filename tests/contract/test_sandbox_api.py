@@ -624,7 +624,7 @@ def test_finish_and_forget(etlworks):
     audit_id = etlworks.start(5)
     etlworks.sandbox.finish(audit_id, "warning")
     assert etlworks.record(5, audit_id)["status"] == "warning"
-    with pytest.raises(ValueError, match="ended already"):
+    with pytest.raises(ValueError, match="already ended"):
         etlworks.sandbox.finish(audit_id)
     etlworks.sandbox.forget(audit_id)
     etlworks.refused(404, "GET", f"/rest/v1/executions/5?auditId={audit_id}")

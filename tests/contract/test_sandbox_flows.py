@@ -1,4 +1,4 @@
-"""Flows from YAML files, and what is said where they cannot be used."""
+"""Flows from YAML files, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ flows:
     [
         ("{name: One}", r"flow 1 \('One'\): id: missing"),
         ("{id: 1}", "flow 1: name: missing"),
-        ("{id: 1, name: One, colour: red}", r"flow 1 \('One'\): colour: no such field"),
+        ("{id: 1, name: One, colour: red}", r"flow 1 \('One'\): colour: unknown field"),
         ("{id: one, name: One}", "id: expected a whole number above 0, got 'one'"),
         ("{id: 0, name: One}", "id: expected"),
         ("{id: true, name: One}", "id: expected"),
