@@ -28,7 +28,7 @@ def schema_of_airflow(name: str) -> dict[str, Any]:
 
 
 def modules_and_classes(info: dict[str, Any]) -> Iterator[str]:
-    """Everything importable that the provider info names, as dotted paths."""
+    """Yield the dotted path of everything importable that the provider info names."""
     for group in ("hooks", "operators", "sensors", "triggers"):
         for integration in info.get(group, []):
             yield from integration["python-modules"]
@@ -61,7 +61,7 @@ def test_provider_info_fits_airflows_schema() -> None:
 def test_provider_info_fits_apaches_schema() -> None:
     schema = schema_of_airflow("provider.yaml.schema.json")
     assert schema["additionalProperties"] is False
-    # Some fields, such as the state of a release, only Apache's own providers have.
+    # Only Apache's own providers have some of the required fields, such as the state of a release.
     del schema["required"]
     info = get_provider_info()
     if "asset-uris" not in schema["properties"]:  # Airflow 2
@@ -77,7 +77,7 @@ def test_connection_form_fits_airflows_schema() -> None:
     )
 
 
-# What Airflow must have brought.
+# Modules that need a newer Airflow, and what they import from it.
 NEEDS = {"airflow_provider_etlworks.triggers.asset": "airflow.sdk"}
 
 

@@ -1,4 +1,4 @@
-"""What the README and the guides say is compared with what they speak of, and their code is run."""
+"""The README and the guides agree with the code, and their code blocks run."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ CI = (ROOT / ".ci" / "run").read_text()
 GUIDES = {
     path.name: path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
 }
-# Their code belongs into functions, not into DAG files, and is tested with the sandbox.
+# The code of these guides belongs in functions, not in DAG files, and is tested with the sandbox.
 PYTHON_GUIDES = [name for name in GUIDES if name not in ("sandbox.md", "hook.md")]
 AIRFLOW_3 = not airflow_version.startswith("2.")
-# As the guides say.
+# As the guides explain.
 ON_AIRFLOW_2 = {
     "from airflow.sdk import DAG": "from airflow import DAG",
     "from airflow.sdk import DAG, task": "from airflow import DAG\nfrom airflow.decorators import task",
@@ -66,7 +66,7 @@ def python_blocks() -> Iterator[Any]:
 
 
 def commands(program: str | None = None) -> list[list[str]]:
-    """Return the guides' commands, or those of one program, as words without ``uv run``."""
+    """Return the guides' commands, or those of one program, split into words and without ``uv run``."""
     lines = (line for text in GUIDES.values() for block in blocks(text, "console") for line in block.splitlines())
     found = [shlex.split(line[2:].removeprefix("uv run "), comments=True) for line in lines if line.startswith("$ ")]
     return [words for words in found if program in (None, words[0])]
@@ -81,7 +81,7 @@ def table(text: str, *header: str) -> list[list[str]]:
 
 
 def parameters_of(text: str, heading: str) -> dict[str, str]:
-    """Return the defaults that a guide's table of parameters tells, by name."""
+    """Return the defaults in a guide's table of parameters, by name."""
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     rows = table(section, "parameter", "default", "meaning")
     return {name: default for names, default, _ in rows for name in re.findall(r"`(\w+)`", names)}
@@ -106,7 +106,7 @@ def test_python_block_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(dag_class, "__enter__", lambda dag: made.append(dag) or enter(dag))
     code = compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec")
     if "promote_flows(" in block and airflow_version.startswith(("2.", "3.0.")):
-        # As its guide says.
+        # As its guide explains.
         with pytest.raises(ValueError, match="approval=False"):
             exec(code, {})  # noqa: S102  # ours
         return
@@ -138,8 +138,8 @@ def test_airflow_commands_parse() -> None:
 def test_every_command_option_is_documented() -> None:
     (group,) = get_etlworks_cli_commands()
     flags = {flag for command in group.subcommands for argument in command.args for flag in argument.flags}
-    told = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
-    assert told - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
+    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
+    assert shown - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
 
 
 def test_connections_are_valid() -> None:
@@ -214,12 +214,12 @@ def test_compatibility_table_is_the_ci_grid() -> None:
     ],
 )
 def test_reference_has_every_parameter_and_default(documented: type) -> None:
-    told = parameters_of(GUIDES["operators.md"], documented.__name__)
+    shown = parameters_of(GUIDES["operators.md"], documented.__name__)
     real = defaults_of(vars(documented)["__init__"])
     if "deferrable" in real:
-        # Airflow's setting, not a value.
-        real["deferrable"] = told["deferrable"]
-    assert told == real
+        # The default is a setting of Airflow, not a value.
+        real["deferrable"] = shown["deferrable"]
+    assert shown == real
 
 
 def test_promotion_guide_has_every_parameter_and_default() -> None:
@@ -230,10 +230,10 @@ def test_promotion_guide_has_every_parameter_and_default() -> None:
 
 
 def test_promotion_guide_has_every_task() -> None:
-    told = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
+    shown = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
     documented = set(re.findall(r"^``(\w+)`` ", inspect.getdoc(promote_flows) or "", re.MULTILINE))
-    assert told == documented
-    assert len(told) == 9
+    assert shown == documented
+    assert len(shown) == 9
 
 
 def test_hook_reference_has_every_method() -> None:
