@@ -275,14 +275,18 @@ class EtlworksHook(BaseHook):
         run_options: Mapping[str, Any] | None = None,
     ) -> FlowStart:
         """
-        Start a flow, once: an answer that is lost is met by looking for the run, never by a second start on a guess.
+        Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
+
+        A call without ``run_options`` declares that nobody else starts this flow at the same time: after a start in
+        doubt, the only new run is adopted, unless it shows another starter. The connection's ``run_key_parameter`` adds
+        proof.
 
         :param flow_id: the flow.
         :param parameters: the flow's parameters, all of them text.
         :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
-        :raises EtlworksStartUnknown: it cannot be told whether the run started.
+        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
@@ -293,6 +297,8 @@ class EtlworksHook(BaseHook):
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,
+            is_only_starter=not run_options,
+            run_key_parameter=self.settings.run_key_parameter,
         )
         started = self.client.run(start.start())
         audit_id = started.audit_id if started else None
@@ -377,21 +383,22 @@ class EtlworksHook(BaseHook):
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
         with clients.urgent_client(self.settings) as client:
-            return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
+            return client.run(stop_run(RunRef(flow_id, audit_id), self.settings.stop_path))
 
     def find_run(self, start: RunStarter, watermark: int) -> int | None:
         """
-        Look at once for the run of a start whose answer is not known, in as little time as a killed task has.
+        Reconcile a start in doubt at once, in as little time as a killed task has.
 
         Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
 
         :param start: the start.
         :param watermark: the flow's newest audit id before it.
-        :return: the run's audit id; ``None`` where there is none.
-        :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
+        :return: the run's audit id; ``None`` if no run came of the start.
+        :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
         """
+        impatient = replace(start, policy=replace(start.policy, patience=0.0))
         with clients.urgent_client(self.settings) as client:
-            return client.run(replace(start, patience=0.0).find(watermark, grace=0.0))
+            return client.run(impatient.reconcile(watermark, start.key, grace=0.0))
 
     def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
         """

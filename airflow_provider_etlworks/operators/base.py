@@ -160,10 +160,11 @@ class RunOperator(HookMixin, BaseOperator):
 
     def _is_to_be_followed(self, context: Context, remembered: LaunchRecord, audit_id: int) -> bool:
         from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
-        from airflow_provider_etlworks.runs.start import read_accepted_run
+        from airflow_provider_etlworks.runs.reconcile import read_accepted_run
+        from airflow_provider_etlworks.runs.types import RunRef
 
-        client = self.hook.client
-        execution = client.run(read_accepted_run(remembered.flow_id, audit_id, clock=client.clock, log=self.log))
+        client, run = self.hook.client, RunRef(remembered.flow_id, audit_id)
+        execution = client.run(read_accepted_run(run, clock=client.clock, log=self.log))
         decision = decide_reattach(
             execution,
             stop_asked=remembered.stop_asked,

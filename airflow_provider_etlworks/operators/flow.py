@@ -188,8 +188,9 @@ class EtlworksRunFlowOperator(RunOperator):
         self, context: Context, flow_id: int, parameters: dict[str, str], options: dict[str, Any]
     ) -> RunStarter:
         from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
+        from airflow_provider_etlworks.runs.types import PollPolicy
 
-        memory = self._memory_of(context)
+        memory, ti = self._memory_of(context), context["ti"]
 
         def save_intent(watermark: int | None) -> None:
             self._abort_if_killed()
@@ -208,11 +209,14 @@ class EtlworksRunFlowOperator(RunOperator):
             parameters=parameters,
             options=options,
             user=self.hook.settings.login,
-            poll_interval=self.poll_interval,
-            patience=self.patience,
-            deadline=self._deadline(context)[0],
+            policy=PollPolicy(self.poll_interval, self.patience, self._deadline(context)[0]),
             on_already_running=OnAlreadyRunning(self.on_already_running),
             save_intent=save_intent,
+            is_only_starter=self.on_already_running == "fail" and not options and getattr(ti, "map_index", -1) < 0,
+            run_key_parameter=self.hook.settings.run_key_parameter,
+            run_key="/".join(
+                str(getattr(ti, name, "")) for name in ("dag_id", "task_id", "run_id", "map_index", "try_number")
+            ),
         )
         return start
 
@@ -254,7 +258,7 @@ class EtlworksRunFlowOperator(RunOperator):
 
         self.log.info("An earlier try may have started flow %s; looking for its run.", start.flow_id)
         grace = VISIBILITY_GRACE - (start.clock.time() - remembered.asked_at)
-        audit_id = self.hook.client.run(start.find(remembered.watermark, grace=max(0.0, grace)))
+        audit_id = self.hook.client.run(start.reconcile(remembered.watermark, None, grace=max(0.0, grace)))
         if audit_id is None:
             self.log.info("No run came of it.")
         else:
