@@ -271,7 +271,7 @@ def promote(args: Namespace) -> ExitCode:
                 raw = file.sibling(PREVIEW_ENDING)
                 preview = preview_import(target.client, target.bundle_client, bundle, raw, log=log)
             terminal.show_markdown(preview.markdown(introduction(bundle, target.settings), raw.path))
-            if not (args.yes or terminal.confirmed(f"BundleImport this into {target.settings.root_url}?")):
+            if not (args.yes or terminal.confirmed(f"Import this into {target.settings.root_url}?")):
                 print_status("Nothing was imported.")
                 return ExitCode.FAILED
             importing = _Import(target, bundle)
@@ -320,7 +320,9 @@ class _Import:
             clock=client.clock,
             log=log,
             user=self._target.settings.login,
+            definitions=lambda: bundle.definitions,
             save_intent=self._save_intent,
+            secrets=self._target.settings.secrets,
         )
         with bundle.explained(importing.call):
             client.run(importing.import_once(flow_versions(flows_before, bundle.flow_names)))

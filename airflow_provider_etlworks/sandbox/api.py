@@ -399,8 +399,8 @@ def export_flows(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/io/import/preview")
 def preview_import(api: Api, request: Request) -> Answer:
-    """Report what importing a bundle would change, and how."""
-    return Answer.json(export_import.preview_with_actions(api.organization, request.json_object()))
+    """Report what importing a bundle would change."""
+    return Answer.json(export_import.preview(api.organization, request.json_object()))
 
 
 @route("POST", "/rest/v1/io/import")

@@ -67,7 +67,7 @@ def load_dump(text: str) -> dict[str, Any]:
 
 def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Report what an import would change, by the ids in the bundle, in the shape of the older preview.
+    Report what an import would change, by the ids in the bundle, in the only documented shape: the older preview's.
 
     A bundle that the import would refuse is refused here too. Nothing is changed.
     """
@@ -91,26 +91,6 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
         "formats": {},
         "schedules": {},
     }
-
-
-def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``preview`` with an action for each item: our guess at the newer preview, which is not documented."""
-    result = preview(organization, bundle)
-    flows, connections = _checked_items(organization, bundle)
-    known = organization.plans()
-    for entry, plan in flows:
-        result["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
-    for entry, existing in connections:
-        result["connections"][str(entry["id"])]["action"] = _action(existing is not None)
-    brought = {entry["name"] for entry, _ in connections}
-    for name in sorted({name for _, plan in flows for name in plan.connections} - brought):
-        exists = organization.connection_by_name(name) is not None
-        result["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
-    return result
-
-
-def _action(exists: bool) -> str:
-    return "replace" if exists else "create"
 
 
 def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:

@@ -42,10 +42,13 @@ class ImportRecord:
     An import that this task sent, or was about to send.
 
     :ivar sha256: the bundle's hash.
-    :ivar before: what the target had before it, as ``client.importing.flow_versions`` tells.
+    :ivar before: the target's flows before it, from ``bundles.import_once.flow_versions``.
     :ivar max_tries: as above.
-    :ivar backup_path: where the backup is that was made before it.
+    :ivar backup_path: the path of the backup that was made before it.
     :ivar backup_sha256: the backup's hash.
+    :ivar told_by: how it is known that it was applied: by its ``"answer"``, or by the ``"target"``; ``None`` while it
+        is in doubt.
+    :ivar failure: why it failed, if Etlworks answered that it did.
     """
 
     sha256: str
@@ -53,6 +56,8 @@ class ImportRecord:
     max_tries: int
     backup_path: str | None = None
     backup_sha256: str | None = None
+    told_by: str | None = None
+    failure: str | None = None
 
 
 class _Notes(Generic[NoteT]):

@@ -799,7 +799,7 @@ def test_flow_moves_to_another_instance(make_etlworks, form):
     preview = production.ask("POST", paths[0], data=bundle, headers=headers).json()
     assert set(preview) == {"graph", "flows", "connections", "formats", "schedules"}
     told = {"id": 77, "name": "Brand new", "type": "ETL.database.event", "icon": "flow", "listener": False}
-    assert preview["flows"]["77"] == (told if form == "older" else {**told, "action": "create"})
+    assert preview["flows"]["77"] == told
     assert preview["graph"] == {"3": ["ledger-db"], "77": ["new-db"]}
     assert {one["name"] for one in preview["connections"].values()} == {"ledger-db", "new-db"}
     assert production.get("/rest/v1/flows") == before
@@ -816,21 +816,6 @@ def test_flow_moves_to_another_instance(make_etlworks, form):
     audit_id = production.start(10)
     production.wait(3)
     assert production.record(10, audit_id)["status"] == "warning"
-
-
-def test_preview_shows_an_action_per_item(make_etlworks):
-    staging, production = make_etlworks(), make_etlworks()
-    staging.sandbox.add_flow(SandboxFlow(77, "Brand new", connections=("new-db",)))
-    bundle = export(staging, flowIds=[3, 77], includeConnections=False).json()
-    preview = production.ask("POST", "/rest/v1/io/import/preview", json=bundle).json()
-    assert {flow["name"]: flow["action"] for flow in preview["flows"].values()} == {
-        "Ledger": "replace",
-        "Brand new": "create",
-    }
-    assert preview["connections"] == {
-        "ledger-db": {"name": "ledger-db", "action": "keep"},
-        "new-db": {"name": "new-db", "action": "missing"},
-    }
 
 
 def test_flow_that_runs_forever_can_be_moved(make_etlworks):
