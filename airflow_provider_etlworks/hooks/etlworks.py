@@ -273,17 +273,17 @@ class EtlworksHook(BaseHook):
         parameters: Mapping[str, str] | None = None,
         *,
         run_options: Mapping[str, Any] | None = None,
+        is_only_starter: bool = True,
     ) -> FlowStart:
         """
         Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
 
-        A call without ``run_options`` declares that nobody else starts this flow at the same time: after a start in
-        doubt, the only new run is adopted, unless it shows another starter. The connection's ``run_key_parameter`` adds
-        proof.
-
         :param flow_id: the flow.
         :param parameters: the flow's parameters, all of them text.
         :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
+        :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
+            ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter. Say
+            ``False`` in mapped tasks. The connection's ``run_key_parameter`` gives proof instead.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
         :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
@@ -297,7 +297,7 @@ class EtlworksHook(BaseHook):
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,
-            is_only_starter=not run_options,
+            is_only_starter=is_only_starter and not run_options,
             run_key_parameter=self.settings.run_key_parameter,
         )
         started = self.client.run(start.start())
