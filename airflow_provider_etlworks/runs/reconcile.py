@@ -95,7 +95,7 @@ def new_token() -> str:
 
 
 @dataclass(frozen=True)
-class StartInDoubt:
+class SentStart:
     """
     A start that was sent, and of which it is not known whether a run came of it.
 
@@ -128,7 +128,7 @@ class StartInDoubt:
 
 
 def reconcile(
-    start: StartInDoubt,
+    start: SentStart,
     *,
     clock: Clock,
     log: Log,
@@ -170,7 +170,7 @@ def reconcile(
 
 
 def _decide(
-    start: StartInDoubt, newer: list[Execution], known: dict[int, bool], *, is_complete: bool, is_last_poll: bool
+    start: SentStart, newer: list[Execution], known: dict[int, bool], *, is_complete: bool, is_last_poll: bool
 ) -> int | None:
     """
     Return the audit id of the run that is the start's; ``None`` for none so far.
@@ -220,7 +220,7 @@ def newest_audit_id(flow_id: int) -> Procedure[int]:
     return max((run.audit_id for run in (yield from _history(flow_id))), default=0)
 
 
-def _newer_runs(start: StartInDoubt) -> Procedure[tuple[list[Execution], bool]]:
+def _newer_runs(start: SentStart) -> Procedure[tuple[list[Execution], bool]]:
     """Return the runs above the watermark, and whether these are all."""
     latest: Execution | None = yield endpoints.latest_execution(start.flow_id)
     newer = [run for run in (yield from _history(start.flow_id)) if run.audit_id > start.watermark]

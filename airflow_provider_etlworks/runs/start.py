@@ -28,7 +28,7 @@ from airflow_provider_etlworks.client.procedure import Sleep
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
 from airflow_provider_etlworks.runs.reconcile import (
     RunKey,
-    StartInDoubt,
+    SentStart,
     is_candidate,
     new_token,
     newest_audit_id,
@@ -219,7 +219,7 @@ class RunStarter:
         :return: the run's audit id; ``None`` if no run came of the start.
         :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
         """
-        start = StartInDoubt(self.flow_id, watermark, self.user, self.is_only_starter, key)
+        start = SentStart(self.flow_id, watermark, self.user, self.is_only_starter, key)
         return reconcile(start, clock=self.clock, log=self.log, grace=grace, patience=self.policy.patience)
 
     def is_candidate(self, run: Execution) -> bool:
