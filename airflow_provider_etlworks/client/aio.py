@@ -17,7 +17,7 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import PageCursor, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
@@ -32,22 +32,22 @@ from airflow_provider_etlworks.client.transport import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from airflow_provider_etlworks.client.call import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
 
-# Longer than the longest pause between two looks at a run, so that polling does not connect anew each time.
+# Longer than the longest time between two polls of a run, so that not every poll needs a new connection.
 _KEEP_ALIVE = 75.0
 
 
 class AsyncEtlworksClient:
     """
-    Talks to one Etlworks instance from an event loop. An async context manager.
+    A client of one Etlworks instance, for an event loop. An async context manager.
 
     :param settings: the instance and the credentials.
-    :param clock: tells the time; for tests.
+    :param clock: reads the time; for tests.
     :param sleep: waits for some seconds; for tests.
     """
 
@@ -64,11 +64,11 @@ class AsyncEtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = asyncio.Lock()
-        # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
+        # Not the pool's own limit: the time-out to connect would include the time in its queue.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
-        # A run's record is asked for thousands of times, and parsing its URL takes longer than reading the answer.
+        # A run's record is requested thousands of times, and parsing its URL takes longer than reading the response.
         self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
 
     async def __aenter__(self) -> AsyncEtlworksClient:
@@ -79,13 +79,13 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # It takes hundreds of milliseconds: not on the event loop.
+        # It takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(
                 total=None,
-                # A tunnel through a proxy is an exchange of its own, which no other limit holds for.
+                # A tunnel through a proxy needs a request of its own, which no other time-out limits.
                 connect=self.settings.connect_timeout + self.settings.read_timeout,
                 sock_connect=self.settings.connect_timeout,
                 sock_read=self.settings.read_timeout,
@@ -101,44 +101,37 @@ class AsyncEtlworksClient:
             await self._session.close()
 
     async def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
-        """Carry out a call, as :meth:`EtlworksClient.send` does."""
+        """Send a call, as :meth:`EtlworksClient.send` does."""
         if attempts == 1:
             return await self._send_once(call)
-        rules = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        return await AsyncRetrying(sleep=self.sleep, **rules)(self._send_once, call)
+        options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
+        return await AsyncRetrying(sleep=self.sleep, **options)(self._send_once, call)
 
     async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
-        """Yield the items of a list, asking for each page when it is needed."""
-        call: Call[Page[T]] | None = paged.first()
-        offset = 0
-        previous: Page[T] | None = None
-        while call is not None:
-            page = await self.send(call)
-            if page.repeats(previous):
-                return
-            for item in page.items:
+        """Yield the items of a list. Each page is requested when its first item is needed."""
+        cursor = PageCursor(paged)
+        while cursor.call is not None:
+            for item in cursor.advance(await self.send(cursor.call)):
                 yield item
-            offset += len(page.items)
-            call, previous = paged.following(offset, page), page
 
-    async def run(self, conversation: Procedure[T]) -> T:
-        """Carry out a conversation, and return its result."""
+    async def run(self, procedure: Procedure[T]) -> T:
+        """Run a procedure, and return its result."""
         try:
-            step = next(conversation)
+            step = next(procedure)
             while True:
                 try:
-                    value = await self._take(step)
+                    value = await self._perform(step)
                 except EtlworksError as error:
-                    step = conversation.throw(error)
+                    step = procedure.throw(error)
                 else:
-                    step = conversation.send(value)
+                    step = procedure.send(value)
         except StopIteration as end:
             result: T = end.value
             return result
         finally:
-            conversation.close()
+            procedure.close()
 
-    async def _take(self, step: Step) -> Any:
+    async def _perform(self, step: Step) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
@@ -168,13 +161,13 @@ class AsyncEtlworksClient:
 
     async def _exchange(self, call: Call[T], bearer: str | None) -> T:
         headers, url = request_headers(call, bearer), self._url(call)
-        answer = await self._ask(call, url, headers)
+        response = await self._request(call, url, headers)
         redirects = 0
-        while target := redirect_target(call, str(url), answer, redirects):
+        while target := redirect_target(call, str(url), response, redirects):
             url, redirects = URL(target, encoded=True), redirects + 1
-            answer = await self._ask(call, url, headers)
+            response = await self._request(call, url, headers)
         try:
-            return call.result(answer, self._auth.secrets)
+            return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
             if error.retry_after is not None:
                 self._rate_limiter.pause(error.retry_after)
@@ -187,12 +180,12 @@ class AsyncEtlworksClient:
             self._urls[call] = url
         return url
 
-    async def _ask(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
-        """Send one request, when its turn has come, and read the whole answer."""
+    async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
+        """Send one request, within the rate limit, and read the whole response."""
         if self._session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
-        for wait in self._rate_limiter.delays():
-            await self.sleep(wait)
+        for delay in self._rate_limiter.delays():
+            await self.sleep(delay)
         try:
             async with (
                 self._free_connections,
@@ -213,14 +206,14 @@ class AsyncEtlworksClient:
 
 
 def _never_sent(error: BaseException) -> bool:
-    """Whether a request certainly never left: no connection came to be."""
+    """Return whether a request certainly was not sent, because no connection was made."""
     return isinstance(
         error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
     )
 
 
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
-    """Read certificates and find the proxy; import what the first token takes."""
+    """Read certificates and find the proxy; import what the first token needs."""
     importlib.import_module("jwt")
     verify = ca_bundle(settings)
     tls = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify

@@ -1,4 +1,4 @@
-"""Bodies of requests and of answers that are too long to hold: they pass in chunks."""
+"""Bodies of requests and responses that are too long to hold in memory: they pass in chunks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CHUNK_SIZE = 65_536
 
 class Body(Protocol):
     """
-    A request's body in pieces. Each iteration gives it from its start, since a request may have to be sent again.
+    A request's body in chunks. Each iteration begins at its start, since a request may have to be sent again.
 
-    The sync client sends it. The async one does not: reading a file would hold its event loop.
+    Only the sync client can send it: reading a file would block the event loop of the async one.
     """
 
     def __len__(self) -> int:
-        """Return how many bytes it has."""
+        """Return its length in bytes."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """Give it in pieces."""
+        """Yield its chunks."""
 
 
 class Source(Protocol):
@@ -35,20 +35,20 @@ class Source(Protocol):
         """Read the next bytes."""
 
     def seek(self, offset: int, /) -> Any:
-        """Go to a place in it."""
+        """Move to a position in it."""
 
 
 def read_chunks(source: Source) -> Iterator[bytes]:
     """
-    Read a file from its start, in pieces.
+    Read a file from its start, in chunks.
 
-    :raises EtlworksError: it cannot be read. A request that is sent it has no end then, so it does not take effect.
+    :raises EtlworksError: it cannot be read. A request that sends it stays incomplete, so it has no effect.
     """
     try:
         source.seek(0)
-        while piece := source.read(CHUNK_SIZE):
-            yield piece
-    except Exception as error:  # each object store has errors of its own
+        while chunk := source.read(CHUNK_SIZE):
+            yield chunk
+    except Exception as error:  # each object store has its own exceptions
         raise EtlworksError(
             f"The file cannot be read: {type(error).__name__}: {error}", retryable=True, not_processed=True
         ) from error
@@ -67,43 +67,43 @@ class FileBody:
         self._size = size
 
     def __len__(self) -> int:
-        """Return how many bytes the file has."""
+        """Return the length of the file in bytes."""
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:
         """
-        Give the file in pieces, from its start.
+        Yield the file in chunks, from its start.
 
-        :raises EtlworksError: it cannot be read, or has another length by now.
+        :raises EtlworksError: it cannot be read, or its length has changed.
         """
-        given = 0
-        for piece in read_chunks(self._source):
-            given += len(piece)
-            if given > self._size:
+        read = 0
+        for chunk in read_chunks(self._source):
+            read += len(chunk)
+            if read > self._size:
                 break
-            yield piece
-        if given != self._size:
+            yield chunk
+        if read != self._size:
             raise EtlworksError(
-                f"The file had {self._size} bytes, and has another length now that it is being sent.",
-                not_processed=True,
+                f"The file had {self._size} bytes, and its length changed before it was sent.", not_processed=True
             )
 
 
 LONGEST_LINE = 2_000
+"""Bytes at which :func:`tail_lines` cuts a line."""
 
 
-def tail_lines(pieces: Iterable[bytes], count: int) -> list[str]:
+def tail_lines(chunks: Iterable[bytes], count: int) -> list[str]:
     """
-    Return the last lines of a text that arrives in pieces.
+    Return the last lines of a text that arrives in chunks.
 
-    :param pieces: the text, cut anywhere.
+    :param chunks: the text, cut anywhere.
     :param count: how many lines to keep.
     :return: at most ``count`` lines, each cut at :data:`LONGEST_LINE` bytes.
     """
     lines: deque[bytes] = deque(maxlen=count)
     rest = b""
-    for piece in pieces:
-        *complete, rest = (rest + piece).split(b"\n")
+    for chunk in chunks:
+        *complete, rest = (rest + chunk).split(b"\n")
         lines.extend(line[:LONGEST_LINE] for line in complete)
         rest = rest[:LONGEST_LINE]
     if rest:

@@ -1,7 +1,7 @@
 """
-What both transports share: how a request looks on the wire, where a redirect may lead, what a broken one means.
+What both transports share: the headers of a request, where a redirect may lead, what a failed request means.
 
-A transport adds only how bytes are sent, how one waits, and how one locks.
+A transport adds only how it sends bytes, waits and locks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ COMMON_HEADERS = {
     "Accept": "application/json, */*;q=0.5",
     "User-Agent": f"airflow-provider-etlworks/{__version__}",
 }
-"""What every request says."""
+"""Headers of every request."""
 
 POOL_SIZE = 10
-"""Connections that one client keeps open at most."""
+"""The most connections that one client opens at a time."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_REDIRECT_CHAIN = 5
@@ -44,28 +44,30 @@ def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     return headers
 
 
-def redirect_target(call: Call[Any], url: str, answer: Response, redirects: int = 0) -> str | None:
+def redirect_target(call: Call[Any], url: str, response: Response, redirects: int = 0) -> str | None:
     """
-    Return the URL that an answer redirects to; ``None`` for an answer that redirects nowhere.
+    Return the URL that a response redirects to; ``None`` if it is not a redirect.
 
-    Credentials stay with the host they are meant for, and never go from https to plain http. A redirect that would
-    turn a POST into a GET is refused as well: what was asked for would silently not happen.
+    Credentials stay with the connection's host, and never go from https to plain http. A redirect that would turn a
+    POST into a GET is refused as well: the POST would silently not happen.
 
-    :param url: what answered.
+    :param call: the call.
+    :param url: the URL that sent the response.
+    :param response: the response.
     :param redirects: how many redirects led there.
     :raises EtlworksRedirected: the redirect must not be followed.
     """
-    if answer.status not in _REDIRECTS or not (location := answer.headers.get("Location")):
+    if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
         return None
     try:
         target = urljoin(url, location)
         here, there = urlsplit(url), urlsplit(target)
         same_host = _is_same_host(here, there)
     except ValueError:
-        raise EtlworksRedirected(f"Etlworks redirects {call} to what is no address.", status=answer.status) from None
-    keeps_method = answer.status in (307, 308) or call.method in ("GET", "HEAD")
+        raise EtlworksRedirected(f"Etlworks redirects {call} to an invalid address.", status=response.status) from None
+    keeps_method = response.status in (307, 308) or call.method in ("GET", "HEAD")
     if not same_host:
-        reason = "Credentials are not sent there. If that is the right address, make it the connection's Host."
+        reason = "Credentials are not sent there. If that address is right, make it the connection's Host."
     elif not keeps_method:
         reason = f"A {call.method} does not survive it. Make that address the connection's Host."
     elif redirects >= _LONGEST_REDIRECT_CHAIN:
@@ -73,11 +75,11 @@ def redirect_target(call: Call[Any], url: str, answer: Response, redirects: int 
     else:
         return target
     address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
-    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=answer.status)
+    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=response.status)
 
 
 def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
-    """Whether credentials for ``here`` may go to ``there``. A secure port of the same host is as good."""
+    """Return whether credentials for ``here`` may go to ``there``. From http, any https port of the host will do."""
     if there.username is not None or here.hostname != there.hostname:
         return False
     if here.scheme != there.scheme:
@@ -90,9 +92,14 @@ def unreachable(
     call: Call[Any], settings: ClientSettings, error: BaseException, *, not_processed: bool
 ) -> EtlworksUnreachable:
     """
-    Return the error for a request that got no (whole) answer.
+    Return the error for a request without a (whole) response.
 
-    It tells all that ``error`` says but secrets: raise it ``from None``, so that no traceback repeats the original.
+    Its message is that of ``error`` without secrets: raise it ``from None``, so that no traceback shows the original.
+
+    :param call: the call.
+    :param settings: the connection.
+    :param error: what the library raised.
+    :param not_processed: whether the server certainly did not act on the request.
     """
     cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
     sent = "It did not reach the server." if not_processed else "The server may have received it."
@@ -106,11 +113,11 @@ def proxy_for(settings: ClientSettings) -> str | None:
     """
     Return the proxy to use: the connection's, else the environment's, unless ``NO_PROXY`` names the host.
 
-    :raises EtlworksConfigError: the environment's is no address of an HTTP proxy.
+    :raises EtlworksConfigError: the environment's is not the address of an HTTP proxy.
     """
     if settings.proxy:
         return proxy_url(settings.proxy)
-    # A DAG file's import must not load requests. It knows more forms of NO_PROXY than Python itself: ports, networks.
+    # A DAG file's import must not load requests. It reads more forms of NO_PROXY than Python itself: ports, networks.
     from requests.utils import get_environ_proxies, select_proxy
 
     found: str | None = select_proxy(settings.root_url, get_environ_proxies(settings.root_url))
@@ -119,9 +126,9 @@ def proxy_for(settings: ClientSettings) -> str | None:
 
 def ca_bundle(settings: ClientSettings) -> bool | str:
     """
-    Return what to check certificates with: ``False``, or the path of a CA bundle; the same for both transports.
+    Return what both transports check certificates with: the path of a CA bundle, or ``False`` for nothing.
 
-    :raises EtlworksConfigError: there is no such file, or it holds no certificates.
+    :raises EtlworksConfigError: there is no such file, or it contains no certificates.
     """
     if settings.verify is False:
         return False
@@ -132,7 +139,7 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
         try:
             ssl.create_default_context(cafile=path)
         except ssl.SSLError as error:
-            raise EtlworksConfigError(f"{name} names {path!r}, which is no CA bundle: {error}") from error
+            raise EtlworksConfigError(f"{name} names {path!r}, which is not a CA bundle: {error}") from error
         return path
     import certifi
 
