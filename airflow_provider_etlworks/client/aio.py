@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ssl
+import zlib
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,18 +19,26 @@ from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.procedure import PageCursor, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.streaming import ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
+    CURRENT_EXCHANGE,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
     POOL_SIZE,
+    Exchange,
     ca_bundle,
     proxy_for,
     redirect_target,
     request_headers,
-    unreachable,
+    tls_context,
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from aiohttp.connector import Connection
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure, Step
@@ -67,6 +75,9 @@ class AsyncEtlworksClient:
         # Not the pool's own limit: the time-out to connect would include the time in its queue.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
+        # For requests that must not be repeated: a server may drop a kept-alive connection any time.
+        self._fresh_session: aiohttp.ClientSession | None = None
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._proxy: str | None = None
         # A run's record is requested thousands of times, and parsing its URL takes longer than reading the response.
         self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
@@ -81,24 +92,15 @@ class AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
         # It takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                # A tunnel through a proxy needs a request of its own, which no other time-out limits.
-                connect=self.settings.connect_timeout + self.settings.read_timeout,
-                sock_connect=self.settings.connect_timeout,
-                sock_read=self.settings.read_timeout,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=COMMON_HEADERS,
-        )
+        self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls))
+        self._fresh_session = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls))
         return self
 
     async def close(self) -> None:
         """Close the pooled connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh_session):
+            if session is not None:
+                await session.close()
 
     async def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
         """Send a call, as :meth:`EtlworksClient.send` does."""
@@ -182,14 +184,17 @@ class AsyncEtlworksClient:
 
     async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
         """Send one request, within the rate limit, and read the whole response."""
-        if self._session is None:
+        session = self._session if call.idempotent else self._fresh_session
+        if session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
         for delay in self._rate_limiter.delays():
             await self.sleep(delay)
-        try:
-            async with (
-                self._free_connections,
-                self._session.request(
+        async with self._free_connections:
+            exchange = Exchange(call, self.settings)
+            exchange.expect_response()
+            token = CURRENT_EXCHANGE.set(exchange)
+            try:
+                async with session.request(
                     call.method,
                     url,
                     headers=headers,
@@ -198,23 +203,71 @@ class AsyncEtlworksClient:
                     skip_auto_headers=None if call.method == "GET" else ("Content-Type",),
                     allow_redirects=False,
                     proxy=self._proxy,
-                ) as response,
-            ):
-                return Response(response.status, response.headers, await response.read())
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
+                    timeout=self._timeout(exchange),
+                ) as response:
+                    return Response(response.status, response.headers, await _read(call, response))
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, zlib.error) as error:
+                raise exchange.failure(call, self.settings, error) from None
+            finally:
+                CURRENT_EXCHANGE.reset(token)
+
+    def _timeout(self, exchange: Exchange) -> aiohttp.ClientTimeout:
+        timeout = self._timeouts.get(exchange.time_limit)
+        if timeout is None:
+            timeout = self._timeouts[exchange.time_limit] = aiohttp.ClientTimeout(
+                total=exchange.time_limit,
+                # A tunnel through a proxy needs a request of its own, which no other time-out limits.
+                connect=self.settings.connect_timeout + self.settings.read_timeout,
+                sock_connect=self.settings.connect_timeout,
+                sock_read=self.settings.read_timeout,
+            )
+        return timeout
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Return whether a request certainly was not sent, because no connection was made."""
-    return isinstance(
-        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+class _ObservedRequest(aiohttp.ClientRequest):
+    """A request that records that it is sent. The CONNECT for a tunnel is not one of these."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        exchange = CURRENT_EXCHANGE.get()
+        if exchange.begun:
+            # aiohttp itself repeats a GET, without a pause and past our rate limit. We repeat it by our own rules.
+            raise aiohttp.ServerDisconnectedError
+        exchange.begun = True
+        super().__init__(*args, **kwargs)
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        CURRENT_EXCHANGE.get().sent = True
+        return await super().send(conn)
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=COMMON_HEADERS,
+        request_class=_ObservedRequest,
+        auto_decompress=False,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
+
+
+async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
+    if len(response.raw_headers) >= MAX_HEADERS:
+        raise aiohttp.ClientPayloadError(f"more than {MAX_HEADERS} header lines")
+    body = ResponseBody(call, response.status, response.headers)
+    chunks: list[bytes] = []
+    async for data in response.content.iter_any():
+        chunks += body.feed(data)
+        if body.is_complete:
+            break
+    else:
+        body.finish()
+    return b"".join(chunks)
 
 
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
     """Read certificates and find the proxy; import what the first token needs."""
     importlib.import_module("jwt")
     verify = ca_bundle(settings)
-    tls = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
-    return tls, proxy_for(settings)
+    return (tls_context(verify) if isinstance(verify, str) else verify), proxy_for(settings)

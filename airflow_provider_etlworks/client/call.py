@@ -38,6 +38,14 @@ PAGE_SIZE = 200
 _LONGEST_REFUSAL = 65_536
 
 
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+"""The longest response that is read, decompressed, if it is not a list, a whole flow, a bundle or a log."""
+
+
+MAX_LIST_BYTES = 64 * 1024 * 1024
+"""The longest list, whole flow, or response of unknown kind that is read, decompressed."""
+
+
 Query = Sequence[tuple[str, str]]
 
 
@@ -102,6 +110,9 @@ class Call(Generic[T]):
     :ivar below_root: the path is below the bare host, not below ``/rest``.
     :ivar missing_is_none: a 404 is no error but the answer "there is none".
     :ivar authorized: whether the call carries credentials.
+    :ivar max_bytes: the longest response that is read, decompressed. A longer one is an ``EtlworksReplyError``.
+    :ivar overtime: seconds beyond the read time-out that the whole response may take, however little arrives at a time.
+        A slower one is an ``EtlworksReplyError``.
     """
 
     method: str
@@ -114,6 +125,8 @@ class Call(Generic[T]):
     from_root: bool = False
     none_on_404: bool = False
     authenticated: bool = True
+    max_bytes: int = MAX_RECORD_BYTES
+    overtime: float = 30.0
 
     def __str__(self) -> str:
         """Method and path, for logs and messages. The query may hold what others should not read."""
@@ -264,6 +277,7 @@ class PagedCall(Generic[ItemT]):
             query=[*self.query, ("limit", str(self.limit)), ("offset", str(offset))],
             idempotent=True,
             from_root=self.from_root,
+            max_bytes=MAX_LIST_BYTES,
         )
 
     def _read(self, answer: Response) -> Page[ItemT]:

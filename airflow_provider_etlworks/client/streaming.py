@@ -1,14 +1,17 @@
-"""Bodies of requests and responses that are too long to hold in memory: they pass in chunks."""
+"""Bodies of requests and responses in chunks: many are too long to hold in memory."""
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_provider_etlworks.client.errors import EtlworksError
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksReplyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from airflow_provider_etlworks.client.call import Call
 
 CHUNK_SIZE = 65_536
 """Bytes that are held at a time."""
@@ -86,6 +89,83 @@ class FileBody:
             raise EtlworksError(
                 f"The file had {self._size} bytes, and its length changed before it was sent.", not_processed=True
             )
+
+
+MAX_ERROR_BYTES = 262_144
+"""Bytes that are read of an error response; the rest is not needed."""
+
+_GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
+
+
+class ResponseBody:
+    """
+    Decompresses the body of a response, and ends it at the size limit of its call. Both transports read through it.
+
+    :param call: the call.
+    :param status: the response's HTTP status.
+    :param headers: its headers.
+    :ivar is_complete: whether enough was read: of an error response, only the beginning is.
+    """
+
+    def __init__(self, call: Call[Any], status: int, headers: Mapping[str, str]) -> None:
+        self.is_complete = False
+        self._call = call
+        self._is_error = not 200 <= status < 300
+        self._remaining = MAX_ERROR_BYTES if self._is_error else call.max_bytes
+        encoding = headers.get("Content-Encoding", "").strip().lower()
+        self._encoding = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}.get(encoding)
+        self._decompressor: Any = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """
+        Take the next bytes from the wire, and yield the bytes of the body.
+
+        :raises EtlworksReplyError: the body is longer than the call allows.
+        :raises zlib.error: the body is not compressed as its header claims.
+        """
+        for chunk in self._decompress(data) if self._encoding else (data,):
+            if len(chunk) > self._remaining:
+                if not self._is_error:
+                    raise EtlworksReplyError(
+                        f"The response to {self._call} is longer than {self._call.max_bytes} bytes. "
+                        "The server may have processed the request."
+                    )
+                self.is_complete = True
+                yield chunk[: self._remaining]
+                return
+            self._remaining -= len(chunk)
+            yield chunk
+
+    def finish(self) -> None:
+        """
+        Check the end of the body.
+
+        :raises zlib.error: the compressed data is cut off.
+        """
+        if self._decompressor is not None and not self._decompressor.eof:
+            raise zlib.error("the compressed data is cut off")
+
+    def _decompress(self, data: bytes) -> Iterator[bytes]:
+        while True:
+            if self._decompressor is None or self._decompressor.eof:
+                is_next_member = self._encoding == "gzip" and data.startswith(b"\x1f\x8b")
+                if not data or (self._decompressor is not None and not is_next_member):
+                    # Some servers send bytes after the end.
+                    return
+                self._decompressor = zlib.decompressobj(self._window(data))
+            # In chunks, since a few bytes may become gigabytes.
+            chunk = self._decompressor.decompress(data, CHUNK_SIZE)
+            if chunk:
+                yield chunk
+            data = self._decompressor.unconsumed_tail or self._decompressor.unused_data
+            if not data and len(chunk) < CHUNK_SIZE:
+                return
+
+    def _window(self, data: bytes) -> int:
+        if self._encoding == "gzip":
+            return _GZIP
+        # Some servers send "deflate" without the header that it needs.
+        return _ZLIB if data[0] & 0x0F == zlib.DEFLATED else _RAW
 
 
 LONGEST_LINE = 2_000

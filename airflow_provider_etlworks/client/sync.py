@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
+import http.client
 import threading
 import time
+import zlib
 from contextlib import ExitStack, contextmanager
-from http.cookiejar import DefaultCookiePolicy
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import urllib3.exceptions
-from requests.adapters import HTTPAdapter
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
@@ -20,30 +18,29 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
+from airflow_provider_etlworks.client.observed_pool import ObservedAdapter
 from airflow_provider_etlworks.client.procedure import PageCursor, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
-from airflow_provider_etlworks.client.streaming import CHUNK_SIZE
+from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
+    CURRENT_EXCHANGE,
     POOL_SIZE,
+    Exchange,
     ca_bundle,
     proxy_for,
     redirect_target,
     request_headers,
-    unreachable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
-
-# Bytes that are read of an error that takes the place of a long response.
-_LONGEST_ERROR = 4 * CHUNK_SIZE
 
 
 class EtlworksClient:
@@ -68,18 +65,12 @@ class EtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = threading.Lock()
-        self._session = requests.Session()
-        self._session.headers.update(COMMON_HEADERS)
-        # Both transports read the environment's proxy and CA bundle through our own code, and no ``.netrc`` may
-        # replace our bearer.
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._session.verify = ca_bundle(settings)
-        if proxy := proxy_for(settings):
-            self._session.proxies = {"http": proxy, "https": proxy}
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        # Both transports read the environment's proxy and CA bundle through our own code. A session of requests would
+        # also read ``.netrc``, keep cookies, and load the bodies of redirects without a limit.
+        self._adapter = ObservedAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
+        self._verify = ca_bundle(settings)
+        proxy = proxy_for(settings)
+        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
 
     def __enter__(self) -> EtlworksClient:
         return self
@@ -89,7 +80,7 @@ class EtlworksClient:
 
     def close(self) -> None:
         """Close the pooled connections."""
-        self._session.close()
+        self._adapter.close()
 
     def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
         """
@@ -137,13 +128,13 @@ class EtlworksClient:
         """
         with ExitStack() as stack:
             bearer = self._bearer()
-            response = stack.enter_context(self._open(call, bearer))
+            exchange, response = stack.enter_context(self._open(call, bearer))
             if response.status_code == 401 and self._auth.reject(bearer):
-                response = stack.enter_context(self._open(call, self._bearer()))
+                exchange, response = stack.enter_context(self._open(call, self._bearer()))
             if not response.ok:
-                body = b"".join(islice(self._chunks(call, response), _LONGEST_ERROR // CHUNK_SIZE))
+                body = b"".join(self._chunks(call, exchange, response))
                 raise call.error(_with_body(response, body), self._auth.secrets)
-            yield self._chunks(call, response)
+            yield self._chunks(call, exchange, response)
 
     def receive(self, call: Call[Any], take: Callable[[Iterator[bytes]], T], *, attempts: int = retry.ATTEMPTS) -> T:
         """
@@ -197,35 +188,24 @@ class EtlworksClient:
         return bearer
 
     def _exchange(self, call: Call[T], bearer: str | None) -> T:
-        with self._open(call, bearer) as response:
-            body = b"".join(self._chunks(call, response))
+        with self._open(call, bearer) as (exchange, response):
+            body = b"".join(self._chunks(call, exchange, response))
             return call.result(_with_body(response, body), self._auth.secrets)
 
     @contextmanager
-    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[requests.Response]:
+    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[tuple[Exchange, requests.Response]]:
         """Send a call, follow its redirects, and yield the response with its body still unread."""
         url = call.url(self.settings.base_url, self.settings.root_url)
-        headers, redirects = request_headers(call, bearer), 0
+        headers, redirects = {**COMMON_HEADERS, **request_headers(call, bearer)}, 0
         while True:
             for delay in self._rate_limiter.delays():
                 self._sleep(delay)
-            try:
-                response = self._session.request(
-                    call.method,
-                    url,
-                    headers=headers,
-                    data=call.body,
-                    timeout=(self.settings.connect_timeout, self.settings.read_timeout),
-                    allow_redirects=False,
-                    stream=True,
-                )
-            except requests.RequestException as error:
-                raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
-            with response:
+            exchange = Exchange(call, self.settings)
+            with self._request(call, url, headers, exchange) as response:
                 target = redirect_target(call, url, _with_body(response, b""), redirects)
                 if target is None:
                     try:
-                        yield response
+                        yield exchange, response
                     except EtlworksRateLimited as error:
                         if error.retry_after is not None:
                             self._rate_limiter.pause(error.retry_after)
@@ -233,33 +213,38 @@ class EtlworksClient:
                     return
                 url, redirects = target, redirects + 1
 
-    def _chunks(self, call: Call[Any], response: requests.Response) -> Iterator[bytes]:
+    def _request(self, call: Call[Any], url: str, headers: Mapping[str, str], exchange: Exchange) -> requests.Response:
+        token = CURRENT_EXCHANGE.set(exchange)
+        try:
+            return self._adapter.send(
+                requests.Request(call.method, url, headers=headers, data=call.body).prepare(),
+                stream=True,
+                timeout=(self.settings.connect_timeout, self.settings.read_timeout),
+                verify=self._verify,
+                proxies=self._proxies,
+            )
+        except _FAILURES as error:
+            raise exchange.failure(call, self.settings, error) from None
+        finally:
+            CURRENT_EXCHANGE.reset(token)
+
+    def _chunks(self, call: Call[Any], exchange: Exchange, response: requests.Response) -> Iterator[bytes]:
+        body = ResponseBody(call, response.status_code, response.headers)
         # The default only from urllib3 2 on.
         response.raw.enforce_content_length = True
         try:
-            yield from response.iter_content(CHUNK_SIZE)
-        except requests.RequestException as error:
-            raise unreachable(call, self.settings, error, not_processed=False) from None
+            for data in response.raw.stream(CHUNK_SIZE, decode_content=False):
+                yield from body.feed(data)
+                if body.is_complete:
+                    return
+            body.finish()
+        except _FAILURES as error:
+            raise exchange.failure(call, self.settings, error) from None
+
+
+# All that the libraries raise. Only the exchange says whether the request was sent.
+_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error, OSError)
 
 
 def _with_body(response: requests.Response, body: bytes) -> Response:
     return Response(response.status_code, response.headers, body)
-
-
-_NO_CONNECTION = (
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.ProxyError,
-    ssl.SSLCertVerificationError,
-)
-
-
-def _never_sent(error: BaseException) -> bool:
-    """Return whether a request certainly was not sent, because no connection was made."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _NO_CONNECTION):
-            return True
-        reason = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
-        seen = reason if isinstance(reason, BaseException) else seen.__cause__
-    return False

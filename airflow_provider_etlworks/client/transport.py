@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksRedirected, EtlworksUnreachable
+from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
+    EtlworksError,
+    EtlworksRedirected,
+    EtlworksReplyError,
+    EtlworksUnreachable,
+)
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 
 COMMON_HEADERS = {
     "Accept": "application/json, */*;q=0.5",
+    # What ResponseBody can decompress.
+    "Accept-Encoding": "gzip, deflate",
     "User-Agent": f"airflow-provider-etlworks/{__version__}",
 }
 """Headers of every request."""
@@ -31,8 +41,16 @@ COMMON_HEADERS = {
 POOL_SIZE = 10
 """The most connections that one client opens at a time."""
 
+MAX_HEADER_BYTES = 65_536
+"""The longest header line that is read. It is the limit of Python's own ``http.client``."""
+
+MAX_HEADERS = 100
+"""Header lines of a response, with the empty one at the end. It is the limit of ``http.client``, too."""
+
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_REDIRECT_CHAIN = 5
+# The name of a certificate in a directory: the hash of its subject, and a number.
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
@@ -88,25 +106,61 @@ def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
     return (here.port or default) == (there.port or default)
 
 
-def unreachable(
-    call: Call[Any], settings: ClientSettings, error: BaseException, *, not_processed: bool
-) -> EtlworksUnreachable:
+class Exchange:
     """
-    Return the error for a request without a (whole) response.
-
-    Its message is that of ``error`` without secrets: raise it ``from None``, so that no traceback shows the original.
+    One request on the wire, and what we observed of it. Both transports decide by it what a failure means.
 
     :param call: the call.
     :param settings: the connection.
-    :param error: what the library raised.
-    :param not_processed: whether the server certainly did not act on the request.
+    :ivar begun: whether the library has begun with it; it must not begin a second time by itself.
+    :ivar sent: whether a byte of the request was handed to an established connection, or to a tunnel. Only a request
+        that was not sent is certainly not processed; the names of a library's exceptions are no evidence.
+    :ivar needs_fresh_connection: whether it must not use a kept-alive connection, which a server may drop any time.
+    :ivar read_timeout: seconds to wait for the next bytes.
+    :ivar time_limit: seconds that the whole response may take.
+    :ivar deadline: until when bytes may be received, by the monotonic clock of the machine.
     """
-    cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
-    sent = "It did not reach the server." if not_processed else "The server may have received it."
-    return EtlworksUnreachable(
-        f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {sent}",
-        not_processed=not_processed,
-    )
+
+    __slots__ = ("begun", "deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
+
+    def __init__(self, call: Call[Any], settings: ClientSettings) -> None:
+        self.begun = self.sent = False
+        self.needs_fresh_connection = not call.idempotent
+        self.read_timeout = settings.read_timeout
+        self.time_limit = settings.read_timeout + min(call.overtime, settings.max_overtime)
+        # A tunnel through a proxy has a response of its own.
+        self.deadline = time.monotonic() + settings.connect_timeout + settings.read_timeout
+
+    def expect_response(self) -> None:
+        """Begin the time limit of the response."""
+        self.deadline = time.monotonic() + self.time_limit
+
+    def failure(self, call: Call[Any], settings: ClientSettings, error: BaseException) -> EtlworksError:
+        """
+        Return the error for a request without a (whole) response.
+
+        Its message is that of ``error`` without secrets: raise it ``from None``, so that no traceback shows the
+        original.
+
+        :param call: the call.
+        :param settings: the connection.
+        :param error: what the library raised.
+        """
+        if self.sent and time.monotonic() >= self.deadline:
+            return EtlworksReplyError(
+                f"The response to {call} was not complete after {self.time_limit:g} s. "
+                "The server may have processed the request."
+            )
+        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
+        conclusion = "The server may have received it." if self.sent else "It did not reach the server."
+        return EtlworksUnreachable(
+            f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",
+            not_processed=not self.sent,
+        )
+
+
+CURRENT_EXCHANGE: ContextVar[Exchange] = ContextVar("current_exchange")
+"""The exchange of the request that this thread or task sends now, for the connection that sends it."""
 
 
 def proxy_for(settings: ClientSettings) -> str | None:
@@ -128,22 +182,37 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
     """
     Return what both transports check certificates with: the path of a CA bundle, or ``False`` for nothing.
 
-    :raises EtlworksConfigError: there is no such file, or it contains no certificates.
+    :return: a file of certificates, or a directory of them as ``openssl rehash`` prepares it.
+    :raises EtlworksConfigError: there is no such path, or it contains no certificates.
     """
     if settings.verify is False:
         return False
     bundles = {"verify": settings.verify} if isinstance(settings.verify, str) else _bundles_of_environment()
     for name, path in bundles.items():
+        if Path(path).is_dir():
+            if not any(_HASHED_NAME.fullmatch(file.name) for file in Path(path).iterdir()):
+                raise EtlworksConfigError(
+                    f"{name} names the directory {path!r}, which has no certificates under hashed names. "
+                    f"Run `openssl rehash` on it, or name a file."
+                )
+            return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
         try:
-            ssl.create_default_context(cafile=path)
+            tls_context(path)
         except ssl.SSLError as error:
             raise EtlworksConfigError(f"{name} names {path!r}, which is not a CA bundle: {error}") from error
         return path
     import certifi
 
     return certifi.where()
+
+
+def tls_context(ca_bundle: str) -> ssl.SSLContext:
+    """Return a context that trusts the certificates of a file, or of a directory."""
+    if Path(ca_bundle).is_dir():
+        return ssl.create_default_context(capath=ca_bundle)
+    return ssl.create_default_context(cafile=ca_bundle)
 
 
 def _bundles_of_environment() -> dict[str, str]:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
-import ipaddress
 import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from support.client import Drive, ScriptedServer, reply
+from support.tls import self_signed_certificate
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnreachable
@@ -146,27 +141,7 @@ def test_netrc_does_not_replace_our_credentials(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a self-signed certificate for 127.0.0.1, with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's Etlworks")])
-    now = dt.datetime.now(dt.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
+    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -199,6 +174,31 @@ def test_certificate_is_trusted_through_a_ca_bundle(
         monkeypatch.setenv(variable, str(certificate))
     drive = connect(secure.url, verify=True if variable else str(certificate))
     assert drive.send(CALL).items == []
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", None])
+def test_certificate_is_trusted_through_a_directory(
+    connect: Connect, secure: ScriptedServer, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    directory = str(certificate.parent)
+    if variable is not None:
+        monkeypatch.setenv(variable, directory)
+    assert connect(secure.url, verify=True if variable else directory).send(CALL).items == []
+
+
+def test_directory_without_certificates_is_reported(connect: Connect, certificate: Path, tmp_path: Path) -> None:
+    (tmp_path / "certificate.pem").write_bytes(certificate.read_bytes())
+    with pytest.raises(EtlworksConfigError, match=r"^verify .*openssl rehash"):
+        connect(f"https://{NOWHERE}", verify=str(tmp_path))
+
+
+def test_certificate_of_another_directory_is_refused(
+    connect: Connect, secure: ScriptedServer, certificate: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "00000000.0").write_bytes(certificate.read_bytes())
+    with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate") as raised:
+        connect(secure.url, verify=str(tmp_path)).send(CALL, attempts=1)
+    assert raised.value.not_processed
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")

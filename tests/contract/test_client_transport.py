@@ -85,9 +85,17 @@ def test_one_connection_serves_many_calls(connect: Connect, sandbox: Sandbox) ->
         drive.send(READ)
     with pytest.raises(EtlworksNotFound):
         drive.send(READ)
-    drive.send(endpoints.run_flow(7))
     drive.iterate(endpoints.list_flows())
     assert len({request.connection for request in sandbox.requests}) == 1
+
+
+def test_start_goes_on_a_fresh_connection(connect: Connect, sandbox: Sandbox) -> None:
+    drive = connect(sandbox.url)
+    for call in (READ, endpoints.run_flow(7), READ, endpoints.run_flow(7)):
+        drive.send(call)
+    start, _, second_start = [request.connection for request in sandbox.requests][1:]
+    assert start != sandbox.requests[0].connection
+    assert second_start not in {request.connection for request in sandbox.requests[:3]}
 
 
 @pytest.mark.parametrize(("pause", "connections"), [(20, 1), (60, 1), (90, 2)])

@@ -15,7 +15,7 @@ from airflow_provider_etlworks.client.sync import EtlworksClient
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure
@@ -194,13 +194,13 @@ class ScriptedServer:
     """
     Sends the bytes that ``answer`` returns for a request, and drops the connection. A context manager.
 
-    :ivar answer: returns the whole response to a request, which is sent as it is.
+    :ivar answer: returns the whole response to a request, which is sent as it is; or yields it part by part.
     :ivar tls: makes it an https server.
     :ivar received: the requests, in order.
     :ivar closing: is set when the server ends, for an ``answer`` that waits.
     """
 
-    answer: Callable[[Received], bytes] = lambda _: reply()
+    answer: Callable[[Received], bytes | Iterable[bytes]] = lambda _: reply()
     tls: ssl.SSLContext | None = None
     received: list[Received] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -216,7 +216,9 @@ class ScriptedServer:
                 request = Received(self.command, self.path, self.headers, body)
                 script.received.append(request)
                 self.close_connection = True
-                self.wfile.write(script.answer(request))
+                answer = script.answer(request)
+                for part in [answer] if isinstance(answer, bytes) else answer:
+                    self.wfile.write(part)
 
             def log_message(self, *_: Any) -> None:
                 """Keep the terminal quiet."""
