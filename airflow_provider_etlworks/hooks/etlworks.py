@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
+# Of the module, since a hook with a lock could not be copied.
+_CREATING_CLIENT = threading.Lock()
+
 
 class EtlworksHook(BaseHook):
     """
@@ -109,12 +113,20 @@ class EtlworksHook(BaseHook):
     @cached_property
     def client(self) -> EtlworksClient:
         """The client of this connection, with one pool of TCP connections."""
-        return clients.standard_client(self.settings)
+        return self._share("client", clients.standard_client)
 
     @cached_property
     def bundle_client(self) -> EtlworksClient:
         """A client like :attr:`client` that waits longer for an answer: Etlworks may work on a bundle for minutes."""
-        return clients.bundle_client(self.settings)
+        return self._share("bundle_client", clients.bundle_client)
+
+    def _share(self, name: str, create: Callable[[ClientSettings], EtlworksClient]) -> EtlworksClient:
+        """Create a client once, also if several threads ask for it. From Python 3.12, ``cached_property`` does not."""
+        with _CREATING_CLIENT:
+            if name not in self.__dict__:
+                self.__dict__[name] = create(self.settings)
+            client: EtlworksClient = self.__dict__[name]
+            return client
 
     def get_conn(self) -> EtlworksClient:
         """Return :attr:`client`."""
