@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from support.task import FastClock
 
@@ -264,6 +264,9 @@ def is_a_lie(fault: Fault) -> bool:
     return said in (2, 3) if not names_a_run else value["auditId"] not in (OLD_RUN, TRUE_ID, str(TRUE_ID))
 
 
+@example([Fault(True, (200, {}, b'{"auditId": 5, "status": 0}'))], 0.0, 0.0, True)
+@example([Fault(True, (302, {}, b""))], 5.0, 0.0, True)
+@example([Fault(True), Fault(False, (403, {}, b""))], 0.0, 20.0, False)
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     faults=st.lists(faults_of_any_kind, max_size=3),
