@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client import endpoints
@@ -71,7 +71,7 @@ class CompletionTracker:
         self.going: frozenset[int] = frozenset()
         self._log = log
         self._missing: Counter[int] = Counter()
-        self._gap_above: int | None = None
+        self._warned_about: tuple[str, int] | None = None
 
     def poll(self) -> Procedure[list[Completion]]:
         """
@@ -86,7 +86,7 @@ class CompletionTracker:
         over = {run.audit_id: run for run in runs.values() if not run.occupies_flow}
         completions: list[Completion] = []
         if self.checkpoint is None:
-            before_all = Checkpoint(low_watermark=min(runs, default=1) - 1)
+            before_all = Checkpoint(min(runs, default=1) - 1, pending=frozenset(runs) - over.keys())
             self.checkpoint = self._settle(before_all, runs.keys(), over, is_complete=True)[1]
         else:
             absent = yield from self._read_absent((self.checkpoint.pending | self.going) - runs.keys())
@@ -94,7 +94,7 @@ class CompletionTracker:
             records = (*absent.values(), *reported_done.values())
             over |= {run.audit_id: run for run in records if not run.occupies_flow}
             ended = yield from self._confirm(run for run in over.values() if not self.checkpoint.is_done(run.audit_id))
-            known = runs.keys() | over.keys() | self.going
+            known = runs.keys() | over.keys() | self.going | self.checkpoint.done
             completions, self.checkpoint = self._settle(self.checkpoint, known, ended, is_complete=is_complete)
             self.found = frozenset(ended)
         known_going = self.checkpoint.pending | self.going | runs.keys()
@@ -107,15 +107,17 @@ class CompletionTracker:
         paged = endpoints.execution_history(self.flow_id, limit=_PAGE)
         page: Page[Execution] = yield SendOnce(paged.first())
         runs = {run.audit_id: run for run in page.items}
-        for pages in count(1):
+        pages = 1
+        while True:
             lowest = _complete_from(list(runs))
             if lowest is None:
                 if pages == _PAGES_OF_UNORDERED:
-                    return runs, self._has_gap(runs, "it is not newest first, and too long to be read to its end")
+                    return runs, self._gives_up(runs, "it is not newest first, and too long to be read to its end")
             elif checkpoint is not None and lowest <= checkpoint.low_watermark + 1:
-                return runs, self._reached_the_watermark()
+                return runs, True
             elif (is_last := paged.following(len(runs), page) is None) and self._is_end(runs, page):
-                return runs, self._reached_the_end(runs)
+                self._warn_about_deleted(runs)
+                return runs, True
             elif checkpoint is None and (pages > 1 or not is_last):
                 self._log.warning(
                     "Flow %s is watched from run %s on. If an older run is still going, its end is not reported.",
@@ -127,70 +129,59 @@ class CompletionTracker:
             previous, page = page, (yield paged.page_at(len(runs) - 1))
             new = {run.audit_id: run for run in page.items if run.audit_id not in runs}
             if not new and 0 < len(page.items) < len(previous.items):
-                return runs, self._reached_the_end(runs)
+                self._warn_about_deleted(runs)
+                return runs, True
             if not new:
-                return runs, self._has_gap(runs, "its next page has no other runs than the one before")
+                return runs, self._gives_up(runs, "its next page has no other runs than the one before")
             if len(new) == len(page.items):
-                return runs, self._has_gap(runs, "runs were deleted from it meanwhile")
+                return runs, self._gives_up(runs, "runs were deleted from it meanwhile")
             runs |= {run.audit_id: run for run in page.items}
-        raise AssertionError("unreachable")
+            pages += 1
 
     def _is_end(self, runs: Mapping[int, Execution], page: Page[Execution]) -> bool:
         """Whether a short page ends the history. It may also be short because the server allows no longer ones."""
         is_known = self.checkpoint is not None and min(runs, default=0) <= self.checkpoint.newest_known
         return is_known or len(runs) <= 1 or len(page.items) > _PAGE
 
-    def _reached_the_watermark(self) -> bool:
-        self._gap_above = None
-        return True
-
-    def _reached_the_end(self, runs: Mapping[int, Execution]) -> bool:
-        """Warn if no run that was known is left in the history: others may have been deleted with it."""
-        self._gap_above = None
+    def _warn_about_deleted(self, runs: Mapping[int, Execution]) -> None:
+        """Warn if a history that was read to its end has no run that was known: others may be gone with those."""
         known = self.checkpoint.newest_known if self.checkpoint is not None else 0
         if known and min(runs, default=0) > known:
-            self._log.warning(
+            self._warn_once(
+                ("deleted", known),
                 "Run %s of flow %s and all before it are gone from the history, which now begins with run %s. "
                 "If runs between the two have ended, their ends are not reported.",
                 known,
                 self.flow_id,
                 min(runs),
             )
-        return True
 
-    def _has_gap(self, runs: Mapping[int, Execution], why: str) -> bool:
-        """Warn, once, that there may be runs between the watermark and those that were read."""
-        if self.checkpoint is None:
-            self._log.warning(
-                "The history of flow %s cannot be read to its end: %s. The ends of runs that are not among the %s that "
-                "were read are not reported.",
-                self.flow_id,
-                why,
-                len(runs),
-            )
-            return False
-        watermark = self.checkpoint.low_watermark
-        if self._gap_above != watermark:
-            self._gap_above = watermark
-            self._log.warning(
-                "The history of flow %s cannot be read down to run %s: %s. The ends of runs that are not among the %s "
-                "that were read are not reported until it can; every poll tries again.",
-                self.flow_id,
-                watermark,
-                why,
-                len(runs),
-            )
-        if len(self.checkpoint.done) < _DONE_AT_MOST:
-            return False
-        self._log.warning(
-            "The history of flow %s still cannot be read down to run %s: the ends between run %s and run %s that were "
-            "not read will not be reported.",
+    def _gives_up(self, runs: Mapping[int, Execution], why: str) -> bool:
+        """Warn that a gap in the history cannot be read, and return whether it is given up."""
+        watermark = self.checkpoint.low_watermark if self.checkpoint is not None else 0
+        self._warn_once(
+            ("gap", watermark),
+            "The history of flow %s cannot be read down to run %s: %s. The ends of runs that are not among the %s that "
+            "were read are not reported until it can; every poll tries again.",
             self.flow_id,
             watermark,
+            why,
+            len(runs),
+        )
+        if self.checkpoint is None or len(self.checkpoint.done) < _DONE_AT_MOST:
+            return False
+        self._warn_once(
+            ("given up", watermark),
+            "The history of flow %s still cannot be read down to run %s. Ends that were not read are given up.",
+            self.flow_id,
             watermark,
-            min(runs),
         )
         return True
+
+    def _warn_once(self, about: tuple[str, int], text: str, *args: object) -> None:
+        if self._warned_about != about:
+            self._warned_about = about
+            self._log.warning(text, *args)
 
     def _read_absent(self, going: frozenset[int]) -> Procedure[dict[int, Execution]]:
         """Read the records of runs that the history did not show. A run that is missing several times is given up."""
