@@ -72,8 +72,9 @@ class RunFlowTask(RunTask):
         try:
             run, is_ours = self._reattach() or self._start()
         except Exception as error:  # also what nobody foresees: a start in doubt must not become a second one
-            is_refusal = isinstance(error, EtlworksError) and not isinstance(error, EtlworksStartUnknown)
-            if self.state.phase is not Phase.STARTING or is_refusal:
+            is_unknown = not isinstance(error, EtlworksError) or isinstance(error, EtlworksStartUnknown)
+            # With a record, the retry reconciles before it starts anything.
+            if self.state.phase is not Phase.STARTING or (self._records.is_durable and not is_unknown):
                 raise
             raise StartInDoubt(
                 f"{error} The start is in doubt, so this task is not retried. Check in Etlworks whether it ran; clear "
@@ -195,13 +196,13 @@ class RunFlowTask(RunTask):
 
     def _save_intent(self, watermark: int | None) -> None:
         """Note that a start is about to be sent, or with ``None`` that it certainly did nothing."""
-        self._abort_if_killed()
-        if watermark is None:
+        if watermark is not None:
+            self._abort_if_killed()
+            self._records.save(self._new_record(watermark))
+            self.state.starting(watermark)
+        if watermark is None or self.state.killed:
             self.state.idle()
             self._records.clear()
-            return
-        self._records.save(self._new_record(watermark))
-        self.state.starting(watermark)
         self._abort_if_killed()
 
     def _new_record(self, watermark: int) -> LaunchRecord:
