@@ -169,6 +169,9 @@ class _Attempt:
             parameters=parameters,
             user=hook.settings.login,
             save_intent=self._save_intent,
+            is_only_starter=True,
+            run_key_parameter=hook.settings.run_key_parameter,
+            run_key="airflow etlworks run",
         )
 
     def _save_intent(self, watermark: int | None) -> None:

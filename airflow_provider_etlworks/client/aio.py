@@ -17,7 +17,7 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
@@ -143,6 +143,9 @@ class AsyncEtlworksClient:
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
             return await self._exchange(step.call, step.bearer)
+        if isinstance(step, ReadHead):
+            # Nothing in an event loop reads a long text, so this one holds it whole.
+            return (await self.send(step.call, attempts=1))[: step.size]
         return await (self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step))
 
     async def _send_once(self, call: Call[T]) -> T:

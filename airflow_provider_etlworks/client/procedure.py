@@ -51,7 +51,15 @@ class RequestToken:
     bearer: str | None = None
 
 
-Step = Call[Any] | SendOnce | Sleep | RequestToken
+@dataclass(frozen=True)
+class ReadHead:
+    """Send a call for a text that may be long, a single time, and read no more than its first ``size`` bytes."""
+
+    call: Call[str]
+    size: int
+
+
+Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead
 Procedure = Generator[Step, Any, ResultT]
 
 

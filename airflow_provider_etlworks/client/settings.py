@@ -109,6 +109,8 @@ class ClientSettings:
     :ivar requests_per_minute: how many requests this client sends in any minute at most; 0 is no limit.
     :ivar stop_path: where a stop is sent, with ``{flow_id}`` and ``{audit_id}``.
     :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
+    :ivar run_key_parameter: the flow parameter that every start fills with a unique key, as proof of whose run it is;
+        ``None`` is none.
     :raises EtlworksConfigError: credentials are missing, or a value cannot work.
     """
 
@@ -123,6 +125,7 @@ class ClientSettings:
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     stop_path: str = DEFAULT_STOP_PATH
     ui_url: str | None = None
+    run_key_parameter: str | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late, or quote a secret while failing."""

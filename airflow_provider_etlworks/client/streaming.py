@@ -89,6 +89,21 @@ class FileBody:
             )
 
 
+def head_of(pieces: Iterable[bytes], size: int) -> str:
+    """
+    Return the beginning of a text that arrives in pieces.
+
+    :param pieces: the text, cut anywhere. What follows the beginning is not read.
+    :param size: the bytes to read, rounded up to a whole piece.
+    """
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= size:
+            break
+    return head.decode("utf-8", "replace")
+
+
 LONGEST_LINE = 2_000
 
 

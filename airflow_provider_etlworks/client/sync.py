@@ -20,8 +20,9 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.streaming import head_of
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     POOL_SIZE,
@@ -179,6 +180,9 @@ class EtlworksClient:
             return self._sleep(step.seconds)
         if isinstance(step, RequestToken):
             return self._exchange(step.call, step.bearer)
+        if isinstance(step, ReadHead):
+            with self.stream(step.call) as pieces:
+                return head_of(pieces, step.size)
         return self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step)
 
     def _send_once(self, call: Call[T]) -> T:

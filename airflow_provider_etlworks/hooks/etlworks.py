@@ -272,16 +272,20 @@ class EtlworksHook(BaseHook):
         parameters: Mapping[str, str] | None = None,
         *,
         run_options: Mapping[str, Any] | None = None,
+        is_only_starter: bool = True,
     ) -> FlowStart:
         """
-        Start a flow, once: an answer that is lost is met by looking for the run, never by a second start on a guess.
+        Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
 
         :param flow_id: the flow.
         :param parameters: the flow's parameters, all of them text.
         :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
+        :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
+            ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter. Say
+            ``False`` in mapped tasks. The connection's ``run_key_parameter`` gives proof instead.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
-        :raises EtlworksStartUnknown: it cannot be told whether the run started.
+        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
@@ -292,6 +296,8 @@ class EtlworksHook(BaseHook):
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,
+            is_only_starter=is_only_starter and not run_options,
+            run_key_parameter=self.settings.run_key_parameter,
         )
         started = self.client.run(start.start())
         audit_id = started.audit_id if started else None
@@ -376,7 +382,7 @@ class EtlworksHook(BaseHook):
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
         with clients.urgent_client(self.settings) as client:
-            return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
+            return client.run(stop_run(RunRef(flow_id, audit_id), self.settings.stop_path))
 
     def execution_history(self, flow_id: int, *, since: datetime | str | None = None) -> Iterator[Execution]:
         """

@@ -1,4 +1,4 @@
-"""The values that everything about a run is asked with."""
+"""The values that identify a run, and say how it is polled."""
 
 from __future__ import annotations
 

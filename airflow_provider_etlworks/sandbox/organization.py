@@ -18,7 +18,7 @@ from airflow_provider_etlworks.sandbox.messages import (
 from airflow_provider_etlworks.sandbox.runs import Run, RunBook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 AUDIT_EVENTS_KEPT = 10_000
 
@@ -61,10 +61,17 @@ class Organization:
     :param clock: Returns the time in seconds.
     :param pace: Multiplies the seconds of every flow.
     :param stop_takes: Seconds between a stop and the end of the run.
+    :param echo_parameters: What shows the parameters of a run: ``record``, ``log``.
     """
 
     def __init__(
-        self, flows: Iterable[SandboxFlow], *, clock: Callable[[], float], pace: float, stop_takes: float
+        self,
+        flows: Iterable[SandboxFlow],
+        *,
+        clock: Callable[[], float],
+        pace: float,
+        stop_takes: float,
+        echo_parameters: Collection[str] = (),
     ) -> None:
         self.clock = clock
         self.runs = RunBook(clock)
@@ -75,6 +82,7 @@ class Organization:
         self._flows: dict[int, StoredFlow] = {}
         self._pace = pace
         self._stop_takes = stop_takes
+        self._echo_parameters = echo_parameters
         plans = list(flows)
         check_distinct(plans)
         for plan in plans:
@@ -192,7 +200,9 @@ class Organization:
 
     def begin_run(self, plan: SandboxFlow, user: str, **details: Any) -> Run:
         """Start a run whatever else the flow is doing, as schedules, listeners and other people can."""
-        run = self.runs.start(plan, user, pace=self._pace, stop_takes=self._stop_takes, **details)
+        run = self.runs.start(
+            plan, user, pace=self._pace, stop_takes=self._stop_takes, echo=self._echo_parameters, **details
+        )
         self.note("execute", "flow", plan.id, user)
         return run
 

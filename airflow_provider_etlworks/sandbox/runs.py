@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_etlworks.sandbox.messages import milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from airflow_provider_etlworks.sandbox.flows import SandboxFlow
 
@@ -42,7 +42,10 @@ class SandboxRun:
 
 @dataclass
 class Run:
-    """One run. ``pace`` multiplies the flow's seconds; ``stop_takes`` is in seconds."""
+    """
+    One run. ``pace`` multiplies the flow's seconds; ``stop_takes`` is in seconds; ``echo`` says what shows the
+    parameters: ``record``, ``log``.
+    """
 
     flow: SandboxFlow
     audit_id: int
@@ -57,6 +60,7 @@ class Run:
     stopped_at: float | None = None
     stopped_by: str | None = None
     finished: tuple[float, str] | None = None
+    echo: Collection[str] = ()
 
     @property
     def begins(self) -> float:
@@ -104,6 +108,8 @@ class Run:
     def log(self, now: float) -> list[str]:
         """Return the lines of its log written by then."""
         lines = [(self.accepted, f"Flow '{self.flow.name}' queued")]
+        if "log" in self.echo:
+            lines += [(self.accepted, f"Parameter {name} = '{value}'") for name, value in self.parameters.items()]
         started = self.started(now)
         if started is not None:
             told = round(len(self.flow.log) * self._progress(now))
@@ -131,6 +137,7 @@ class Run:
             "eventName": self.event_name,
             "messageId": self.message_id,
             "exception": self.exception(now),
+            **({"parameters": dict(self.parameters)} if "record" in self.echo else {}),
             **self.reported(now),
         }
 

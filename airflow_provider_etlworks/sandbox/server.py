@@ -23,7 +23,7 @@ from airflow_provider_etlworks.sandbox.pages import RUN_PATH
 from airflow_provider_etlworks.sandbox.tokens import API_KEY, LOGIN, PASSWORD, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from airflow_provider_etlworks.sandbox.runs import Run, SandboxRun
@@ -77,9 +77,11 @@ class Sandbox:
     :param stop_takes: Seconds between a stop and the end of the run. Default 1.
     :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
         Default False.
+    :param echo_parameters: What shows the parameters of a run: ``record``, ``log``, both. Default nothing.
     :param clock: Returns the time in seconds. Runs, tokens and the limit go by it. Default ``time.time``.
     :param record: Whether to keep every request in ``requests``. Default True.
-    :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0.
+    :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0, or
+        ``echo_parameters`` has another word.
     """
 
     api_key = API_KEY
@@ -99,18 +101,25 @@ class Sandbox:
         administrator: bool = True,
         stop_takes: float = 1.0,
         tells_running_audit_id: bool = False,
+        echo_parameters: Collection[str] = (),
         clock: Callable[[], float] = time.time,
         record: bool = True,
     ) -> None:
         if seconds_scale <= 0:
             raise ValueError(f"seconds_scale: expected a number above 0, got {seconds_scale!r}")
+        if unknown := set(echo_parameters) - {"record", "log"}:
+            raise ValueError(f"echo_parameters: expected 'record' and 'log', got {unknown!r}")
         self.requests: list[Recorded] = []
         self._host = host
         self._port = port
         self._record = record
         self._faults = Faults()
         self._organization = Organization(
-            built_in_flows() if flows is None else flows, clock=clock, pace=seconds_scale, stop_takes=stop_takes
+            built_in_flows() if flows is None else flows,
+            clock=clock,
+            pace=seconds_scale,
+            stop_takes=stop_takes,
+            echo_parameters=echo_parameters,
         )
         self._tokens = Tokens(token_lifetime, clock)
         settings = Settings(administrator, issue_path_only, tells_running_audit_id)

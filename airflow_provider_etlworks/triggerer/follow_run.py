@@ -49,7 +49,7 @@ async def stop_run(run: RunRef, *, conn_id: str, log: Log) -> None:
 
 
 async def _stop(run: RunRef, client: AsyncEtlworksClient, log: Log) -> str:
-    request = stop.stop_run(run.flow_id, run.audit_id, client.settings.stop_path)
+    request = stop.stop_run(run, client.settings.stop_path)
     try:
         stopped = await asyncio.wait_for(client.run(request), _STOP_WITHIN)
     except asyncio.TimeoutError:

@@ -22,7 +22,7 @@ from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
 from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
 from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
-from airflow_provider_etlworks.runs.start import read_accepted_run
+from airflow_provider_etlworks.runs.reconcile import read_accepted_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker.deadline import Deadline, trigger_timeout
@@ -171,7 +171,7 @@ class RunTask(ABC):
         """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
         self._accept(run, is_ours=record.is_ours)
         client = self.hook.client
-        execution = client.run(read_accepted_run(run.flow_id, run.audit_id, clock=client.clock, log=self.log))
+        execution = client.run(read_accepted_run(run, clock=client.clock, log=self.log))
         decision = decide_reattach(
             execution,
             stop_asked=record.stop_asked,

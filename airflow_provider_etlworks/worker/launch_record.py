@@ -23,6 +23,7 @@ class LaunchRecord:
     :ivar audit_id: the run, once it is known.
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
+    :ivar run_key: the value of the connection's ``run_key_parameter`` in that start; ``None`` if it carried none.
     :ivar message_result: ``{"message_uuid", "answer"}``, if it was started by a payload, once that is answered.
     """
 
@@ -34,6 +35,7 @@ class LaunchRecord:
     is_ours: bool = True
     stop_asked: bool = False
     message_result: dict[str, Any] | None = None
+    run_key: str | None = None
 
 
 @dataclass(frozen=True)

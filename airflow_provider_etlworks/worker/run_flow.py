@@ -10,6 +10,7 @@ from airflow_provider_etlworks.client.errors import EtlworksConfigError, Etlwork
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
+from airflow_provider_etlworks.runs.reconcile import RunKey
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
@@ -40,7 +41,7 @@ class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
 
 def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) -> int | None:
     """
-    Search for the run of a start in doubt, in as little time as a killed task has.
+    Reconcile a start in doubt at once, in as little time as a killed task has.
 
     Uses connections of its own and short time-outs, so that it works while a signal has interrupted another call.
 
@@ -48,10 +49,11 @@ def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) ->
     :param starter: the start.
     :param watermark: the flow's newest audit id before it.
     :return: the run's audit id; ``None`` if there is none yet.
-    :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
+    :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
     """
+    impatient = replace(starter, policy=replace(starter.policy, patience=0.0))
     with urgent_client(hook.settings) as client:
-        return client.run(replace(starter, patience=0.0).find(watermark, grace=0.0))
+        return client.run(impatient.reconcile(watermark, starter.key, grace=0.0))
 
 
 class RunFlowTask(RunTask):
@@ -114,7 +116,8 @@ class RunFlowTask(RunTask):
         return flow.id
 
     def _make_starter(self, flow_id: int, parameters: dict[str, str], options: dict[str, Any]) -> RunStarter:
-        policy = self._policy()
+        operator, ti = self._operator, self._context["ti"]
+        names = ("dag_id", "task_id", "run_id", "map_index", "try_number")
         return RunStarter(
             flow_id=flow_id,
             clock=self.hook.client.clock,
@@ -122,11 +125,12 @@ class RunFlowTask(RunTask):
             parameters=parameters,
             options=options,
             user=self.hook.settings.login,
-            poll_interval=policy.poll_interval,
-            patience=policy.patience,
-            deadline=policy.deadline,
-            on_already_running=OnAlreadyRunning(self._operator.on_already_running),
+            policy=self._policy(),
+            on_already_running=OnAlreadyRunning(operator.on_already_running),
             save_intent=self._save_intent,
+            is_only_starter=operator.on_already_running == "fail" and not options and getattr(ti, "map_index", -1) < 0,
+            run_key_parameter=self.hook.settings.run_key_parameter,
+            run_key="/".join(str(getattr(ti, name, "")) for name in names),
         )
 
     # --- The run of an earlier try --------------------------------------------------------------------------------
@@ -150,9 +154,11 @@ class RunFlowTask(RunTask):
         """Search for the run of a start that is in doubt, as the try that sent it was lost."""
         self.log.info("An earlier try may have started flow %s; searching for its run.", record.flow_id)
         self.state.starting(record.watermark)
-        grace = VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at)
+        grace = max(0.0, VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at))
+        parameter = self.hook.settings.run_key_parameter
+        key = RunKey(parameter, record.run_key) if parameter and record.run_key else None
         try:
-            audit_id = self.hook.client.run(self._starter.find(record.watermark, grace=max(0.0, grace)))
+            audit_id = self.hook.client.run(self._starter.reconcile(record.watermark, key, grace=grace))
         except EtlworksStartUnknown as error:
             if not (error.candidates and self._was_cleared(record)):
                 raise
@@ -211,4 +217,5 @@ class RunFlowTask(RunTask):
             watermark,
             asked_at=self.hook.client.clock.time(),
             max_tries=self._context["ti"].max_tries,
+            run_key=self._starter.key.value if self._starter.key else None,
         )

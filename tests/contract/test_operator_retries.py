@@ -52,7 +52,7 @@ def lose_the_worker_before_the_answer(etlworks: Etlworks, task: Task, *, carried
         raise WorkerLost
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_etlworks.runs.start.RunStarter.find", die)
+        patch.setattr("airflow_provider_etlworks.runs.start.RunStarter.reconcile", die)
         with pytest.raises(WorkerLost):
             task.operator().execute(task.next_try())
 

@@ -480,6 +480,21 @@ def test_already_running_may_name_the_run(make_etlworks):
     assert again == {"flowId": 5, "auditId": audit_id, "status": 1}
 
 
+@pytest.mark.parametrize("places", [(), ("record",), ("log",), ("record", "log")])
+def test_parameters_are_echoed_where_asked(make_etlworks, places):
+    etlworks = make_etlworks(echo_parameters=places)
+    audit_id = etlworks.ask("POST", "/rest/v1/flows/1/run", json={"runDate": "2026-05-09"}).json()["auditId"]
+    record = etlworks.ask("GET", f"/rest/v1/executions/1?auditId={audit_id}").json()
+    log = etlworks.ask("GET", f"/rest/v1/executions/console/download?flowId=1&auditId={audit_id}").text
+    assert record.get("parameters") == ({"runDate": "2026-05-09"} if "record" in places else None)
+    assert ("Parameter runDate = '2026-05-09'" in log) is ("log" in places)
+
+
+def test_echo_of_parameters_has_known_places():
+    with pytest.raises(ValueError, match="echo_parameters"):
+        Sandbox(echo_parameters=("header",))
+
+
 def test_a_run_by_name_takes_its_parameters_from_the_url(etlworks):
     name = "My%20Flow%2Fv2"
     answer = etlworks.ask("POST", f"/rest/v1/flows/flow-name/{name}/run?runDate=2026-05-09&region=a%26b&empty=").json()
