@@ -26,11 +26,11 @@ _ON_ALREADY_RUNNING = ("fail", "wait", "attach", "skip")
 
 class EtlworksRunFlowOperator(RunOperator):
     """
-    Start an Etlworks flow and, unless told otherwise, wait for its run to end.
+    Start an Etlworks flow and, by default, wait for its run to end.
 
-    A run is started exactly once: where the answer to the start is lost, the run is looked for before anything is sent
-    again. ``success`` is green, ``warning`` too unless ``fail_on_warning`` is set, all else is red. ``canceled`` fails
-    without an Airflow retry, since a person stopped the run. A status that cannot be read is never taken for the run's
+    A run is started exactly once: if a start is in doubt, its run is searched for before anything is sent again.
+    ``success`` is green, ``warning`` too unless ``fail_on_warning`` is set, all else is red. ``canceled`` fails without
+    an Airflow retry, since a person stopped the run. A status that cannot be read is never reported as the run's
     failure.
 
     Exactly one of ``flow_id`` and ``flow_name`` is given.
@@ -45,13 +45,14 @@ class EtlworksRunFlowOperator(RunOperator):
     :param wait_for_completion: ``False`` returns as soon as Etlworks accepted the run.
     :param deferrable: wait in the triggerer, without holding a worker slot. Default: Airflow's
         ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks at the run; an old run is looked at less often, every 60 s at most.
+    :param poll_interval: seconds between two polls of a young run; an old run is polled less often, at least once a
+        minute. A ``timedelta`` is taken, too, for this, ``timeout`` and ``patience``.
     :param timeout: seconds, counted from the task's start, after which the run is stopped and the task fails. Default:
         no limit.
-    :param patience: seconds for which the run's status may be unreadable before the task gives up watching. The run may
-        then still be going, and the task says so.
+    :param patience: seconds for which the run's status may be unreadable before the task gives up. The run may then
+        still be going, and the task says so.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
-    :param on_already_running: what to do where another run of the flow is going, as Etlworks allows one at a time:
+    :param on_already_running: what to do if another run of the flow is going, as Etlworks allows one at a time:
         ``"fail"``; ``"wait"`` until it ends, then start ours; ``"attach"``: follow that run, and never stop it;
         ``"skip"`` the task.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
@@ -61,16 +62,17 @@ class EtlworksRunFlowOperator(RunOperator):
     :param durable: whether a retry after a lost worker follows the run that is already going. From Airflow 3.3 on it
         is certain; before, the run is recognized by the server's history as well as possible.
     :return: ``{"flow_id", "audit_id", "status", "started_at", "ended_at", "duration_seconds", "records", "url"}``:
-        JSON-safe, times as ISO 8601 in UTC, ``None`` where Etlworks does not say. The audit id is also the XCom
+        JSON-safe, times as ISO 8601 in UTC, ``None`` for what Etlworks does not say. The audit id is also the XCom
         ``audit_id``, set as soon as the run is accepted.
     :raises EtlworksExecutionFailed: the run ended badly.
     :raises AirflowFailException: the run was canceled, or an argument or the connection cannot work: another try would
         not help.
     :raises AirflowSkipException: another run is going, and ``on_already_running`` is ``"skip"``.
     :raises EtlworksAlreadyRunning: another run is going; nothing was started.
-    :raises EtlworksStartUnknown: the start was sent, no answer came, and no run can be matched to it.
+    :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry the
+        task, since that might start a second run; a task that somebody clears starts one.
     :raises EtlworksExecutionTimeout: the run was still going after ``timeout``; it was asked to stop.
-    :raises AirflowTaskTimeout: the same, where ``execution_timeout`` came first.
+    :raises AirflowTaskTimeout: the same, if ``execution_timeout`` came first.
     :raises EtlworksLostTouch: the status could not be read for longer than ``patience``; the run may still be going.
     """
 

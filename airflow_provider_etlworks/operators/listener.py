@@ -22,13 +22,15 @@ class EtlworksHttpListenerOperator(RunOperator):
     """
     Send a payload to a user-defined endpoint of Etlworks and, if asked to, follow the run that it starts.
 
-    The endpoint is ``httplistener/<path>``; the flow behind it is the author's own, and so is the answer. Where the
+    The endpoint is ``httplistener/<path>``; the flow behind it is the author's own, and so is the answer. If the
     answer is JSON with a ``messageUuid``, and ``flow_id`` names the flow that listens, its run is followed as
     ``EtlworksRunFlowOperator`` follows one.
 
-    A payload is sent once: again only where it certainly did not reach Etlworks. Where that cannot be told, the task
-    fails without a retry. A retry after a lost worker follows the run that is already going, where it waits and
-    Airflow is 3.3 or later; otherwise it sends the payload again, unless the task was deferred.
+    A payload is sent once: again only if it certainly did not reach Etlworks. If that is in doubt, the task fails
+    without a retry. From Airflow 3.3 on, a retry after a lost worker or a failed XCom does not send it again either:
+    it follows the run that is going, or returns the answer of the earlier try. Before 3.3, Airflow keeps no record of
+    an earlier try, and such a retry sends the payload again, unless the task was deferred. Set ``retries=0`` there if
+    a payload must not come twice. A task that somebody clears sends its payload again.
 
     At most one of ``payload`` and ``payload_path`` is given; without both, the request has no body.
 
@@ -41,19 +43,21 @@ class EtlworksHttpListenerOperator(RunOperator):
     :param wait_for_completion: whether to follow the run to its end. Default ``False``.
     :param deferrable: wait in the triggerer, without holding a worker slot. Default: Airflow's
         ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks at the run; an old run is looked at less often, every 60 s at most.
+    :param poll_interval: seconds between two polls of a young run; an old run is polled less often, at least once a
+        minute. A ``timedelta`` is taken, too, for this, ``timeout`` and ``patience``.
     :param timeout: seconds, counted from the task's start, after which the run is stopped and the task fails. Default:
         no limit.
-    :param patience: seconds for which the run's status may be unreadable before the task gives up watching.
+    :param patience: seconds for which the run's status may be unreadable before the task gives up.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
         deferred, this takes Airflow 3.3 or later.
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
         none.
-    :return: without waiting ``{"message_uuid", "answer"}``: the message's id or ``None``, and the answer as JSON where
-        it is JSON, else text, cut at 10,000 characters. When waiting, the dict of ``EtlworksRunFlowOperator``.
+    :return: without waiting ``{"message_uuid", "answer"}``: the message's id or ``None``, and the answer: JSON if it
+        is JSON that Airflow can store, else text, cut at 10,000 characters. When waiting, the dict of
+        ``EtlworksRunFlowOperator``.
     :raises AirflowFailException: an argument or the connection cannot work; or the payload may have been received, and
-        nothing more can be told about it; or the run was canceled. Another try would not help, or could send it twice.
+        nothing more is known about it; or the run was canceled. Another try would not help, or could send it twice.
     :raises EtlworksApiError: Etlworks, or the flow, refused the payload.
     :raises EtlworksUnreachable: no connection came to be; nothing was sent.
     :raises EtlworksExecutionFailed: the run ended badly.

@@ -239,7 +239,7 @@ class RunStarter:
         """Return the error of a start that is not sent again."""
         none_appeared = f"no run newer than {watermark} appeared. Nothing was sent again."
         if in_doubt:
-            self.log.warning("The start stays in doubt, but %s A retry reconciles it first.", none_appeared)
+            self.log.warning("The start stays in doubt, but %s", none_appeared)
         if isinstance(response, EtlworksError):
             if response.not_processed or not response.retryable:
                 return response

@@ -1,4 +1,4 @@
-"""What a task remembers of what it sent, from one try to the next, where Airflow keeps it (3.3 and later)."""
+"""The record of what a task sent, from one try to the next, if Airflow keeps one (3.3 and later)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-NoteT = TypeVar("NoteT", bound="DataclassInstance")
+RecordT = TypeVar("RecordT", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class LaunchRecord:
     :ivar audit_id: the run, once it is known.
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
+    :ivar run_key: the value of the connection's ``run_key_parameter`` in that start; ``None`` if it carried none.
     :ivar message_result: ``{"message_uuid", "answer"}``, if it was started by a payload, once that is answered.
-    :ivar run_key: the unique value of the connection's ``run_key_parameter`` that the start carried.
     """
 
     flow_id: int
@@ -62,15 +62,15 @@ class ImportRecord:
     failure: str | None = None
 
 
-class _Notes(Generic[NoteT]):
+class _RecordStore(Generic[RecordT]):
     """
-    Keeps a note in the task's state store.
+    Keeps one record in the task's state store.
 
     :param store: Airflow's store; ``None`` keeps nothing, as before Airflow 3.3 or with ``durable=False``.
     """
 
     _key: ClassVar[str]
-    _kind: type[NoteT]
+    _kind: type[RecordT]
 
     def __init__(self, store: Any | None) -> None:
         self._store = store
@@ -80,8 +80,8 @@ class _Notes(Generic[NoteT]):
         """Whether anything is kept."""
         return self._store is not None
 
-    def load(self) -> NoteT | None:
-        """Return the note that is kept; ``None`` where there is none that this release can read."""
+    def load(self) -> RecordT | None:
+        """Return the record that is kept; ``None`` if there is none that this release can read."""
         kept = self._store.get(self._key) if self._store is not None else None
         if not isinstance(kept, dict):
             return None
@@ -90,10 +90,10 @@ class _Notes(Generic[NoteT]):
         except TypeError:
             return None
 
-    def save(self, note: NoteT) -> None:
-        """Keep a note, instead of the one before."""
+    def save(self, record: RecordT) -> None:
+        """Keep a record, instead of the one before."""
         if self._store is not None:
-            self._store.set(self._key, asdict(note))
+            self._store.set(self._key, asdict(record))
 
     def update(self, **changes: Any) -> None:
         """Change fields of the record that is kept, if there is one."""
@@ -102,19 +102,19 @@ class _Notes(Generic[NoteT]):
             self.save(changed)
 
     def clear(self) -> None:
-        """Forget the note: it is certain that nothing came of it."""
+        """Forget the record: it is certain that nothing came of it."""
         if self._store is not None:
             self._store.delete(self._key)
 
 
-class LaunchRecordStore(_Notes[LaunchRecord]):
+class LaunchRecordStore(_RecordStore[LaunchRecord]):
     """Keeps the start of a run."""
 
     _key = "etlworks_start"
     _kind = LaunchRecord
 
 
-class ImportRecordStore(_Notes[ImportRecord]):
+class ImportRecordStore(_RecordStore[ImportRecord]):
     """Keeps the sending of an import."""
 
     _key = "etlworks_import"

@@ -41,7 +41,7 @@ class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
 
 def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) -> int | None:
     """
-    Search for the run of a start in doubt, in as little time as a killed task has.
+    Reconcile a start in doubt at once, in as little time as a killed task has.
 
     Uses connections of its own and short time-outs, so that it works while a signal has interrupted another call.
 
@@ -49,10 +49,10 @@ def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) ->
     :param starter: the start.
     :param watermark: the flow's newest audit id before it.
     :return: the run's audit id; ``None`` if there is none yet.
-    :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
+    :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
     """
+    impatient = replace(starter, policy=replace(starter.policy, patience=0.0))
     with urgent_client(hook.settings) as client:
-        impatient = replace(starter, policy=replace(starter.policy, patience=0.0))
         return client.run(impatient.reconcile(watermark, starter.key, grace=0.0))
 
 
@@ -74,8 +74,9 @@ class RunFlowTask(RunTask):
         try:
             run, is_ours = self._reattach() or self._start()
         except Exception as error:  # also what nobody foresees: a start in doubt must not become a second one
-            is_refusal = isinstance(error, EtlworksError) and not isinstance(error, EtlworksStartUnknown)
-            if self.state.phase is not Phase.STARTING or is_refusal:
+            is_unknown = not isinstance(error, EtlworksError) or isinstance(error, EtlworksStartUnknown)
+            # With a record, the retry reconciles before it starts anything.
+            if self.state.phase is not Phase.STARTING or (self._records.is_durable and not is_unknown):
                 raise
             raise StartInDoubt(
                 f"{error} The start is in doubt, so this task is not retried. Check in Etlworks whether it ran; clear "
@@ -115,7 +116,8 @@ class RunFlowTask(RunTask):
         return flow.id
 
     def _make_starter(self, flow_id: int, parameters: dict[str, str], options: dict[str, Any]) -> RunStarter:
-        ti = self._context["ti"]
+        operator, ti = self._operator, self._context["ti"]
+        names = ("dag_id", "task_id", "run_id", "map_index", "try_number")
         return RunStarter(
             flow_id=flow_id,
             clock=self.hook.client.clock,
@@ -124,11 +126,11 @@ class RunFlowTask(RunTask):
             options=options,
             user=self.hook.settings.login,
             policy=self._policy(),
-            on_already_running=OnAlreadyRunning(self._operator.on_already_running),
+            on_already_running=OnAlreadyRunning(operator.on_already_running),
             save_intent=self._save_intent,
-            is_only_starter=self._operator.on_already_running == "fail" and not options and ti.map_index in (None, -1),
+            is_only_starter=operator.on_already_running == "fail" and not options and getattr(ti, "map_index", -1) < 0,
             run_key_parameter=self.hook.settings.run_key_parameter,
-            run_key="/".join(str(part) for part in (ti.dag_id, ti.task_id, ti.run_id, ti.map_index, ti.try_number)),
+            run_key="/".join(str(getattr(ti, name, "")) for name in names),
         )
 
     # --- The run of an earlier try --------------------------------------------------------------------------------
@@ -152,11 +154,11 @@ class RunFlowTask(RunTask):
         """Search for the run of a start that is in doubt, as the try that sent it was lost."""
         self.log.info("An earlier try may have started flow %s; searching for its run.", record.flow_id)
         self.state.starting(record.watermark)
-        grace = VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at)
+        grace = max(0.0, VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at))
+        parameter = self.hook.settings.run_key_parameter
+        key = RunKey(parameter, record.run_key) if parameter and record.run_key else None
         try:
-            audit_id = self.hook.client.run(
-                self._starter.reconcile(record.watermark, self._key_of(record), grace=max(0.0, grace))
-            )
+            audit_id = self.hook.client.run(self._starter.reconcile(record.watermark, key, grace=grace))
         except EtlworksStartUnknown as error:
             if not (error.candidates and self._was_cleared(record)):
                 raise
@@ -166,11 +168,6 @@ class RunFlowTask(RunTask):
             self.log.info("The earlier try started no run that is known.")
             self.state.idle()
         return audit_id
-
-    def _key_of(self, record: LaunchRecord) -> RunKey | None:
-        """Return the key that the start of an earlier try carried."""
-        parameter = self.hook.settings.run_key_parameter
-        return RunKey(parameter, record.run_key) if parameter is not None and record.run_key is not None else None
 
     def _find_in_history(self) -> tuple[RunRef, bool] | None:
         """Recognize the run of an earlier try by the server's history: the best there is before Airflow 3.3."""
@@ -205,21 +202,20 @@ class RunFlowTask(RunTask):
 
     def _save_intent(self, watermark: int | None) -> None:
         """Note that a start is about to be sent, or with ``None`` that it certainly did nothing."""
-        self._abort_if_killed()
-        if watermark is None:
+        if watermark is not None:
+            self._abort_if_killed()
+            self._records.save(self._new_record(watermark))
+            self.state.starting(watermark)
+        if watermark is None or self.state.killed:
             self.state.idle()
             self._records.clear()
-            return
-        self._records.save(self._new_record(watermark))
-        self.state.starting(watermark)
         self._abort_if_killed()
 
     def _new_record(self, watermark: int) -> LaunchRecord:
-        key = self._starter.key
         return LaunchRecord(
             self._starter.flow_id,
             watermark,
-            run_key=key.value if key is not None else None,
             asked_at=self.hook.client.clock.time(),
             max_tries=self._context["ti"].max_tries,
+            run_key=self._starter.key.value if self._starter.key else None,
         )
