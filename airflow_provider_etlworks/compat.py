@@ -1,4 +1,4 @@
-"""Every difference between the supported Airflow versions, and nothing else. No other module looks at a version."""
+"""Every difference between the supported Airflow versions, and nothing else. No other module checks a version."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ __all__ = [
     "conf",
     "get_xcom",
     "let_commands_read_connections",
-    "read_watcher_notes",
+    "read_checkpoint",
     "task_state_store",
     "task_states",
-    "write_watcher_notes",
+    "write_checkpoint",
 ]
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Import what not every DAG file needs when somebody asks for it."""
+        """Import what not every DAG file needs, when it is first used."""
         if name not in _IMPORTED_LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return _IMPORTED_LATE[name]()
@@ -137,44 +137,44 @@ if not TYPE_CHECKING:
 
 
 def task_state_store(context: Context) -> Any | None:
-    """Return what keeps a task's notes across its tries; ``None`` before Airflow 3.3, which has no such thing."""
+    """Return the store that keeps a task's state across its tries; ``None`` before Airflow 3.3, which has none."""
     return context.get("task_state_store")
 
 
-async def read_watcher_notes(trigger: BaseTrigger, key: str) -> Any | None:
+async def read_checkpoint(trigger: BaseTrigger, key: str) -> Any | None:
     """
-    Return what the trigger of an asset's watcher has noted; ``None`` where it has noted nothing yet.
+    Return the checkpoint of an asset trigger; ``None`` if it has stored none yet.
 
     :param trigger: the trigger, while Airflow runs it.
-    :param key: names the notes.
+    :param key: names the checkpoint.
     """
     if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
         return await _in_thread(_variable().get, key, default=None, deserialize_json=True)
     for store in _asset_stores(trigger):
-        notes = await store.aget(key)
-        if notes is not None:
-            return notes
+        checkpoint = await store.aget(key)
+        if checkpoint is not None:
+            return checkpoint
     return None
 
 
-async def write_watcher_notes(trigger: BaseTrigger, key: str, notes: Any) -> None:
+async def write_checkpoint(trigger: BaseTrigger, key: str, checkpoint: Any) -> None:
     """
-    Note something for the trigger of an asset's watcher: with its assets, or before Airflow 3.3 as a variable.
+    Store the checkpoint of an asset trigger: with its assets, or before Airflow 3.3 as a variable.
 
     :param trigger: the trigger, while Airflow runs it.
-    :param key: names the notes.
-    :param notes: JSON, not ``None``.
+    :param key: names the checkpoint.
+    :param checkpoint: JSON, not ``None``.
     """
     if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
-        await _in_thread(_variable().set, key, notes, serialize_json=True)
+        await _in_thread(_variable().set, key, checkpoint, serialize_json=True)
         return
     for store in _asset_stores(trigger):
-        await store.aset(key, notes)
+        await store.aset(key, checkpoint)
 
 
 def _asset_stores(trigger: Any) -> list[Any]:
     """Return the state stores of all assets that a trigger watches."""
-    # There is no public way to tell which they are.
+    # There is no public way to list them.
     return [] if trigger.asset_state_store is None else list(trigger.asset_state_store._by_name.values())  # noqa: SLF001
 
 
@@ -185,14 +185,14 @@ def _variable() -> Any:
 
 
 async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
-    # Airflow's own requests to its API server find the event loop by what this leaves in the thread.
+    # Airflow's own requests to its API server find the event loop by what this function leaves in the thread.
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(function)(*args, **kwargs)
 
 
 def task_states(context: Context, task_ids: list[str]) -> dict[str, str | None]:
-    """Return the states that tasks of this DAG run have now, by their ids."""
+    """Return the present states of tasks of this DAG run, by their ids."""
     ti = context["ti"]
     if hasattr(ti, "get_task_states"):
         states = ti.get_task_states(dag_id=ti.dag_id, task_ids=task_ids, run_ids=[ti.run_id]).get(ti.run_id, {})
@@ -206,15 +206,15 @@ def approval_task(*, timeout: timedelta | None, **arguments: Any) -> BaseOperato
     """
     Return a task that waits until a person approves or rejects.
 
-    :param timeout: how long it waits; ``None`` is for ever.
-    :param arguments: what else Airflow's ``ApprovalOperator`` takes.
-    :raises ImportError: there is none: this is Airflow before 3.1, or apache-airflow-providers-standard is not there.
+    :param timeout: how long it waits; ``None`` is without limit.
+    :param arguments: other arguments of Airflow's ``ApprovalOperator``.
+    :raises ImportError: this is Airflow before 3.1, or apache-airflow-providers-standard is not installed.
     """
     import airflow.sdk.execution_time.hitl  # noqa: F401  # the provider raises an error of its own kind before 3.1
     from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 
     if "response_timeout" in signature(HITLOperator.__init__).parameters:
-        # Not the DAG's own execution_timeout, which would be taken for the time a person has.
+        # Without the DAG's own execution_timeout, which would limit the person's time, too.
         timeouts: dict[str, Any] = {"response_timeout": timeout, "execution_timeout": None}
     else:  # with the provider of Airflow 3.1's days
         timeouts = {"execution_timeout": timeout}
@@ -225,14 +225,13 @@ def let_commands_read_connections() -> None:
     """
     Let this process read connections from Airflow's database, too, as Airflow's own commands do.
 
-    Otherwise Airflow 3.2 and later, the ones that have our commands, look for them in the environment and in secrets
-    backends only.
+    Without it, Airflow 3.2 and later (which have our commands) search only the environment and the secrets backends.
     """
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:
-    """Return a task instance's XCom value; ``None`` where there is none."""
+    """Return a task instance's XCom value; ``None`` if there is none."""
     return _xcom_class().get_value(ti_key=ti_key, key=key)
 
 

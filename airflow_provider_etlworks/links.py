@@ -9,12 +9,15 @@ from airflow_provider_etlworks.compat import BaseOperatorLink, get_xcom
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
 
+AUDIT_ID_KEY = "audit_id"
+"""XCom key of the run's audit id, set as soon as it is known."""
+
 EXECUTION_LINK_KEY = "_link_EtlworksExecutionLink"
-"""XCom key under which a task keeps the address of its run. Airflow 3 shows the link from there."""
+"""XCom key of the address of a task's run. Airflow 3 reads the link from it."""
 
 
 class EtlworksExecutionLink(BaseOperatorLink):
-    """Opens the run in Etlworks; there from the moment that Etlworks accepted it."""
+    """Opens the run in Etlworks. The link appears once Etlworks has accepted the run."""
 
     name = "Open in Etlworks"
 
@@ -23,11 +26,11 @@ class EtlworksExecutionLink(BaseOperatorLink):
         """The XCom key that holds the address."""
         return EXECUTION_LINK_KEY
 
-    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:  # Airflow passes it
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:  # Airflow passes ti_key
         """
-        Return the address of the task's run; empty before there is one.
+        Return the address of the task's run; empty before there is a run.
 
         :param operator: the task.
-        :param ti_key: which of its instances.
+        :param ti_key: the key of the task instance.
         """
         return get_xcom(ti_key, EXECUTION_LINK_KEY) or ""

@@ -1,4 +1,4 @@
-"""The whole way from one Etlworks to another, as one task group: export, preview, approve, import, check, roll back."""
+"""A promotion from one Etlworks to another as one task group: export, preview, approve, import, check, roll back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from airflow_provider_etlworks.compat import (
 )
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.promotion import (
-    IMPORT_FAILED_KEY,
     EtlworksExportOperator,
     EtlworksImportOperator,
     EtlworksImportPreviewOperator,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 SMOKE_TIMEOUT = 3600.0
-"""Seconds after which a smoke run is stopped, unless told otherwise: schedules may be paused all that time."""
+"""Seconds after which a smoke run is stopped by default: schedules may be paused all that time."""
 
 
 def promote_flows(
@@ -58,48 +57,48 @@ def promote_flows(
     """
     Promote flows from one Etlworks to another, with a person in the loop and a way back.
 
-    Makes a task group of these tasks, to be used inside a DAG like any other, as in ``a >> promote_flows(…) >> b``:
+    Makes a task group of these tasks, to be used in a DAG like any other, as in ``a >> promote_flows(…) >> b``:
 
     ==================== =======================================================================================
     ``export_flows``     writes the bundle to ``path``
     ``preview_import``   asks the target what would change
     ``approve_import``   shows that to a person, and waits. Only with ``approval``
-    ``pause_schedules``  turns the target's schedules of these flows off. Only with ``pause_schedules``
+    ``pause_schedules``  pauses the target's schedules of these flows. Only with ``pause_schedules``
     ``import_flows``     exports what it will overwrite to ``backup_path``, then imports the bundle that was approved,
                          byte for byte
     ``smoke_test``       runs ``smoke_flow_name`` in the target. Only if it is given
-    ``roll_back``        imports the backup where the smoke run failed, or the import stopped half-way; else skipped
-    ``resume_schedules`` turns on again what was turned off, whatever happened. Only with ``pause_schedules``
-    ``report_result``    green if the flows are promoted; red, saying what happened, if they were rolled back
+    ``roll_back``        imports the backup if the smoke run failed, or the import stopped half-way; else skipped
+    ``resume_schedules`` resumes what was paused, whatever happened. Only with ``pause_schedules``
+    ``report_result``    green if the flows are promoted; red, with what happened, if they were rolled back
     ==================== =======================================================================================
 
     The group's end is ``report_result``: what follows the group runs only if the flows are promoted. A rejection skips
     everything after it, and the DAG run is green, unless ``approval_fail_on_reject`` is set. A time-out of the approval
     is red. In both cases nothing is imported. An approval that has ended is not asked for again by a retry: clear it.
 
-    An import that may or may not have been applied is not rolled back, since it may still be going on: a person has to
-    look. New flows stay after a roll-back, since Etlworks documents no call that deletes a flow; they are named.
+    An import in doubt is not rolled back, since it may still be going on: a person has to check the target. New flows
+    stay after a roll-back, since Etlworks documents no call that deletes a flow; they are named.
 
     :param source_conn_id: the Airflow connection of the Etlworks to export from. (templated)
     :param target_conn_id: the Airflow connection of the Etlworks to import into. (templated)
-    :param path: where the bundle goes: a path that all workers share, or a URL of an object store. It is sensitive, and
-        is not removed. Best with ``{{ run_id }}`` in it, so that no run takes away the bundle or the backup of another.
-        (templated)
+    :param path: the path of the bundle: one that all workers share, or a URL of an object store. The bundle is
+        sensitive, and is not removed. Best with ``{{ run_id }}`` in it, so that no run replaces another's bundle or
+        backup. (templated)
     :param flow_ids: ids of the flows to promote, in the source. Several selections add up. (templated)
     :param flow_names: their names, exactly. (templated)
     :param tags: all flows with any of these tags. (templated)
     :param include_connections: whether the connections that the flows use are promoted too, and overwrite those of the
         same name in the target, credentials included. Without, flows use the target's own connections.
-    :param backup_path: where the backup goes. Default: ``path`` with ``.backup`` added. (templated)
+    :param backup_path: the path of the backup. Default: ``path`` with ``.backup`` added. (templated)
     :param approval: whether a person is asked. Needs Airflow 3.1 or later.
     :param approval_subject: the headline of the question. (templated)
-    :param approval_timeout: how long to wait for an answer. Default: for ever.
+    :param approval_timeout: how long to wait for an answer. Default: without limit.
     :param approval_assigned_users: who may answer, as ``ApprovalOperator`` takes it: ``{"id": …, "name": …}``, or a
         list of these. Default: everybody who may edit the DAG run.
-    :param approval_notifiers: Airflow notifiers that tell somebody that an answer is needed.
+    :param approval_notifiers: Airflow notifiers that ask somebody for the answer.
     :param approval_fail_on_reject: whether a rejection fails the DAG run instead of skipping the rest.
     :param pause_schedules: ``True`` for the schedules of all flows in the target that have the name of a promoted one;
-        or the ids of the target's schedules, where the target does not list schedules.
+        or the ids of the target's schedules, if the target does not list schedules.
     :param smoke_flow_name: the flow to run in the target after the import: a promoted one, or one that checks them.
         (templated)
     :param smoke_parameters: its parameters. (templated)
@@ -127,8 +126,8 @@ def promote_flows(
         )
         preview = EtlworksImportPreviewOperator(
             task_id="preview_import",
-            path=_told_by(export, "path"),
-            expected_sha256=_told_by(export, "sha256"),
+            path=_result_of(export, "path"),
+            expected_sha256=_result_of(export, "sha256"),
             etlworks_conn_id=target_conn_id,
         )
         approve = pause = resume = smoke_test = None
@@ -145,8 +144,8 @@ def promote_flows(
             pause, resume = _schedule_tasks(export, target_conn_id, pause_schedules)
         import_flows = EtlworksImportOperator(
             task_id="import_flows",
-            path=_told_by(preview, "path"),
-            expected_sha256=_told_by(preview, "sha256"),
+            path=_result_of(preview, "path"),
+            expected_sha256=_result_of(preview, "sha256"),
             backup_path=backup_path,
             etlworks_conn_id=target_conn_id,
         )
@@ -156,17 +155,17 @@ def promote_flows(
                 flow_name=smoke_flow_name,
                 parameters=smoke_parameters,
                 timeout=smoke_timeout,
-                # A run that is going began before the import, and checks nothing.
+                # A run that is already going began before the import, and checks nothing.
                 on_already_running="wait",
                 etlworks_conn_id=target_conn_id,
             )
-        roll_back = _RollBackOperator(
+        roll_back = PromotionRollBackOperator(
             task_id="roll_back",
             path=backup_path,
             import_task_id=import_flows.task_id,
             etlworks_conn_id=target_conn_id,
         )
-        report = _ReportOperator(
+        report = PromotionReportOperator(
             task_id="report_result",
             import_task_id=import_flows.task_id,
             roll_back_task_id=roll_back.task_id,
@@ -181,13 +180,13 @@ def promote_flows(
 
 
 def _chain(*tasks: BaseOperator | None) -> None:
-    """Let each task follow the one before it; those that are not there are left out."""
+    """Let each task follow the one before it; ``None`` is left out."""
     for upstream, downstream in pairwise(task for task in tasks if task is not None):
         upstream >> downstream
 
 
-def _told_by(task: BaseOperator, name: str) -> str:
-    """Return the template for one part of what a task returns."""
+def _result_of(task: BaseOperator, name: str) -> str:
+    """Return the template for one key of a task's result."""
     return f"{{{{ ti.xcom_pull(task_ids='{task.task_id}')['{name}'] }}}}"
 
 
@@ -195,7 +194,7 @@ def _approval(preview: EtlworksImportPreviewOperator, **arguments: Any) -> BaseO
     try:
         return approval_task(
             task_id="approve_import",
-            body=_told_by(preview, "markdown"),
+            body=_result_of(preview, "markdown"),
             # An answer is final: a retry would ask the person again.
             retries=0,
             **arguments,
@@ -203,35 +202,39 @@ def _approval(preview: EtlworksImportPreviewOperator, **arguments: Any) -> BaseO
     except ImportError as error:
         raise ValueError(
             f"A person can approve in Airflow 3.1 or later, with the package "
-            f"apache-airflow-providers-standard; here that is not to be had ({error}). Set approval=False to promote "
+            f"apache-airflow-providers-standard, which are not available here ({error}). Set approval=False to promote "
             "without asking, or do the approval outside of this group."
         ) from error
 
 
-class _PauseSchedulesOperator(EtlworksScheduleOperator):
+class PromotionPauseOperator(EtlworksScheduleOperator):
     """
-    Pauses the schedules of all flows that have the name of an exported one.
+    Pauses the schedules of all flows that have the name of an exported flow.
 
-    :param export_task_id: the task that exported them, from another Etlworks where they have other ids.
+    :param export_task_id: the task that exported them, from another Etlworks in which they have other ids.
     """
 
     def __init__(self, *, export_task_id: str, **kwargs: Any) -> None:
         super().__init__(action="pause", flow_ids=[], **kwargs)
         self.export_task_id = export_task_id
 
-    def _selected(self, context: Context) -> dict[int, bool | None]:
+    def execute(self, context: Context) -> list[int]:
+        """Find the flows in the target, and pause their schedules."""
+        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
+
         names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
-        self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
-        return super()._selected(context)
+        with fail_without_retry_on_config_error():
+            self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
+        return super().execute(context)
 
 
 def _schedule_tasks(
     export: EtlworksExportOperator, etlworks_conn_id: str, schedules: bool | Sequence[int]
 ) -> tuple[BaseOperator, BaseOperator]:
-    """Return the setup that pauses schedules, and the teardown that resumes what it has paused."""
+    """Return the setup that pauses schedules, and the teardown that resumes what it paused."""
     pause: EtlworksScheduleOperator
     if schedules is True:
-        pause = _PauseSchedulesOperator(
+        pause = PromotionPauseOperator(
             task_id="pause_schedules", export_task_id=export.task_id, etlworks_conn_id=etlworks_conn_id
         )
     else:
@@ -244,38 +247,40 @@ def _schedule_tasks(
     return pause.as_setup(), resume.as_teardown(setups=pause, on_failure_fail_dagrun=True)
 
 
-class _RollBackOperator(EtlworksImportOperator):
+class PromotionRollBackOperator(EtlworksImportOperator):
     """
-    Imports the backup that an import has made, where that import took place and what it left is not good.
+    Imports the backup that an import made, if that import took place and its flows do not work.
 
     :param import_task_id: the import.
     """
 
     def __init__(self, *, import_task_id: str, **kwargs: Any) -> None:
-        # Its trigger rule holds also where nothing was imported at all: then the task skips itself.
+        # The rule is also met if nothing was imported at all: then the task skips itself.
         super().__init__(allow_same_instance=True, trigger_rule="one_failed", **kwargs)
         self.import_task_id = import_task_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the backup, or skip."""
-        told = self._import_to_undo(context)
+        imported = self._import_to_undo(context)
         restored: list[str] = []
-        if told["backup_path"] is not None:
-            self.path, self.expected_sha256 = told["backup_path"], told["backup_sha256"]
-            restored = self._import_once(context)["flow_names"]
-        left = [name for name in told["flow_names"] if name not in restored]
+        if imported["backup_path"] is not None:
+            self.path, self.expected_sha256 = imported["backup_path"], imported["backup_sha256"]
+            restored = super().execute(context)["flow_names"]
+        left = [name for name in imported["flow_names"] if name not in restored]
         if left:
-            self.log.warning("New flows, which stay: %s. Etlworks documents no call that deletes a flow.", left)
-        return {"path": told["backup_path"], "restored": restored, "left": left}
+            self.log.warning("New flows stay: %s. Etlworks documents no call that deletes a flow.", left)
+        return {"path": imported["backup_path"], "restored": restored, "left": left}
 
     def _import_to_undo(self, context: Context) -> dict[str, Any]:
-        # What an XCom says counts only with the state of now: it may be that of an earlier promotion in a DAG run that
-        # was cleared since.
+        from airflow_provider_etlworks.worker.promote import IMPORT_FAILED_KEY
+
+        # Without the current state an XCom proves nothing: it may be left of an earlier promotion in a DAG run that was
+        # cleared since.
         state = task_states(context, [self.import_task_id])[self.import_task_id]
         key = {"success": "return_value", "failed": IMPORT_FAILED_KEY}.get(state or "")
-        told = context["ti"].xcom_pull(task_ids=self.import_task_id, key=key) if key else None
-        if isinstance(told, dict):
-            return told
+        imported = context["ti"].xcom_pull(task_ids=self.import_task_id, key=key) if key else None
+        if isinstance(imported, dict):
+            return imported
         if state == "success":
             raise AirflowFailException(
                 f"{self.import_task_id} was marked as success, so it is not known here what it imported. If there is a "
@@ -284,14 +289,14 @@ class _RollBackOperator(EtlworksImportOperator):
         raise AirflowSkipException("No import is known to have taken place, so there is nothing to roll back.")
 
 
-class _ReportOperator(BaseOperator):
+class PromotionReportOperator(BaseOperator):
     """
     Ends a promotion: green if the flows are promoted, red if they were rolled back.
 
     :param import_task_id: the import.
     :param roll_back_task_id: the roll-back.
-    :param approval_task_id: the approval, if there was to be one.
-    :param smoke_task_id: the smoke run, if there was to be one.
+    :param approval_task_id: the approval; ``None`` if there is none.
+    :param smoke_task_id: the smoke run; ``None`` if there is none.
     """
 
     def __init__(
@@ -303,7 +308,7 @@ class _ReportOperator(BaseOperator):
         smoke_task_id: str | None,
         **kwargs: Any,
     ) -> None:
-        # After a smoke run or a roll-back that succeeded. After neither, this task is red, or skipped, without a word.
+        # It runs after a smoke run or a roll-back that succeeded. After neither, Airflow fails or skips this task.
         super().__init__(trigger_rule="one_success", **kwargs)
         self.import_task_id = import_task_id
         self.roll_back_task_id = roll_back_task_id
@@ -311,16 +316,16 @@ class _ReportOperator(BaseOperator):
         self.smoke_task_id = smoke_task_id
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Tell how it ended."""
+        """Return what was promoted, or fail if it was rolled back."""
         states = task_states(context, [self.import_task_id, self.roll_back_task_id])
         if states[self.roll_back_task_id] == "success":
             culprit = self.import_task_id if states[self.import_task_id] == "failed" else self.smoke_task_id
-            raise AirflowFailException(self._failure(culprit, self._told_by(context, self.roll_back_task_id)))
-        imported = self._told_by(context, self.import_task_id) or {}
+            raise AirflowFailException(self._failure(culprit, self._result_of(context, self.roll_back_task_id)))
+        imported = self._result_of(context, self.import_task_id) or {}
         return {
             **{name: imported.get(name) for name in ("flow_names", "sha256", "path", "backup_path")},
             "approved_by": self._approver(context),
-            "smoke_run": self._told_by(context, self.smoke_task_id),
+            "smoke_run": self._result_of(context, self.smoke_task_id),
         }
 
     @staticmethod
@@ -336,10 +341,10 @@ class _ReportOperator(BaseOperator):
         return " ".join(parts)
 
     def _approver(self, context: Context) -> str | None:
-        answer = self._told_by(context, self.approval_task_id)
+        answer = self._result_of(context, self.approval_task_id)
         person = answer.get("responded_by_user") if isinstance(answer, dict) else None
         return person.get("name") if isinstance(person, dict) else None
 
     @staticmethod
-    def _told_by(context: Context, task_id: str | None) -> Any:
+    def _result_of(context: Context, task_id: str | None) -> Any:
         return None if task_id is None else context["ti"].xcom_pull(task_ids=task_id)

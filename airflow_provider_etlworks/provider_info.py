@@ -52,6 +52,12 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
         "description": "What 'Open in Etlworks' opens, with {flow_id} and {audit_id}. Default: the host.",
         "schema": {"type": ["string", "null"]},
     },
+    "run_key_parameter": {
+        "label": "Run key parameter",
+        "description": "Name of a flow parameter that every start fills with a unique key, to recognize its run. "
+        "Default: none.",
+        "schema": {"type": ["string", "null"]},
+    },
 }
 """The fields in the connection's Extra: name, label, help, and type. The form, the checks and the README follow it."""
 

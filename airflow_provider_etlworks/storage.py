@@ -1,4 +1,4 @@
-"""Files on this machine or in an object store: read in pieces, replaced as a whole."""
+"""Files on this machine or in an object store: read in chunks, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Seconds without a write after which a temporary file belongs to nobody: its process was killed.
 _ABANDONED_AFTER = 3600.0
-# Bytes of a file in an object store that are held at a time. Some stores hold 50 MB unless told otherwise.
+# Bytes of a file in an object store that are held at a time. Some stores hold 50 MB by default.
 _BLOCK = 8 * 1024 * 1024
 
 
@@ -29,7 +29,7 @@ def stored_file(name: str, path: Any) -> StoredFile:
 
     :param name: the argument, for the message.
     :param path: a local path, a ``file://`` URL, or a URL or ObjectStoragePath of an object store.
-    :raises EtlworksConfigError: it names no file.
+    :raises EtlworksConfigError: it does not name a file.
     """
     text = str(path) if isinstance(path, os.PathLike) or hasattr(path, "protocol") else path
     # What a template makes of a task that returned nothing.
@@ -42,7 +42,7 @@ def stored_file(name: str, path: Any) -> StoredFile:
         return LocalFile(text)
     if parts.scheme == "file" and not parts.netloc:
         return LocalFile(unquote(parts.path))
-    # So that a store that is not there is found out before anything is sent.
+    # A store that does not exist is noticed before anything is sent.
     _located(text)
     return RemoteFile(text)
 
@@ -50,7 +50,7 @@ def stored_file(name: str, path: Any) -> StoredFile:
 @dataclass(frozen=True)
 class StoredFile:
     """
-    A file, wherever it is.
+    A file, local or in an object store.
 
     :ivar path: its path or URL.
     """
@@ -58,27 +58,27 @@ class StoredFile:
     path: str
 
     def sibling(self, ending: str) -> StoredFile:
-        """Return the file whose path is this one's, and this ending."""
+        """Return the file whose path is this one's with ``ending`` added."""
         return type(self)(self.path + ending)
 
     def open_read(self) -> AbstractContextManager[IO[bytes]]:
         """
         Open it for reading. It can be read several times over, with ``seek``.
 
-        :raises FileNotFoundError: it is not there.
+        :raises FileNotFoundError: it does not exist.
         """
         raise NotImplementedError
 
     def atomic_write(self) -> AbstractContextManager[IO[bytes]]:
         """
-        Give a temporary file to write to, and move it into place at the end.
+        Open a temporary file for writing, and move it into place at the end.
 
-        Where the block fails, the temporary file is removed, and an older file stays as it is.
+        If the block fails, the temporary file is removed, and an older file stays as it is.
         """
         raise NotImplementedError
 
     def read(self) -> bytes | None:
-        """Return all of it; ``None`` where it is not there. For small files."""
+        """Return all of it; ``None`` if it does not exist. For small files."""
         try:
             with self.open_read() as source:
                 return source.read()
@@ -97,7 +97,7 @@ class StoredFile:
 
 
 class LocalFile(StoredFile):
-    """A file on this machine. What is written can be read by its owner only, from its first byte on."""
+    """A file on this machine. Only its owner can read it, from the first byte on."""
 
     @contextmanager
     def open_read(self) -> Iterator[IO[bytes]]:
@@ -107,7 +107,7 @@ class LocalFile(StoredFile):
 
     @contextmanager
     def atomic_write(self) -> Iterator[IO[bytes]]:
-        """Give a temporary file to write to, and move it into place at the end."""
+        """Open a temporary file for writing, and move it into place at the end."""
         place, temporary = Path(self.path), Path(self._neighbour())
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_abandoned()
@@ -121,11 +121,11 @@ class LocalFile(StoredFile):
             temporary.unlink(missing_ok=True)
 
     def _remove_abandoned(self) -> None:
-        """Remove what a killed process has left here: it is as sensitive as the file itself."""
+        """Remove what a killed process left here: it is as sensitive as the file itself."""
         place = Path(self.path)
         for each in place.parent.iterdir():
             if each.name.startswith(f".{place.name}.") and each.name.endswith(".part"):
-                with suppress(FileNotFoundError):  # another process may do the same
+                with suppress(FileNotFoundError):  # another process may remove it first
                     if each.stat().st_mtime < time.time() - _ABANDONED_AFTER:
                         each.unlink()
 
@@ -137,13 +137,13 @@ class RemoteFile(StoredFile):
     def open_read(self) -> Iterator[IO[bytes]]:
         """Open it for reading."""
         store, place = _located(self.path)
-        # Not the path's own open(): it notes every single read as lineage.
+        # Not the path's own open(), which records every single read as lineage.
         with store.open(place, "rb", block_size=_BLOCK) as source:
             yield source
 
     @contextmanager
     def atomic_write(self) -> Iterator[IO[bytes]]:
-        """Give a temporary file to write to, and move it into place at the end."""
+        """Open a temporary file for writing, and move it into place at the end."""
         store, place = _located(self.path)
         temporary = _located(self._neighbour())[1]
         try:
@@ -160,7 +160,7 @@ def _located(url: str) -> tuple[Any, str]:
     """
     Return an object store, and what it calls the file that a URL names.
 
-    :raises EtlworksConfigError: there is no such store, or what it takes is not installed.
+    :raises EtlworksConfigError: there is no such store, or its package is not installed.
     """
     from airflow_provider_etlworks.compat import ObjectStoragePath
 
@@ -169,11 +169,11 @@ def _located(url: str) -> tuple[Any, str]:
         try:
             return path.fs, path.path
         except ValueError:
-            # Airflow has no store of this scheme. fsspec may, without a connection.
+            # Airflow does not know this scheme. fsspec may, without a connection.
             if "@" in urlsplit(url).netloc:
                 raise
             import fsspec
 
             return fsspec.filesystem(path.protocol), path.path
     except (ValueError, ImportError) as error:
-        raise EtlworksConfigError(f"{url!r} is in no store that Airflow can reach: {error}") from error
+        raise EtlworksConfigError(f"{url!r} is not in a store that Airflow can reach: {error}") from error

@@ -1,4 +1,4 @@
-"""A sandbox in a process of its own, so that its work is not taken for a triggerer's."""
+"""A sandbox in a process of its own, so that its work is not counted as a triggerer's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from types import TracebackType
 
-LOOK, DAY, HISTORY, OTHER = "looks", "lists of a day", "histories", "other"
+POLL, DAY, HISTORY, OTHER = "polls", "lists of a day", "histories", "other"
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Traffic:
     :ivar kinds: requests of each kind.
     :ivar most_in_a_minute: the most requests in any 60 seconds.
     :ivar connections: TCP connections they came by.
-    :ivar waits: for each run, the seconds between its looks; of runs with two looks at least.
-    :ivar looked_at: runs that were looked at.
+    :ivar waits: for each run that was polled twice or more, the seconds between its polls.
+    :ivar polled: how many runs were polled.
     """
 
     kinds: Mapping[str, int]
     most_in_a_minute: int
     connections: int
     waits: list[list[float]] = field(repr=False)
-    looked_at: int
+    polled: int
 
     @property
     def requests(self) -> int:
@@ -73,7 +73,7 @@ class EtlworksProcess:
         return self._ask("start_runs")
 
     def traffic(self, since: float, until: float) -> Traffic:
-        """Tell what came between two moments of the machine's monotonic clock."""
+        """Return what came between two moments of the machine's monotonic clock."""
         return self._ask("traffic", since, until)
 
     def revoke_tokens(self) -> None:
@@ -108,16 +108,16 @@ def _serve(pipe: Connection, seconds: list[float], administrator: bool) -> None:
 
 def _traffic(sandbox: Sandbox, since: float, until: float) -> Traffic:
     received = [request for request in list(sandbox.requests) if since <= request.at <= until]
-    looks: dict[str, list[float]] = defaultdict(list)
+    polls: dict[str, list[float]] = defaultdict(list)
     for request in received:
-        if _kind(request.path) == LOOK:
-            looks[request.path].append(request.at)
+        if _kind(request.path) == POLL:
+            polls[request.path].append(request.at)
     return Traffic(
         kinds=Counter(_kind(request.path) for request in received),
         most_in_a_minute=_most_in(60, [request.at for request in received]),
         connections=len({request.connection for request in received}),
-        waits=[[later - earlier for earlier, later in pairwise(each)] for each in looks.values() if len(each) > 1],
-        looked_at=len(looks),
+        waits=[[later - earlier for earlier, later in pairwise(each)] for each in polls.values() if len(each) > 1],
+        polled=len(polls),
     )
 
 
@@ -126,7 +126,7 @@ def _kind(path: str) -> str:
         return DAY
     if path.endswith("/history"):
         return HISTORY
-    return LOOK if path.startswith("/rest/v1/executions/") else OTHER
+    return POLL if path.startswith("/rest/v1/executions/") else OTHER
 
 
 def _most_in(seconds: float, moments: list[float]) -> int:

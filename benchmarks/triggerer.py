@@ -59,7 +59,7 @@ class Lateness:
 
     :ivar p99: the 99th percentile.
     :ivar longest: the longest.
-    :ivar longest_without_gc: the longest, where Python's garbage collector took no time.
+    :ivar longest_without_gc: the longest, without the time of Python's garbage collector.
     """
 
     p99: float
@@ -69,7 +69,7 @@ class Lateness:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a watch: how, and how many seconds after the run's own end it was told."""
+    """The end of a watch: how it ended, and how many seconds after the run's own end it was reported."""
 
     ending: str
     lag: float
@@ -77,9 +77,9 @@ class Ended:
 
 class TriggererProcess:
     """
-    A process that is told what to watch, what to measure, and when to stop. A context manager.
+    A process that watches runs and measures what that costs. A context manager.
 
-    Its methods return when what they are about is over.
+    Its methods return when they are done.
     """
 
     def __init__(self, how: Watching) -> None:
@@ -101,23 +101,23 @@ class TriggererProcess:
         self._process.join()
 
     def watch(self, means: str, runs: list[tuple[int, int]]) -> None:
-        """Begin to watch runs (flow id, audit id), each with a ``trigger``, a ``bare`` loop or an ``idle`` task."""
+        """Start to watch runs (flow id, audit id), each with a ``trigger``, a ``bare`` loop or an ``idle`` task."""
         self._ask("watch", means, runs)
 
     def measure(self, seconds: float) -> Stretch:
-        """Let some seconds pass, and tell what they cost."""
+        """Let some seconds pass, and return what they cost."""
         return self._ask("measure", seconds)
 
     def lateness(self, seconds: float) -> Lateness:
-        """Let some seconds pass, and tell how late the event loop was."""
+        """Let some seconds pass, and return how late the event loop was."""
         return self._ask("lateness", seconds)
 
     def memory(self) -> int:
-        """Tell the resident memory, in bytes."""
+        """Return the resident memory, in bytes."""
         return self._ask("memory")
 
     def ended(self) -> list[Ended]:
-        """Tell of the watches that came to an end."""
+        """Return the watches that came to an end."""
         return self._ask("ended")
 
     def _ask(self, *command: Any) -> Any:

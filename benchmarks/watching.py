@@ -5,10 +5,10 @@
 # airflow-provider-etlworks = { path = "..", editable = true }
 # ///
 """
-What it costs to watch runs: CPU, requests, memory, and how late an end is told.
+What it costs to watch runs: CPU, requests, memory, and how late an end is reported.
 
 Drives the public trigger class as a triggerer does, in a process of its own, against a sandbox in another; beside it,
-in the same run, a bare aiohttp session that asks for the same records. Run: ``uv run benchmarks/watching.py``.
+in the same run, a bare aiohttp session that reads the same records. Run: ``uv run benchmarks/watching.py``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Plan:
     :ivar stretches: how often CPU is measured.
     :ivar seconds: for how long, each time.
     :ivar scale: how many times faster than real time requests, budgets and lags are measured.
-    :ivar rounds_watched: for how many rounds of looks, at least.
+    :ivar rounds_watched: for how many polls of each run, at least.
     """
 
     sizes: tuple[int, ...] = (10, 30, 100, 300, 1_000, 5_000)
@@ -72,7 +72,7 @@ class Row:
     """
     A line of the table.
 
-    :ivar limit: the most that the value may be; ``None`` where nothing is promised.
+    :ivar limit: the most that the value may be; ``None`` if nothing is promised.
     """
 
     what: str
@@ -190,7 +190,7 @@ class Watched:
         return self.ends / self.minutes
 
     def lag(self, percent: int) -> float:
-        """Return the lag that so many per cent of the ends stay below; the ends never told count as endless."""
+        """Return the lag that so many per cent of the ends stay below; an end without a report counts as endless."""
         lags = sorted(self.lags) + [math.inf] * (self.ends - len(self.lags))
         return lags[math.ceil(percent / 100 * len(lags)) - 1]
 
@@ -217,7 +217,7 @@ def watched(plan: Plan, runs: int, *, with_list: bool) -> Watched:
             process.watch("trigger", etlworks.start_runs())
             process.measure(warm_up - (time.monotonic() - begun))
             stretch = process.measure(lasting)
-            told = process.ended()
+            ended = process.ended()
         traffic = etlworks.traffic(stretch.since, stretch.until)
         ever = etlworks.traffic(begun, stretch.until)
     return Watched(
@@ -226,7 +226,7 @@ def watched(plan: Plan, runs: int, *, with_list: bool) -> Watched:
         minutes=(stretch.until - stretch.since) * plan.scale / 60,
         traffic=traffic,
         most_in_a_minute=ever.most_in_a_minute / plan.scale,
-        lags=[each.lag * plan.scale for each in told if each.ending == "finished"],
+        lags=[each.lag * plan.scale for each in ended if each.ending == "finished"],
         ends=ends,
         cpu_per_interval=stretch.cpu_seconds / runs / ((stretch.until - stretch.since) / interval) * 1e6,
         scale=plan.scale,
@@ -247,12 +247,12 @@ def log_ins_after_revocation(plan: Plan) -> int:
             before = etlworks.log_ins()
             etlworks.revoke_tokens()
             stretch = process.measure(HEAD_START)
-        looked_at = etlworks.traffic(stretch.since, stretch.until).looked_at
-        assert looked_at == runs, f"Only {looked_at} of {runs} runs were looked at after the token's end."
+        polled_runs = etlworks.traffic(stretch.since, stretch.until).polled
+        assert polled_runs == runs, f"Only {polled_runs} of {runs} runs were polled after the token's end."
         return etlworks.log_ins() - before
 
 
-# --- What is told ---------------------------------------------------------------------------------------------------
+# --- What is printed ------------------------------------------------------------------------------------------------
 
 
 def rows(costs: PollCosts, many: Crowd, points: list[Watched], log_ins: int, plan: Plan) -> Iterator[Row]:
@@ -289,10 +289,10 @@ def rows(costs: PollCosts, many: Crowd, points: list[Watched], log_ins: int, pla
     for percent in (50, 95, 100):
         yield Row(f"… detection lag, {_percentile(percent)}", alone.lag(percent), unit="s")
     yield Row(
-        "… longest wait between two looks at a run, over the mean",
+        "… longest wait between two polls of a run, over the mean",
         alone.longest_wait_over_mean,
         1.5,
-        note=f"{alone.traffic.looked_at:,} runs were looked at",
+        note=f"{alone.traffic.polled:,} runs were polled",
     )
     for when, lateness in (("", many.watching), (" while they all start", many.starting)):
         crowd_of = f"lateness of the event loop with {plan.crowd:,} triggers{when}"

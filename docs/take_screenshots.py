@@ -1,8 +1,8 @@
 """
 Take the screenshots of the guides from a real Airflow: ``uv run docs/take_screenshots.py``.
 
-Needs Chromium on the PATH (Debian: ``apt install chromium``); nothing else is to be installed. Starts two sandboxes and
-the Airflow that is installed, 3.1 or later, promotes the example's flows up to the question, and looks at its page.
+It needs Chromium on the PATH (Debian: ``apt install chromium``) and the installed Airflow, 3.1 or later. It starts two
+sandboxes and Airflow, promotes the flows of the example until they need an approval, and takes a picture of that page.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 from airflow_provider_etlworks.sandbox import Sandbox
-from airflow_provider_etlworks.sandbox.demo.examples import Narrator, example_dags_folder, running
+from airflow_provider_etlworks.sandbox.demo.examples import Reporter, example_dags_folder, running
 from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
-from airflow_provider_etlworks.sandbox.demo.promotion import GOOD_RELEASE, PromotionDemo, environment_of
+from airflow_provider_etlworks.sandbox.demo.promotion import GOOD_RELEASE, PromotionDemo, airflow_environment
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1360, 860)
-# Milliseconds of its own time that the page gets to draw itself; they pass as fast as it works.
+# Milliseconds of virtual time for drawing the page; they pass as fast as Chromium works.
 DRAWING = 30_000
 LIMIT = 120.0
 SMALLEST_PICTURE = 20_000
@@ -29,15 +29,15 @@ SMALLEST_PICTURE = 20_000
 
 def take(url: str, target: Path, chromium: str) -> None:
     """
-    Look at a page, and keep what is seen.
+    Take a screenshot of a page.
 
     :param url: The page.
-    :param target: Where the picture goes, as PNG.
-    :param chromium: The browser's command.
-    :raises RuntimeError: the picture is all but empty.
+    :param target: The PNG file to write.
+    :param chromium: The command of the browser.
+    :raises RuntimeError: the picture is almost empty.
     """
     with tempfile.TemporaryDirectory(prefix="chromium-") as profile:
-        # Root, as in most containers, cannot have Chromium's own sandbox.
+        # Chromium's own sandbox does not work for root, the user of most containers.
         as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
         subprocess.run(  # noqa: S603  # no part of it comes from outside
             [
@@ -61,12 +61,12 @@ def take(url: str, target: Path, chromium: str) -> None:
             capture_output=True,
         )
     if target.stat().st_size < SMALLEST_PICTURE:
-        raise RuntimeError(f"{target} shows next to nothing: the page has not drawn itself")
+        raise RuntimeError(f"{target} is almost empty: the page was not drawn")
 
 
 def main() -> int:
     """
-    Take them all.
+    Take all screenshots.
 
     :return: The exit code.
     """
@@ -75,14 +75,14 @@ def main() -> int:
         sys.stderr.write("Chromium is not on the PATH.\n")
         return 1
     IMAGES.mkdir(exist_ok=True)
-    narrator = Narrator()
+    reporter = Reporter()
     with Sandbox() as staging, Sandbox() as production, tempfile.TemporaryDirectory(prefix="bundles-") as bundles:
-        airflow = LocalAirflow(example_dags_folder(), environment_of(staging, production, bundles))
-        with running(airflow, narrator):
-            demo = PromotionDemo(narrator, staging, production, airflow)
+        airflow = LocalAirflow(example_dags_folder(), airflow_environment(staging, production, bundles))
+        with running(airflow, reporter):
+            demo = PromotionDemo(reporter, staging, production, airflow)
             demo.release(GOOD_RELEASE)
             take(demo.wait_for_approval(), IMAGES / "approval.png", chromium)
-            narrator.say(f"Written: {IMAGES / 'approval.png'}")
+            reporter.info(f"Written: {IMAGES / 'approval.png'}")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Run a DAG whenever a flow ends that Etlworks itself schedules. Takes Airflow 3."""
+"""Run a DAG whenever a flow ends that Etlworks itself schedules. Needs Airflow 3."""
 
 from __future__ import annotations
 
 from airflow import __version__ as airflow_version
 
-# Airflow 2 has no watchers: there, this file has no DAG.
+# Airflow 2 has no asset watchers, so this file has no DAG there.
 if not airflow_version.startswith("2."):
     from airflow.sdk import AssetWatcher, dag, task
 
@@ -25,11 +25,11 @@ if not airflow_version.startswith("2."):
 
     @dag(schedule=[warehouse], tags=["etlworks"])
     def etlworks_asset_watcher() -> None:
-        """Use what the flow has loaded."""
+        """Use the data that the flow has loaded."""
 
         @task(inlets=[warehouse])
         def report(triggering_asset_events: dict[object, list[object]] | None = None) -> list[str]:
-            """Say which runs of the flow this DAG run is for."""
+            """Return the runs of the flow that triggered this DAG run."""
             runs = [event.extra["payload"] for events in (triggering_asset_events or {}).values() for event in events]
             return [f"run {run['audit_id']}: {run['status']}, {run['records']} records" for run in runs]
 

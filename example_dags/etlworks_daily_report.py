@@ -1,4 +1,4 @@
-"""Report each day how Etlworks's runs went, which failed, and who changed what."""
+"""Report each day how many runs in Etlworks failed, which flows they belong to, and who changed what."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ except ImportError:  # Airflow 2
 
 @dag(schedule=None, tags=["etlworks"])
 def etlworks_daily_report() -> None:
-    """Write a report from the metrics summary, the day's runs and the audit log. Takes the role Administrator."""
+    """Write a report from the metrics summary, the day's runs and the audit log. Needs the role Administrator."""
 
     @task
     def report() -> str:
@@ -26,7 +26,7 @@ def etlworks_daily_report() -> None:
         changes = [event for event in hook.audit_events(since=yesterday) if event.action in ("create", "update")]
         lines = [
             f"# Etlworks, {datetime.now(timezone.utc):%Y-%m-%d}",
-            f"{summary.total} runs ended, {summary.failed} of them badly.",
+            f"{summary.total} runs ended, {summary.failed} of them failed.",
             *(f"- failed: {name}" for name in sorted(filter(None, failed))),
             f"{len(changes)} changes:",
             *(f"- {event.user}: {event.action} {event.resource_id}" for event in changes[:20]),

@@ -1,4 +1,4 @@
-"""Run every flow that has a tag, side by side; only the ones that fail are red."""
+"""Run every flow that has a tag, in parallel. If a flow fails, only its own task fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def etlworks_fan_out() -> None:
 
     @task
     def flows_with_tag(tag: str) -> list[int]:
-        """Ask Etlworks which flows there are today."""
+        """Return the ids of the flows that have the tag at present."""
         from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
         return [flow.id for flow in EtlworksHook().list_flows(tags=[tag])]

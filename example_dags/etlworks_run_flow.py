@@ -12,7 +12,7 @@ from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
 @dag(schedule=None, tags=["etlworks"])
 def etlworks_run_flow() -> None:
-    """Run one flow and use its result."""
+    """Run one flow, then report its result."""
     run = EtlworksRunFlowOperator(
         task_id="stripe_to_snowflake",
         flow_id=12345,
@@ -23,7 +23,7 @@ def etlworks_run_flow() -> None:
 
     @task
     def report(result: dict[str, object]) -> str:
-        """Say what the run did."""
+        """Return a summary of the run."""
         return f"{result['records']} records in {result['duration_seconds']} s, see {result['url']}"
 
     report(run.output)

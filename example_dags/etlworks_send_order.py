@@ -1,4 +1,4 @@
-"""Send a payload to a flow that listens for it, and follow the run that it starts."""
+"""Send a payload to the listener of a flow, and follow the run that it starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOpe
 
 @dag(schedule=None, tags=["etlworks"], params={"order": 4711})
 def etlworks_send_order() -> None:
-    """Post an order to ``httplistener/orders/new``, where flow 12351 listens, and wait for its run."""
+    """Post an order to ``httplistener/orders/new``, where flow 12351 listens, and wait until its run ends."""
     EtlworksHttpListenerOperator(
         task_id="send_order",
         path="orders/new",

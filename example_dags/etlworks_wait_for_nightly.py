@@ -10,10 +10,10 @@ except ImportError:  # Airflow 2
 from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 
 
-# In earnest with schedule="0 6 * * *", say: two hours after the flow's own schedule.
+# In production, use a schedule such as "0 6 * * *", two hours after the flow's own schedule.
 @dag(schedule=None, tags=["etlworks"])
 def etlworks_wait_for_nightly() -> None:
-    """Wait for the newest run of the last twelve hours, without holding a worker."""
+    """Wait for the newest run of the last twelve hours, without holding a worker slot."""
     refresh = EtlworksFlowExecutionSensor(
         task_id="warehouse_refresh",
         flow_id=12346,
@@ -25,7 +25,7 @@ def etlworks_wait_for_nightly() -> None:
 
     @task
     def report(result: dict[str, object]) -> str:
-        """Say what the run did."""
+        """Return a summary of the run."""
         return f"{result['records']} records since {result['started_at']}, see {result['url']}"
 
     report(refresh.output)

@@ -1,8 +1,8 @@
 """
-Bundles: flows that were exported, as one file that may be far longer than memory.
+Bundles: exported flows, as one file that may be far larger than memory.
 
-Etlworks documents two formats. The newer export API (``/v1/io/export``) gives a self-contained JSON document, the older
-one (``/v1/flows/export``) an encrypted dump, as text. Neither is taken apart here: a bundle is imported byte for byte.
+Etlworks documents two formats. The newer export API (``/v1/io/export``) returns a self-contained JSON document, the
+legacy one (``/v1/flows/export``) an encrypted dump, as text. A bundle is imported byte for byte, whatever is in it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 
 
-# --- A bundle that passes -------------------------------------------------------------------------------------------
+# --- A bundle that arrives ------------------------------------------------------------------------------------------
 
 
 class JsonCompleteness:
     """
-    Tells whether a JSON document that passes in pieces is whole, without holding it.
+    Decides whether a JSON document that arrives in chunks is complete, without holding it.
 
-    It follows strings and brackets only, so it takes what a parser would refuse, but nothing that was cut off.
+    It follows strings and brackets only. It accepts documents that a parser would refuse, but none that was cut off.
     """
 
     def __init__(self) -> None:
@@ -42,9 +42,9 @@ class JsonCompleteness:
         self._depth = 0
         self._last = b""
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next piece."""
-        data = self._held + piece
+    def feed(self, chunk: bytes) -> None:
+        """Read the next chunk."""
+        data = self._held + chunk
         # An escape that is cut in two waits for its second half.
         backslashes = len(data) - len(data.rstrip(b"\\"))
         self._held = b"\\" if backslashes % 2 else b""
@@ -57,17 +57,17 @@ class JsonCompleteness:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was opened is closed, and nothing follows."""
+        """Whether everything that was opened is closed, and nothing follows."""
         return not (self._in_string or self._held or self._depth) and self._last in (b"}", b"]")
 
 
 class BundleInspector:
     """
-    Looks at a bundle while it passes: its length, its hash, and whether it is a whole bundle at all.
+    Inspects a bundle chunk by chunk: its length, its hash, and whether it is a complete bundle at all.
 
-    :param format: what it is to be; ``None`` finds out: what begins like JSON is of the newer format.
-    :ivar size: how long it is, in bytes.
-    :ivar dump_size: how long it is inside a JSON text, in bytes.
+    :param format: the expected format; ``None`` detects it: a bundle that begins like JSON is of the newer one.
+    :ivar size: its length in bytes.
+    :ivar dump_size: its length inside a JSON text, in bytes.
     """
 
     def __init__(self, format: Format | None = None) -> None:  # noqa: A002  # what users call it
@@ -78,55 +78,55 @@ class BundleInspector:
         self.size = 0
         self.dump_size = 0
 
-    def feed(self, piece: bytes) -> None:
-        """Take the next piece."""
+    def feed(self, chunk: bytes) -> None:
+        """Read the next chunk."""
         if len(self._head) < CHUNK_SIZE:
-            self._head += piece[: CHUNK_SIZE - len(self._head)]
-        self._hash.update(piece)
+            self._head += chunk[: CHUNK_SIZE - len(self._head)]
+        self._hash.update(chunk)
         if self.format is Format.IO:
-            self._outline.feed(piece)
-        self.size += len(piece)
-        self.dump_size += len(piece) + _ESCAPE_ADDS * (len(piece) - len(piece.translate(None, _TO_ESCAPE)))
+            self._outline.feed(chunk)
+        self.size += len(chunk)
+        self.dump_size += len(chunk) + _ESCAPE_ADDS * (len(chunk) - len(chunk.translate(None, _TO_ESCAPE)))
 
-    def tee(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """Take the pieces, and hand them on."""
-        for piece in pieces:
-            self.feed(piece)
-            yield piece
+    def tee(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Read the chunks, and yield them unchanged."""
+        for chunk in chunks:
+            self.feed(chunk)
+            yield chunk
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of what has passed, in hexadecimal."""
+        """The SHA-256 of all chunks so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     @property
     def format(self) -> Format:
         """The bundle's format."""
-        return self._format or (Format.IO if self._start in (b"{", b"[") else Format.OLDER)
+        return self._format or (Format.IO if self._start in (b"{", b"[") else Format.LEGACY)
 
     @property
     def refusal(self) -> str | None:
-        """The reason that an error gives which came in the place of a bundle; ``None`` where it is none."""
+        """The reason, if an error came instead of a bundle; else ``None``."""
         return _refusal(self._text) if self.size <= CHUNK_SIZE else None
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the bundle that has passed; ``None`` where it is one. Nothing of it is repeated."""
+        """What is wrong with the bundle; ``None`` if nothing is. Its content is not repeated."""
         head = self._text
         if not head:
             return "it is empty"
         if self._start == b"<":
-            # Markup is no bundle, so its text may be read.
+            # Markup is not a bundle, so its text may be shown.
             said = excerpt(head)
             return f"it is a page of markup: {said!r}" if said else "it is a page of markup"
         if (reason := self.refusal) is not None:
-            return f"it says: {excerpt(reason)}"
-        if self.format is Format.OLDER:
+            return f"it reports: {excerpt(reason)}"
+        if self.format is Format.LEGACY:
             return None
         if self._start not in (b"{", b"["):
-            return f"it is no JSON object, and begins with none; {self.size} bytes"
+            return f"it is not a JSON object, and does not begin with one; {self.size} bytes"
         if not self._outline.is_whole:
-            return f"it is cut off, or is no JSON: its brackets are not closed after {self.size} bytes"
+            return f"it is cut off, or is not JSON: its brackets are not closed after {self.size} bytes"
         if self.size <= CHUNK_SIZE and not _JSON_WITH_CONTENT.search(head):
             return "it is a JSON document with nothing in it"
         return None
@@ -144,7 +144,7 @@ _JSON_WITH_CONTENT = re.compile(rb"[^\s{}\[\]]")
 
 
 def _refusal(text: bytes) -> str | None:
-    """Return what a JSON body says that is an error in the place of a bundle."""
+    """Return the reason that a JSON body gives, if it is an error instead of a bundle."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -163,10 +163,10 @@ def _refusal(text: bytes) -> str | None:
 
 class BundleBody:
     """
-    A bundle as the body of a request: byte for byte, or inside ``{"dump": "…"}`` as the older API takes it.
+    A bundle as the body of a request: byte for byte, or inside ``{"dump": "…"}`` for the legacy API.
 
-    The last piece is kept back until all that was read has the hash that was inspected: a server that is sent a bundle
-    that changed meanwhile never gets a whole request, so it cannot act on it.
+    The last chunk is held back until everything that was read has the inspected hash. If the bundle changed meanwhile,
+    the server never receives a complete request, so it cannot act on it.
 
     :param source: the file, open for reading.
     :param inspected: the inspection of the same file.
@@ -175,28 +175,28 @@ class BundleBody:
     def __init__(self, source: Source, inspected: BundleInspector) -> None:
         self._source = source
         self._inspected = inspected
-        self._wrapping = (b'{"dump":"', b'"}') if inspected.format is Format.OLDER else (b"", b"")
+        self._wrapping = (b'{"dump":"', b'"}') if inspected.format is Format.LEGACY else (b"", b"")
 
     def __len__(self) -> int:
-        """Return how many bytes the body has."""
-        if self._inspected.format is Format.OLDER:
+        """Return the number of bytes of the body."""
+        if self._inspected.format is Format.LEGACY:
             return len(self._wrapping[0]) + self._inspected.dump_size + len(self._wrapping[1])
         return self._inspected.size
 
     def __iter__(self) -> Iterator[bytes]:
         """
-        Give the body in pieces, from its start.
+        Yield the body in chunks, from its start.
 
-        :raises EtlworksConfigError: the file is not the one that was inspected. Its last piece is not given.
+        :raises EtlworksConfigError: the file is not the one that was inspected. Its last chunk is not yielded.
         """
         before, after = self._wrapping
         sent, hashed, held = 0, hashlib.sha256(), b""
-        for piece in read_chunks(self._source):
+        for chunk in read_chunks(self._source):
             if held:
                 yield before + self._encoded(held)
                 before, sent = b"", sent + len(held)
-            hashed.update(piece)
-            held = piece
+            hashed.update(chunk)
+            held = chunk
             if sent + len(held) > self._inspected.size:
                 break
         if (sha256 := hashed.hexdigest()) != self._inspected.sha256:
@@ -207,8 +207,8 @@ class BundleBody:
             )
         yield before + self._encoded(held) + after
 
-    def _encoded(self, piece: bytes) -> bytes:
-        return _escaped(piece) if self._inspected.format is Format.OLDER else piece
+    def _encoded(self, chunk: bytes) -> bytes:
+        return _escaped(chunk) if self._inspected.format is Format.LEGACY else chunk
 
 
 _TO_ESCAPE = b'"\\' + bytes(range(0x20))
@@ -216,9 +216,6 @@ _ESCAPE_ADDS = len(b"\\u0022") - 1
 _ESCAPED = re.compile(b"[" + re.escape(_TO_ESCAPE) + b"]")
 
 
-def _escaped(piece: bytes) -> bytes:
-    """Write bytes of UTF-8 as part of a JSON text, wherever they are cut."""
-    return _ESCAPED.sub(lambda found: b"\\u%04x" % found.group()[0], piece)
-
-
-# --- What is known of a bundle --------------------------------------------------------------------------------------
+def _escaped(chunk: bytes) -> bytes:
+    """Escape bytes of UTF-8 for a JSON text; they may be cut anywhere."""
+    return _ESCAPED.sub(lambda found: b"\\u%04x" % found.group()[0], chunk)

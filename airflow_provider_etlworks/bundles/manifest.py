@@ -17,7 +17,7 @@ class Format(str, Enum):
     """Which API a bundle belongs to."""
 
     IO = "io"
-    OLDER = "older"
+    LEGACY = "older"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Manifest:
 
     :ivar format: which API it belongs to.
     :ivar host: the instance it was exported from, such as ``app.etlworks.com``.
-    :ivar tenant: the tenant that the connection switched to; ``None`` where it named none.
+    :ivar tenant: the tenant that the connection switched to; ``None`` if it named none.
     :ivar exported_at: when, as ISO 8601 in UTC.
     :ivar sha256: the bundle's SHA-256, in hexadecimal.
     :ivar size: the bundle's length in bytes; ``bytes`` in the document.
@@ -56,9 +56,9 @@ class Manifest:
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
         """
-        Read what :meth:`to_json` wrote. Fields that a later release adds are left out.
+        Read what :meth:`to_json` wrote. Fields that a later release added are ignored.
 
-        :raises EtlworksConfigError: it is nothing of that.
+        :raises EtlworksConfigError: it is not such a document.
         """
         try:
             values = json.loads(text)
@@ -73,14 +73,14 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError):
             is_sound = False
         if not is_sound:
-            raise EtlworksConfigError("It is no description of a bundle, as the export writes it.")
+            raise EtlworksConfigError("It is not a description of a bundle as the export writes it.")
         return manifest
 
     def is_from(self, settings: ClientSettings) -> bool:
         """
         Whether the bundle comes from the instance that a connection leads to.
 
-        Two tenants of one instance are told apart only where both are named.
+        Two tenants of one instance differ only if both are named.
         """
         if self.host != instance_of(settings):
             return False

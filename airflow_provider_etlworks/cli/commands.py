@@ -36,6 +36,7 @@ from airflow_provider_etlworks.runs.outcome import Outcome, failure_message, out
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.storage import stored_file
+from airflow_provider_etlworks.worker.run_flow import find_run_at_once
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -66,7 +67,7 @@ _OF_OUTCOME = {
 
 
 def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], None]:
-    """Make a command of a function: what it returns or raises becomes the exit code, and a line for a person."""
+    """Turn a function into a command: its result or its error becomes the exit code, and a line for a person."""
 
     @wraps(work)
     def command(args: Namespace) -> None:
@@ -74,10 +75,10 @@ def _command(work: Callable[[Namespace], ExitCode]) -> Callable[[Namespace], Non
         try:
             with quiet_logging():
                 code = work(args)
-            # A reader that is gone is noticed here, and not when Python ends.
+            # A broken pipe is noticed here, and not when Python ends.
             sys.stdout.flush()
         except BrokenPipeError:
-            # Python would complain once more when it ends.
+            # Python would report it once more when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = ExitCode.FAILED
         except (EtlworksError, AirflowNotFoundException, OSError) as error:
@@ -154,7 +155,7 @@ def run(args: Namespace) -> ExitCode:
 
 
 class _Attempt:
-    """The start of a flow, and what is known of it when somebody interrupts."""
+    """The start of a flow, and what is known about it at an interrupt."""
 
     def __init__(self, hook: EtlworksHook, flow_id: int, parameters: dict[str, str]) -> None:
         self._hook = hook
@@ -168,6 +169,9 @@ class _Attempt:
             parameters=parameters,
             user=hook.settings.login,
             save_intent=self._save_intent,
+            is_only_starter=True,
+            run_key_parameter=hook.settings.run_key_parameter,
+            run_key="airflow etlworks run",
         )
 
     def _save_intent(self, watermark: int | None) -> None:
@@ -178,7 +182,7 @@ class _Attempt:
         try:
             started = self._hook.client.run(self._start.start())
         except EtlworksAlreadyRunning as error:
-            # What the error itself advises is said to the author of a DAG.
+            # The error's own advice is for authors of DAGs.
             other = f": its run is {error.audit_id}" if error.audit_id is not None else ""
             raise EtlworksError(f"Flow {self._flow_id} is already running{other}. Nothing was started.") from error
         if started is None:
@@ -189,13 +193,13 @@ class _Attempt:
         return started.audit_id
 
     def interrupted(self, *, stop: bool) -> None:
-        """Say what becomes of the run, or stop it."""
+        """Stop the run, or report that it goes on."""
         audit_id = self._audit_id
         if audit_id is None and self._watermark is not None:
             print_status("Interrupted. The start may have reached Etlworks; looking for its run.")
-            audit_id = self._hook.find_run(self._start, self._watermark)
+            audit_id = find_run_at_once(self._hook, self._start, self._watermark)
         if audit_id is None:
-            hidden = "There is none yet; look in Etlworks once more." if self._watermark is not None else ""
+            hidden = "No run is found yet; check Etlworks once more." if self._watermark is not None else ""
             print_status(hidden or "Interrupted. Nothing was started.")
         elif stop:
             print_status(f"Interrupted. {self._hook.stop_flow(self._flow_id, audit_id).detail}")
@@ -251,7 +255,7 @@ def promote(args: Namespace) -> ExitCode:
         return ExitCode.USAGE
     if not (args.yes or sys.stdin.isatty()):
         print_status(
-            "airflow etlworks promote: nobody can be asked here, as the standard input is no terminal. Give --yes."
+            "airflow etlworks promote: nobody can be asked, since the standard input is not a terminal. Give --yes."
         )
         return ExitCode.USAGE
     source, target = EtlworksHook(args.source_conn_id), EtlworksHook(args.target_conn_id)
@@ -262,13 +266,13 @@ def promote(args: Namespace) -> ExitCode:
         with spinner("Exporting"):
             manifest = _export(source, file, args)
         if manifest.is_from(target.settings):
-            raise EtlworksConfigError(f"The flows come from {manifest.host}, and it is also the target.")
+            raise EtlworksConfigError(f"The flows come from {manifest.host}, which is also the target.")
         with open_bundle(file, manifest.sha256) as bundle:
             with spinner("Asking the target what would change"):
                 raw = file.sibling(PREVIEW_ENDING)
                 preview = preview_import(target.client, target.bundle_client, bundle, raw, log=log)
             terminal.show_markdown(preview.markdown(introduction(bundle, target.settings), raw.path))
-            if not (args.yes or terminal.confirmed(f"BundleImport this into {target.settings.root_url}?")):
+            if not (args.yes or terminal.confirmed(f"Import this into {target.settings.root_url}?")):
                 print_status("Nothing was imported.")
                 return ExitCode.FAILED
             importing = _Import(target, bundle)
@@ -280,7 +284,7 @@ def promote(args: Namespace) -> ExitCode:
         else:
             print_status(
                 "Interrupted after the import was sent: it may have been applied, or not. "
-                f"Look at these flows in {target.settings.root_url}: {named(manifest.flow_names)}."
+                f"Check these flows in {target.settings.root_url}: {named(manifest.flow_names)}."
             )
         return ExitCode.INTERRUPTED
     print_status(f"Imported {named(manifest.flow_names)} into {target.settings.root_url}.")
@@ -298,7 +302,7 @@ class _Import:
     """
     An import that happens once.
 
-    :ivar was_sent: whether it may have been received.
+    :ivar was_sent: whether Etlworks may have received it.
     """
 
     def __init__(self, target: EtlworksHook, bundle: OpenBundle) -> None:
@@ -307,7 +311,7 @@ class _Import:
         self._bundle = bundle
 
     def start(self, backup: StoredFile) -> None:
-        """Export what the import overwrites, and import."""
+        """Back up what the import overwrites, and import the bundle."""
         client, bundle = self._target.bundle_client, self._bundle
         flows_before = list(self._target.list_flows())
         back_up(client, bundle, flows_before, backup, log=log)
@@ -317,7 +321,9 @@ class _Import:
             clock=client.clock,
             log=log,
             user=self._target.settings.login,
+            definitions=lambda: bundle.definitions,
             save_intent=self._save_intent,
+            secrets=self._target.settings.secrets,
         )
         with bundle.explained(importing.call):
             client.run(importing.import_once(flow_versions(flows_before, bundle.flow_names)))

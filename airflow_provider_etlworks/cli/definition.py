@@ -1,7 +1,7 @@
 """
-What Airflow's command line shows of ``airflow etlworks``.
+The definition of ``airflow etlworks`` for Airflow's command line.
 
-Every ``airflow`` command imports this, on Airflow 3.2 and later, so it imports only what Airflow has imported already.
+On Airflow 3.2 and later, every ``airflow`` command imports this, so it imports only what Airflow has imported already.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is no number of seconds greater than 0")
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds greater than 0")
     return seconds
 
 
 def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ArgumentTypeError(f"{text!r} is no whole number greater than 0")
+        raise ArgumentTypeError(f"{text!r} is not a whole number greater than 0")
     return int(text)
 
 
@@ -78,7 +78,7 @@ _RUN = ActionCommand(
     description="Start a flow exactly once, and wait for its run to end. The result goes to the standard output, "
     "progress to the standard error.",
     epilog="Exit codes: 0 success; 1 the run failed, or something else did; 2 wrong usage; 3 the run was canceled; "
-    "4 how it ends is not known, and it may still be going; 130 interrupted.",
+    "4 the run's end is not known, and it may still be going; 130 interrupted.",
     func=_command("run"),
     args=(
         _FLOW,
@@ -105,13 +105,13 @@ _RUN = ActionCommand(
         ),
         Arg(
             ("--poll-interval",),
-            help=f"Seconds between two looks at a young run. Default: {DEFAULT_POLL_INTERVAL:g}",
+            help=f"Seconds between two polls of a young run. Default: {DEFAULT_POLL_INTERVAL:g}",
             metavar="SECONDS",
             type=_seconds,
             default=DEFAULT_POLL_INTERVAL,
         ),
-        Arg(("--fail-on-warning",), help="Exit with 1 where the run ends with a warning", action="store_true"),
-        Arg(("--stop-on-interrupt",), help="Stop the run on Ctrl-C. Else it goes on", action="store_true"),
+        Arg(("--fail-on-warning",), help="Exit with 1 if the run ends with a warning", action="store_true"),
+        Arg(("--stop-on-interrupt",), help="Stop the run on Ctrl-C. By default it goes on", action="store_true"),
         ARG_OUTPUT,
         _CONN_ID,
     ),
@@ -138,7 +138,7 @@ _PROMOTE = ActionCommand(
     help="Move flows from one Etlworks to another",
     description="Export flows from one Etlworks, show what importing them into another would change, ask, and import "
     "them, once. What the import overwrites is exported first. Several selections of flows add up.",
-    epilog="Exit codes: 0 imported; 1 it failed, or was not wanted; 2 wrong usage; 4 it cannot be told whether the "
+    epilog="Exit codes: 0 imported; 1 it failed, or was not wanted; 2 wrong usage; 4 it is not known whether the "
     "flows were imported; 130 interrupted.",
     func=_command("promote"),
     args=(
@@ -146,11 +146,11 @@ _PROMOTE = ActionCommand(
         Arg(("--target-conn-id",), help="The Airflow connection to import into", metavar="ID", required=True),
         Arg(
             ("--path",),
-            help="Where the bundle goes: a local path, or a URL of an object store. It is sensitive, and stays there",
+            help="The path of the bundle: local, or a URL of an object store. It is sensitive, and stays there",
             metavar="PATH",
             required=True,
         ),
-        Arg(("--backup-path",), help="Where the backup goes. Default: the path with .backup added", metavar="PATH"),
+        Arg(("--backup-path",), help="The path of the backup. Default: the path with .backup added", metavar="PATH"),
         Arg(
             ("--flow-id",),
             help="A flow to promote, by its id in the source; can be given several times",

@@ -1,4 +1,4 @@
-"""What a command says to people. Only results go to the standard output; all else goes to the standard error."""
+"""What a command shows to people. Results go to the standard output, everything else to the standard error."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 log = logging.getLogger("airflow_provider_etlworks")
-"""The logger above all of this package's. What it is told inside of :func:`quiet_logging` is shown, a line each."""
+"""The logger above all of this package's. Inside :func:`quiet_logging`, each of its records is shown as a line."""
 
-# All that moves and all that is logged goes through it, so that neither spoils the other.
+# The spinner and the log lines share it, so that neither overwrites the other.
 _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 def plain(text: str) -> str:
-    """Return somebody else's text without what could steer a terminal."""
+    """Return somebody else's text without characters that control a terminal."""
     return "".join(each if each.isprintable() or each in "\t\n" else " " for each in text)
 
 
@@ -36,7 +36,7 @@ def print_status(text: str) -> None:
 
 def confirmed(question: str) -> bool:
     """
-    Ask the person at the terminal. Whatever is not "yes" is no.
+    Ask the person at the terminal. Any answer but "y" or "yes" is a no.
 
     :param question: the question.
     """
@@ -47,7 +47,7 @@ def confirmed(question: str) -> bool:
 
 @contextmanager
 def quiet_logging() -> Iterator[None]:
-    """Show what this package logs, a line each, and of all else errors only, none of it on the standard output."""
+    """Show what this package logs as lines, and only errors of other packages; nothing on the standard output."""
     handler = _Lines()
     level, propagate = log.level, log.propagate
     others = [(each, each.level) for each in logging.getLogger().handlers]
@@ -61,7 +61,7 @@ def quiet_logging() -> Iterator[None]:
         stream.setStream(sys.stderr)
     try:
         with warnings.catch_warnings():
-            # Airflow writes them to the standard output, whatever is done to the loggers.
+            # Airflow writes warnings to the standard output, whatever the loggers say.
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -75,7 +75,7 @@ def quiet_logging() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Shows what is logged, a line each."""
+    """Shows each log record as a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a line."""
@@ -85,10 +85,10 @@ class _Lines(logging.Handler):
 @contextmanager
 def spinner(doing: str) -> Iterator[Callable[[str], None]]:
     """
-    Show what is being done, and for how long: a line that moves on a terminal, nothing elsewhere.
+    Show on a terminal what is being done, and for how long; show nothing elsewhere.
 
     :param doing: what is being done.
-    :return: changes that text.
+    :return: a function that changes that text.
     """
     if not _stderr.is_terminal:
         yield lambda _: None
@@ -108,7 +108,7 @@ def spinner(doing: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_markdown(text: str) -> None:
-    """Write Markdown to the standard output: laid out on a terminal, as it is elsewhere."""
+    """Write Markdown to the standard output: rendered on a terminal, as text elsewhere."""
     console = Console()
     if console.is_terminal:
         console.print(Markdown(text, hyperlinks=False))
@@ -134,9 +134,9 @@ def show_rows(rows: Sequence[dict[str, Any]], output: str) -> None:
 
 def show_record(record: dict[str, Any], output: str) -> None:
     """
-    Write one record to the standard output: as it is, or a row for each of its parts.
+    Write one record to the standard output: as data, or with a row for each field.
 
-    :param record: it, as JSON.
+    :param record: the record, as JSON.
     :param output: ``table``, ``plain``, ``json`` or ``yaml``.
     """
     if output in ("json", "yaml"):
@@ -146,7 +146,7 @@ def show_record(record: dict[str, Any], output: str) -> None:
 
 
 def _show_data(data: Any, output: str) -> None:
-    # Not Airflow's own console, which makes texts of all numbers.
+    # Not Airflow's own console, which turns numbers into text.
     if output == "json":
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import ssl
+import zlib
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,37 +17,45 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.streaming import ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
+    CURRENT_EXCHANGE,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
     POOL_SIZE,
+    Exchange,
     ca_bundle,
     proxy_for,
     redirect_target,
     request_headers,
-    unreachable,
+    tls_context,
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from airflow_provider_etlworks.client.call import Call, Page, PagedCall
+    from aiohttp.connector import Connection
+
+    from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
 
-# Longer than the longest pause between two looks at a run, so that polling does not connect anew each time.
+# Longer than the longest time between two polls of a run, so that not every poll needs a new connection.
 _KEEP_ALIVE = 75.0
 
 
 class AsyncEtlworksClient:
     """
-    Talks to one Etlworks instance from an event loop. An async context manager.
+    A client of one Etlworks instance, for an event loop. An async context manager.
 
     :param settings: the instance and the credentials.
-    :param clock: tells the time; for tests.
+    :param clock: reads the time; for tests.
     :param sleep: waits for some seconds; for tests.
     """
 
@@ -64,11 +72,14 @@ class AsyncEtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = asyncio.Lock()
-        # Instead of a limit of the pool itself: the time-out to connect would count while one waits in there.
+        # Not the pool's own limit: the time-out to connect would include the time in its queue.
         self._free_connections = asyncio.Semaphore(POOL_SIZE)
         self._session: aiohttp.ClientSession | None = None
+        # For requests that must not be repeated: a server may drop a kept-alive connection any time.
+        self._fresh_session: aiohttp.ClientSession | None = None
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._proxy: str | None = None
-        # A run's record is asked for thousands of times, and parsing its URL takes longer than reading the answer.
+        # A run's record is requested thousands of times, and parsing its URL takes longer than reading the response.
         self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
 
     async def __aenter__(self) -> AsyncEtlworksClient:
@@ -79,70 +90,57 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # It takes hundreds of milliseconds: not on the event loop.
+        # It takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls),
-            timeout=aiohttp.ClientTimeout(
-                total=None,
-                # A tunnel through a proxy is an exchange of its own, which no other limit holds for.
-                connect=self.settings.connect_timeout + self.settings.read_timeout,
-                sock_connect=self.settings.connect_timeout,
-                sock_read=self.settings.read_timeout,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=COMMON_HEADERS,
-        )
+        self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls))
+        self._fresh_session = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls))
         return self
 
     async def close(self) -> None:
         """Close the pooled connections."""
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._fresh_session):
+            if session is not None:
+                await session.close()
 
     async def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
-        """Carry out a call, as :meth:`EtlworksClient.send` does."""
+        """Send a call, as :meth:`EtlworksClient.send` does."""
         if attempts == 1:
             return await self._send_once(call)
-        rules = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        return await AsyncRetrying(sleep=self.sleep, **rules)(self._send_once, call)
+        options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
+        return await AsyncRetrying(sleep=self.sleep, **options)(self._send_once, call)
 
     async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
-        """Yield the items of a list, asking for each page when it is needed."""
-        call: Call[Page[T]] | None = paged.first()
-        offset = 0
-        previous: Page[T] | None = None
-        while call is not None:
-            page = await self.send(call)
-            if page.repeats(previous):
-                return
-            for item in page.items:
+        """Yield the items of a list. Each page is requested when its first item is needed."""
+        cursor = PageCursor(paged)
+        while cursor.call is not None:
+            for item in cursor.advance(await self.send(cursor.call)):
                 yield item
-            offset += len(page.items)
-            call, previous = paged.following(offset, page), page
 
-    async def run(self, conversation: Procedure[T]) -> T:
-        """Carry out a conversation, and return its result."""
+    async def run(self, procedure: Procedure[T]) -> T:
+        """Run a procedure, and return its result."""
         try:
-            step = next(conversation)
+            step = next(procedure)
             while True:
                 try:
-                    value = await self._take(step)
+                    value = await self._perform(step)
                 except EtlworksError as error:
-                    step = conversation.throw(error)
+                    step = procedure.throw(error)
                 else:
-                    step = conversation.send(value)
+                    step = procedure.send(value)
         except StopIteration as end:
             result: T = end.value
             return result
         finally:
-            conversation.close()
+            procedure.close()
 
-    async def _take(self, step: Step) -> Any:
+    async def _perform(self, step: Step) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
             return await self._exchange(step.call, step.bearer)
+        if isinstance(step, ReadHead):
+            # Nothing in an event loop reads a long text, so this one holds it whole.
+            return (await self.send(step.call, attempts=1))[: step.size]
         return await (self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step))
 
     async def _send_once(self, call: Call[T]) -> T:
@@ -151,8 +149,9 @@ class AsyncEtlworksClient:
         bearer = await self._bearer()
         try:
             return await self._exchange(call, bearer)
-        except EtlworksUnauthorized:
-            if not self._auth.reject(bearer):
+        except EtlworksUnauthorized as error:
+            # The 401 of a listener may be its author's, after the payload was taken.
+            if not self._auth.reject(bearer) or not error.not_processed:
                 raise
         return await self._exchange(call, await self._bearer())
 
@@ -168,13 +167,13 @@ class AsyncEtlworksClient:
 
     async def _exchange(self, call: Call[T], bearer: str | None) -> T:
         headers, url = request_headers(call, bearer), self._url(call)
-        answer = await self._ask(call, url, headers)
+        response = await self._request(call, url, headers)
         redirects = 0
-        while target := redirect_target(call, str(url), answer, redirects):
+        while target := redirect_target(call, str(url), response, redirects):
             url, redirects = URL(target, encoded=True), redirects + 1
-            answer = await self._ask(call, url, headers)
+            response = await self._request(call, url, headers)
         try:
-            return call.result(answer, self._auth.secrets)
+            return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
             if error.retry_after is not None:
                 self._rate_limiter.pause(error.retry_after)
@@ -187,16 +186,19 @@ class AsyncEtlworksClient:
             self._urls[call] = url
         return url
 
-    async def _ask(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
-        """Send one request, when its turn has come, and read the whole answer."""
-        if self._session is None:
+    async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
+        """Send one request, within the rate limit, and read the whole response."""
+        session = self._session if call.idempotent else self._fresh_session
+        if session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
-        for wait in self._rate_limiter.delays():
-            await self.sleep(wait)
-        try:
-            async with (
-                self._free_connections,
-                self._session.request(
+        for delay in self._rate_limiter.delays():
+            await self.sleep(delay)
+        async with self._free_connections:
+            exchange = Exchange(call, self.settings)
+            exchange.expect_response()
+            token = CURRENT_EXCHANGE.set(exchange)
+            try:
+                async with session.request(
                     call.method,
                     url,
                     headers=headers,
@@ -205,23 +207,71 @@ class AsyncEtlworksClient:
                     skip_auto_headers=None if call.method == "GET" else ("Content-Type",),
                     allow_redirects=False,
                     proxy=self._proxy,
-                ) as response,
-            ):
-                return Response(response.status, response.headers, await response.read())
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
+                    timeout=self._timeout(exchange),
+                ) as response:
+                    return Response(response.status, response.headers, await _read(call, response))
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, zlib.error) as error:
+                raise exchange.failure(call, self.settings, error) from None
+            finally:
+                CURRENT_EXCHANGE.reset(token)
+
+    def _timeout(self, exchange: Exchange) -> aiohttp.ClientTimeout:
+        timeout = self._timeouts.get(exchange.time_limit)
+        if timeout is None:
+            timeout = self._timeouts[exchange.time_limit] = aiohttp.ClientTimeout(
+                total=exchange.time_limit,
+                # A tunnel through a proxy needs a request of its own, which no other time-out limits.
+                connect=self.settings.connect_timeout + self.settings.read_timeout,
+                sock_connect=self.settings.connect_timeout,
+                sock_read=self.settings.read_timeout,
+            )
+        return timeout
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Whether a request certainly never left: no connection came to be."""
-    return isinstance(
-        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+class _ObservedRequest(aiohttp.ClientRequest):
+    """A request that records that it is sent. The CONNECT for a tunnel is not one of these."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        exchange = CURRENT_EXCHANGE.get()
+        if exchange.begun:
+            # aiohttp itself repeats a GET, without a pause and past our rate limit. We repeat it by our own rules.
+            raise aiohttp.ServerDisconnectedError
+        exchange.begun = True
+        super().__init__(*args, **kwargs)
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        CURRENT_EXCHANGE.get().sent = True
+        return await super().send(conn)
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=COMMON_HEADERS,
+        request_class=_ObservedRequest,
+        auto_decompress=False,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
     )
 
 
+async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
+    if len(response.raw_headers) >= MAX_HEADERS:
+        raise aiohttp.ClientPayloadError(f"more than {MAX_HEADERS} header lines")
+    body = ResponseBody(str(call), call.max_bytes, response.status, response.headers)
+    chunks: list[bytes] = []
+    async for data in response.content.iter_any():
+        chunks += body.feed(data)
+        if body.is_complete:
+            break
+    else:
+        body.finish()
+    return b"".join(chunks)
+
+
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
-    """Read certificates and find the proxy; import what the first token takes."""
+    """Read certificates and find the proxy; import what the first token needs."""
     importlib.import_module("jwt")
     verify = ca_bundle(settings)
-    tls = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
-    return tls, proxy_for(settings)
+    return (tls_context(verify) if isinstance(verify, str) else verify), proxy_for(settings)

@@ -1,8 +1,8 @@
 """
-Who we are to Etlworks: an API key, or a token that a log-in gave and that is renewed before it ends.
+The credentials of a request: an API key, or a token from a log-in that is renewed before it expires.
 
-Nothing is sent here: :meth:`Authenticator.renewal` is a conversation, so that both transports renew a token in the same
-way. They bring the lock that makes one renewal of many.
+Nothing is sent here: :meth:`Authenticator.renewal` is a procedure, so that both transports renew a token in the same
+way. They bring the lock that lets one renewal serve everybody.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RENEW_BEFORE_END = 60.0
-"""Seconds before its end at which a token is renewed, at most; a tenth of its life where that is shorter."""
+RENEWAL_MARGIN = 60.0
+"""Seconds before its expiry at which a token is renewed, at most; a tenth of its lifetime if that is shorter."""
+
+# Seconds between two attempts to renew a token that still works.
+_RENEWAL_RETRY_DELAY = 5.0
 
 
 @dataclass
 class _Token:
-    text: str
-    renew_at: float | None
-    ends_at: float | None
+    bearer: str
+    renew_at: float | None = None
+    expires_at: float | None = None
 
 
 class Authenticator:
@@ -38,50 +41,51 @@ class Authenticator:
     Keeps the bearer of one connection.
 
     :param settings: login and password, or an API key; and the tenant to switch to.
-    :param clock: tells the time; tests bring their own.
+    :param clock: reads the time.
+    :ivar renewals: how many renewals have ended, well or badly.
     """
 
     def __init__(self, settings: ClientSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
         self._token: _Token | None = None
-        self._key = settings.password if settings.login is None else None
+        self._api_key = settings.password if settings.login is None else None
         self._log_in = endpoints.log_in
-        self._shared_failure: EtlworksError | None = None
+        self._last_failure: EtlworksError | None = None
         self.renewals = 0
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Texts that must never be seen in a log or a message."""
-        # Another thread may take the token away at any moment.
+        """Texts that must never appear in a log or a message."""
+        # Another thread may remove the token at any time.
         token = self._token
-        return (*self._settings.secrets, token.text) if token else tuple(self._settings.secrets)
+        return (*self._settings.secrets, token.bearer) if token else tuple(self._settings.secrets)
 
     def bearer(self) -> str | None:
-        """Return what to authenticate with now; ``None`` asks for a renewal first."""
-        if self._key is not None and self._settings.tenant_id is None:
-            return self._key
+        """Return the present bearer; ``None`` if a renewal is needed first."""
+        if self._api_key is not None and self._settings.tenant_id is None:
+            return self._api_key
         token = self._token
         if token is None or (token.renew_at is not None and self._clock.monotonic() >= token.renew_at):
             return None
-        return token.text
+        return token.bearer
 
     def reject(self, bearer: str) -> bool:
         """
-        Note that the server refused a bearer.
+        Record that the server refused a bearer.
 
-        :return: whether another try can help, because the next bearer is a new one.
+        :return: whether another attempt can help, because the next bearer is a new one.
         """
-        if bearer == self._key and self._settings.tenant_id is None:
+        if bearer == self._api_key and self._settings.tenant_id is None:
             return False
         token = self._token
-        if token is not None and token.text == bearer:
+        if token is not None and token.bearer == bearer:
             self._token = None
         return True
 
     def failure_since(self, renewals: int) -> EtlworksError | None:
-        """Return why the latest renewal failed, where it ended after ``renewals`` others: those who waited share it."""
-        return self._shared_failure if self.renewals > renewals else None
+        """Return why the last renewal failed, if it ended after ``renewals`` others: all who waited for it share it."""
+        return self._last_failure if self.renewals > renewals else None
 
     def renewal(self) -> Procedure[None]:
         """
@@ -89,67 +93,67 @@ class Authenticator:
 
         :raises EtlworksUnauthorized: login or password is wrong, or the API key is.
         """
-        self._shared_failure = None
+        self._last_failure = None
         present, self._token = self._token, None
         try:
-            text = yield from self._new_token(present)
+            bearer = yield from self._new_bearer(present)
         except EtlworksError as error:
-            if error.retryable and present and present.ends_at and self._clock.monotonic() < present.ends_at:
-                # It still works: the next call tries the renewal again.
-                log.warning("Could not renew the token yet: %s", error)
-                self._token = _Token(present.text, self._clock.monotonic() + 5.0, present.ends_at)
+            if error.retryable and present and present.expires_at and self._clock.monotonic() < present.expires_at:
+                log.warning("Could not renew the token yet; it is used until it expires. %s", error)
+                retry_at = self._clock.monotonic() + _RENEWAL_RETRY_DELAY
+                self._token = _Token(present.bearer, retry_at, present.expires_at)
                 return
             # Whatever happened to the log-in, the call that waits for it was not sent.
             error.not_processed = True
-            self._shared_failure = error
+            self._last_failure = error
             raise
         else:
-            self._token = self._read(text)
+            self._token = self._read_token(bearer)
         finally:
             self.renewals += 1
 
-    def _new_token(self, present: _Token | None) -> Procedure[str]:
-        # Whether a refreshed token keeps a switched tenant is not documented, so that case logs in anew.
+    def _new_bearer(self, present: _Token | None) -> Procedure[str]:
+        # Whether a refreshed token keeps a switched tenant is not documented, so a tenant always needs a new log-in.
         if present is not None and self._settings.tenant_id is None:
             try:
-                refreshed: str = yield RequestToken(endpoints.refresh_token(), present.text)
+                refreshed: str = yield RequestToken(endpoints.refresh_token(), present.bearer)
             except EtlworksError as error:
                 if error.retryable:
                     raise
-                log.info("The token cannot be refreshed (%s); logging in.", error)
+                log.info("Etlworks does not refresh the token; logging in. %s", error)
             else:
                 return refreshed
-        text: str = self._key if self._key is not None else (yield from self._logged_in())
+        bearer: str = self._api_key if self._api_key is not None else (yield from self._bearer_from_log_in())
         if self._settings.tenant_id is not None:
-            text = yield RequestToken(endpoints.switch_tenant(self._settings.tenant_id), text)
-        return text
+            bearer = yield RequestToken(endpoints.switch_tenant(self._settings.tenant_id), bearer)
+        return bearer
 
-    def _logged_in(self) -> Procedure[str]:
+    def _bearer_from_log_in(self) -> Procedure[str]:
         login, password = self._settings.login or "", self._settings.password
         try:
-            text: str = yield RequestToken(self._log_in(login, password))
+            bearer: str = yield RequestToken(self._log_in(login, password))
         except (EtlworksNotFound, EtlworksBadRequest) as error:
             if self._log_in is endpoints.log_in_legacy or error.status not in (404, 405):
                 raise
-            text = yield RequestToken(endpoints.log_in_legacy(login, password))
+            bearer = yield RequestToken(endpoints.log_in_legacy(login, password))
             self._log_in = endpoints.log_in_legacy
-        return text
+        return bearer
 
-    def _read(self, text: str) -> _Token:
-        """Read a token's life out of it. Its signature is the server's business."""
+    def _read_token(self, bearer: str) -> _Token:
+        """Read the lifetime of a token from its claims. The server checks its signature, not we."""
         import jwt
 
         try:
-            claims = jwt.decode(text, options={"verify_signature": False})
+            claims = jwt.decode(bearer, options={"verify_signature": False})
         except jwt.InvalidTokenError:
             claims = {}
-        ends, issued, now = claims.get("exp"), claims.get("iat"), self._clock.time()
-        life = 0.0
-        if isinstance(ends, (int, float)):
-            # The two clocks may differ: the life is counted from now, where the token says when it began.
-            life = ends - (issued if isinstance(issued, (int, float)) else now)
-        if not life > 0:
-            # Its life cannot be told, so it is used until the server refuses it.
-            return _Token(text, None, None)
+        expires, issued = claims.get("exp"), claims.get("iat")
+        if not isinstance(expires, (int, float)):
+            return _Token(bearer)
+        # The two clocks may differ: the lifetime counts from now if the token says when it was issued.
+        lifetime = expires - (issued if isinstance(issued, (int, float)) else self._clock.time())
+        if not lifetime > 0:
+            # Its lifetime is unknown, so it is used until the server refuses it.
+            return _Token(bearer)
         received = self._clock.monotonic()
-        return _Token(text, received + life - min(RENEW_BEFORE_END, life / 10), received + life)
+        return _Token(bearer, received + lifetime - min(RENEWAL_MARGIN, lifetime / 10), received + lifetime)

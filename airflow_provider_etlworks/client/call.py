@@ -44,6 +44,14 @@ _NO_CHARSETS = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_
 # Digits that certainly make a number of 64 bits.
 _SAFE_DIGITS = 18
 
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+"""The longest response that is read, decompressed, if it is not a list, a whole flow, a bundle or a log."""
+
+
+MAX_LIST_BYTES = 64 * 1024 * 1024
+"""The longest list, whole flow, or response of unknown kind that is read, decompressed."""
+
+
 Query = Sequence[tuple[str, str]]
 
 
@@ -174,6 +182,9 @@ class Call(Generic[T]):
     :ivar authenticated: whether the call carries credentials.
     :ivar status_is_certain: whether the status is Etlworks's own, so that some prove that nothing was done. The author
         of a listener's flow chooses any status, also after the flow has run.
+    :ivar max_bytes: the longest response that is read, decompressed. A longer one is an ``EtlworksReplyError``.
+    :ivar overtime: seconds beyond the read time-out that the whole response may take, however little arrives at a time.
+        A slower one is an ``EtlworksReplyError``.
     """
 
     method: str
@@ -187,6 +198,8 @@ class Call(Generic[T]):
     none_on_404: bool = False
     authenticated: bool = True
     status_is_certain: bool = True
+    max_bytes: int = MAX_RECORD_BYTES
+    overtime: float = 30.0
 
     def __str__(self) -> str:
         """Method and path, for logs and messages. The query may hold what others should not read."""
@@ -396,6 +409,10 @@ class PagedCall(Generic[ItemT]):
         is_last = page.total is not None and offset >= page.total > length
         return None if is_last else self._call(offset, page.skipped)
 
+    def page_at(self, offset: int) -> Call[Page[ItemT]]:
+        """Return the call for the page that begins at an item, counted from 0."""
+        return self._call(offset)
+
     def _call(self, offset: int, skipped: int = 0) -> Call[Page[ItemT]]:
         def read(answer: Response) -> Page[ItemT]:
             value = answer.json
@@ -409,4 +426,5 @@ class PagedCall(Generic[ItemT]):
             query=[*self.query, ("limit", str(self.limit)), ("offset", str(offset))],
             idempotent=True,
             from_root=self.from_root,
+            max_bytes=MAX_LIST_BYTES,
         )

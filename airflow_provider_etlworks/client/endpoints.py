@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from airflow_provider_etlworks.client.call import (
     JSON_TYPE,
+    MAX_LIST_BYTES,
     PAGE_SIZE,
     Call,
     PagedCall,
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.streaming import Body
 
+_MAX_LOG_BYTES = 256 * 1024 * 1024
+_MAX_BUNDLE_BYTES = 2 * 1024 * 1024 * 1024
+# Seconds beyond the read time-out.
+_LOG_OVERTIME = 60.0
+_BUNDLE_OVERTIME = 3_600.0
 
 # --- Authentication -------------------------------------------------------------------------------------------------
 
@@ -119,6 +125,7 @@ def get_flow(flow_id: int) -> Call[Flow]:
         f"/v1/flows/{flow_id}",
         lambda answer: replace(Flow.from_json(answer.json), raw=answer.unredacted_json),
         idempotent=True,
+        max_bytes=MAX_LIST_BYTES,
     )
 
 
@@ -134,6 +141,7 @@ def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
         lambda answer: Flow.from_json({**flow, "id": flow_id} if (value := answer.json) is None else value),
         **json_body(dict(flow)),
         idempotent=True,
+        max_bytes=MAX_LIST_BYTES,
     )
 
 
@@ -253,6 +261,8 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
         read_text,
         query=url_query(flowId=flow_id, auditId=audit_id),
         idempotent=True,
+        max_bytes=_MAX_LOG_BYTES,
+        overtime=_LOG_OVERTIME,
     )
 
 
@@ -272,7 +282,14 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
     def read(value: Any) -> list[Execution]:
         return [run for runs in list_of(runs_of_flow)(value) for run in runs]
 
-    return Call("GET", "/v1/metrics/executions", read_json(read), query=url_query(offset=days_ago), idempotent=True)
+    return Call(
+        "GET",
+        "/v1/metrics/executions",
+        read_json(read),
+        query=url_query(offset=days_ago),
+        idempotent=True,
+        max_bytes=MAX_LIST_BYTES,
+    )
 
 
 def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[FlowTask]]:  # noqa: A002  # Etlworks's name
@@ -285,6 +302,7 @@ def execution_tasks(audit_id: int, *, type: str | None = None) -> Call[list[Flow
         "GET",
         f"/etl/rest/v1/tasks/{audit_id}/",
         read_json(list_of(FlowTask.from_json)),
+        max_bytes=MAX_LIST_BYTES,
         query=url_query(type=type),
         idempotent=True,
         from_root=True,
@@ -313,6 +331,8 @@ def export_flows(flow_ids: Sequence[int], *, include_connections: bool = True) -
         lambda answer: answer.body,
         **json_body({"flowIds": list(flow_ids), "includeConnections": include_connections}),
         idempotent=True,
+        max_bytes=_MAX_BUNDLE_BYTES,
+        overtime=_BUNDLE_OVERTIME,
     )
 
 
@@ -325,12 +345,13 @@ def preview_import(bundle: bytes | Body) -> Call[Any]:
         body=bundle,
         content_type=JSON_TYPE,
         idempotent=True,
+        max_bytes=MAX_LIST_BYTES,
     )
 
 
 def import_bundle(bundle: bytes | Body) -> Call[Any]:
     """Import ``bundle``. Never repeated: it may have been applied. The answer's shape is not documented."""
-    return Call("POST", "/v1/io/import", _import_answer, body=bundle, content_type=JSON_TYPE)
+    return Call("POST", "/v1/io/import", _import_answer, body=bundle, content_type=JSON_TYPE, max_bytes=MAX_LIST_BYTES)
 
 
 def _import_answer(answer: Response) -> Any:
@@ -355,6 +376,8 @@ def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
         lambda answer: answer.body.decode("utf-8", "replace"),
         query=url_query(flows=flows),
         idempotent=True,
+        max_bytes=_MAX_BUNDLE_BYTES,
+        overtime=_BUNDLE_OVERTIME,
     )
 
 
@@ -364,7 +387,14 @@ def preview_import_legacy(dump: str | Body) -> Call[Any]:
 
     :param dump: the dump, or a whole body ``{"dump": "…"}``.
     """
-    return Call("POST", "/v1/flows/import/preview", read_json(lambda value: value), **_dump_body(dump), idempotent=True)
+    return Call(
+        "POST",
+        "/v1/flows/import/preview",
+        read_json(lambda value: value),
+        **_dump_body(dump),
+        idempotent=True,
+        max_bytes=MAX_LIST_BYTES,
+    )
 
 
 def import_bundle_legacy(dump: str | Body) -> Call[Any]:
@@ -373,7 +403,7 @@ def import_bundle_legacy(dump: str | Body) -> Call[Any]:
 
     :param dump: the dump, or a whole body ``{"dump": "…"}``.
     """
-    return Call("POST", "/v1/flows/import", _import_answer, **_dump_body(dump))
+    return Call("POST", "/v1/flows/import", _import_answer, **_dump_body(dump), max_bytes=MAX_LIST_BYTES)
 
 
 def _dump_body(dump: str | Body) -> dict[str, Any]:
@@ -450,6 +480,7 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
         "GET",
         "/plugins/audit/rest/v1/audit",
         read_json(list_of(AuditEvent.from_json)),
+        max_bytes=MAX_LIST_BYTES,
         idempotent=True,
         from_root=True,
     )
@@ -571,4 +602,5 @@ def request(
         idempotent=method in ("GET", "HEAD", "PUT", "DELETE"),
         from_root=from_root,
         status_is_certain="/httplistener/" not in path,
+        max_bytes=MAX_LIST_BYTES,
     )

@@ -1,17 +1,17 @@
 """
 What takes more than one call, written once for both transports.
 
-A conversation is a generator. It yields a :class:`~airflow_provider_etlworks.client.endpoints.Call` and is sent the
-call's value (or is thrown its error), or yields a :class:`Sleep` and is resumed after it. What it returns is the
-result. ``EtlworksClient.run`` and ``AsyncEtlworksClient.run`` carry it out; a test can do so by hand, without
-a network and without waiting.
+A procedure is a generator. It yields a :class:`~airflow_provider_etlworks.client.call.Call` and receives the call's
+value (or its error is raised in it), or yields a :class:`Sleep` and continues after it. Its return value is the result.
+``EtlworksClient.run`` and ``AsyncEtlworksClient.run`` run it; a test can do so by hand, without a network and without
+waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from airflow_provider_etlworks.client.call import Call, Page, PagedCall
 
@@ -20,13 +20,13 @@ ResultT = TypeVar("ResultT")
 
 
 class Log(Protocol):
-    """Where a conversation tells what happens: a logger of Python's or of Airflow's."""
+    """Where a procedure reports what happens: a logger of Python or of Airflow."""
 
     def info(self, msg: str, /, *args: Any) -> Any:
-        """Tell what a reader of the log expects to see."""
+        """Log what a reader expects to see."""
 
     def warning(self, msg: str, /, *args: Any) -> Any:
-        """Tell what a reader of the log should notice."""
+        """Log what a reader should notice."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,60 @@ class Sleep:
 
 @dataclass(frozen=True)
 class SendOnce:
-    """Send a call a single time: the conversation itself decides what to do about a failure."""
+    """Send a call a single time: the procedure itself decides what to do about a failure."""
 
     call: Call[Any]
 
 
 @dataclass(frozen=True)
 class RequestToken:
-    """Send a call that gets a token, a single time, as the given bearer or as nobody."""
+    """Send a call that gets a token, a single time, with the given bearer or without credentials."""
 
     call: Call[str]
     bearer: str | None = None
 
 
-Step = Call[Any] | SendOnce | Sleep | RequestToken
+@dataclass(frozen=True)
+class ReadHead:
+    """Send a call for a text that may be long, a single time, and read no more than its first ``size`` bytes."""
+
+    call: Call[str]
+    size: int
+
+
+Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead
 Procedure = Generator[Step, Any, ResultT]
 
 
+class PageCursor(Generic[ItemT]):
+    """
+    The position in a list that is read page by page.
+
+    :param paged: the list.
+    :ivar call: the call for the next page; ``None`` at the end of the list.
+    """
+
+    def __init__(self, paged: PagedCall[ItemT]) -> None:
+        self.call: Call[Page[ItemT]] | None = paged.first()
+        self._paged = paged
+        self._previous: Page[ItemT] | None = None
+        self._offset = 0
+
+    def advance(self, page: Page[ItemT]) -> list[ItemT]:
+        """Move past the page that ``call`` returned, and return its items. A server may repeat a page without end."""
+        if page.repeats(self._previous):
+            self.call = None
+            return []
+        self._previous = page
+        self._offset += len(page.items)
+        self.call = self._paged.following(self._offset, page)
+        return page.items
+
+
 def read_all(paged: PagedCall[ItemT]) -> Procedure[list[ItemT]]:
-    """Read a list to its end, page by page."""
+    """Read a whole list, page by page."""
     items: list[ItemT] = []
-    previous: Page[ItemT] | None = None
-    call: Call[Page[ItemT]] | None = paged.first()
-    while call is not None:
-        page: Page[ItemT] = yield call
-        if page.repeats(previous):
-            break
-        items += page.items
-        call, previous = paged.following(len(items), page), page
+    cursor = PageCursor(paged)
+    while cursor.call is not None:
+        items += cursor.advance((yield cursor.call))
     return items

@@ -121,9 +121,12 @@ class ClientSettings:
     :ivar proxy: URL of a proxy; ``None`` uses the environment's (``HTTPS_PROXY``, ``NO_PROXY``).
     :ivar connect_timeout: seconds to wait for a connection.
     :ivar read_timeout: seconds to wait for the next part of an answer.
+    :ivar max_overtime: seconds beyond ``read_timeout`` that a whole response may take at most, if a call allows more.
     :ivar requests_per_minute: the most requests that this client sends in a minute; 0 is no limit.
     :ivar stop_path: the path of a stop, with ``{flow_id}`` and ``{audit_id}``.
     :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
+    :ivar run_key_parameter: the flow parameter that every start fills with a unique key, as proof of whose run it is;
+        ``None`` is none.
     :raises EtlworksConfigError: credentials are missing, or a value cannot work.
     """
 
@@ -135,9 +138,11 @@ class ClientSettings:
     proxy: str | None = field(default=None, repr=False)
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     read_timeout: float = DEFAULT_READ_TIMEOUT
+    max_overtime: float = math.inf
     requests_per_minute: int = DEFAULT_REQUESTS_PER_MINUTE
     stop_path: str = DEFAULT_STOP_PATH
     ui_url: str | None = None
+    run_key_parameter: str | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late, or quote a secret while failing."""
@@ -177,9 +182,9 @@ class ClientSettings:
                 f"{{audit_id}}, like {example!r}."
             )
 
-    def with_timeouts(self, *, connect: float, read: float) -> ClientSettings:
+    def with_timeouts(self, *, connect: float, read: float, max_overtime: float = math.inf) -> ClientSettings:
         """Return the same settings with other time-outs, in seconds."""
-        return replace(self, connect_timeout=connect, read_timeout=read)
+        return replace(self, connect_timeout=connect, read_timeout=read, max_overtime=max_overtime)
 
     @property
     def base_url(self) -> str:

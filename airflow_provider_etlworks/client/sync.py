@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
+import http.client
 import threading
 import time
+import zlib
 from contextlib import ExitStack, contextmanager
-from http.cookiejar import DefaultCookiePolicy
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import urllib3.exceptions
-from requests.adapters import HTTPAdapter
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
@@ -20,38 +18,37 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.observed_pool import ObservedAdapter
+from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody, head_of
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
+    CURRENT_EXCHANGE,
     POOL_SIZE,
+    Exchange,
     ca_bundle,
     proxy_for,
     redirect_target,
     request_headers,
-    unreachable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from airflow_provider_etlworks.client.call import Call, Page, PagedCall
+    from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
 
-_CHUNK = 65_536
-# Bytes that are read of an error that takes the place of a long answer.
-_LONGEST_ERROR = 4 * _CHUNK
-
 
 class EtlworksClient:
     """
-    Talks to one Etlworks instance. Usable from several threads, and as a context manager.
+    A client of one Etlworks instance. Several threads may share it. A context manager.
 
     :param settings: the instance and the credentials.
-    :param clock: tells the time; for tests.
+    :param clock: reads the time; for tests.
     :param sleep: waits for some seconds; for tests, and for callers that can be interrupted.
     """
 
@@ -68,18 +65,12 @@ class EtlworksClient:
         self._auth = Authenticator(settings, clock)
         self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = threading.Lock()
-        self._session = requests.Session()
-        self._session.headers.update(COMMON_HEADERS)
-        # Proxy and CA bundle from the environment are read by us, the same way for both transports, and no ``.netrc``
-        # may replace our bearer.
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._session.verify = ca_bundle(settings)
-        if proxy := proxy_for(settings):
-            self._session.proxies = {"http": proxy, "https": proxy}
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
+        # Both transports read the environment's proxy and CA bundle through our own code. A session of requests would
+        # also read ``.netrc``, keep cookies, and load the bodies of redirects without a limit.
+        self._adapter = ObservedAdapter(pool_connections=1, pool_maxsize=POOL_SIZE)
+        self._verify = ca_bundle(settings)
+        proxy = proxy_for(settings)
+        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
 
     def __enter__(self) -> EtlworksClient:
         return self
@@ -89,96 +80,93 @@ class EtlworksClient:
 
     def close(self) -> None:
         """Close the pooled connections."""
-        self._session.close()
+        self._adapter.close()
 
     def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
         """
-        Carry out a call, with log-in, retries and rate limit.
+        Send a call, with log-in, retries and rate limit.
 
-        :param call: what to ask, from :mod:`airflow_provider_etlworks.client.endpoints`.
-        :param attempts: how many times to send it at most, where it may be repeated.
+        :param call: the call, from :mod:`airflow_provider_etlworks.client.endpoints`.
+        :param attempts: the most times to send it, if it may be repeated.
         :return: the call's value.
         :raises EtlworksError: it failed; the tree is in :mod:`airflow_provider_etlworks.client.errors`.
         """
         if attempts == 1:
             return self._send_once(call)
-        rules = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        value: T = Retrying(sleep=self._sleep, **rules)(self._send_once, call)
-        return value
+        return self._retry(call, attempts, lambda: self._send_once(call))
 
     def iterate(self, paged: PagedCall[T]) -> Iterator[T]:
-        """Yield the items of a list, asking for each page when it is needed."""
-        call: Call[Page[T]] | None = paged.first()
-        offset = 0
-        previous: Page[T] | None = None
-        while call is not None:
-            page = self.send(call)
-            if page.repeats(previous):
-                return
-            yield from page.items
-            offset += len(page.items)
-            call, previous = paged.following(offset, page), page
+        """Yield the items of a list. Each page is requested when its first item is needed."""
+        cursor = PageCursor(paged)
+        while cursor.call is not None:
+            yield from cursor.advance(self.send(cursor.call))
 
-    def run(self, conversation: Procedure[T]) -> T:
-        """Carry out a conversation, and return its result."""
+    def run(self, procedure: Procedure[T]) -> T:
+        """Run a procedure, and return its result."""
         try:
-            step = next(conversation)
+            step = next(procedure)
             while True:
                 try:
-                    value = self._take(step)
+                    value = self._perform(step)
                 except EtlworksError as error:
-                    step = conversation.throw(error)
+                    step = procedure.throw(error)
                 else:
-                    step = conversation.send(value)
+                    step = procedure.send(value)
         except StopIteration as end:
             result: T = end.value
             return result
         finally:
-            conversation.close()
+            procedure.close()
 
     @contextmanager
     def stream(self, call: Call[Any]) -> Iterator[Iterator[bytes]]:
         """
-        Carry out a call whose answer may be too long to hold, once, and give its body in pieces.
+        Send a call once, and yield its body in chunks, for a response that may be too long to hold.
 
-        :raises EtlworksError: it failed, at the start or between two pieces.
+        :param call: the call.
+        :raises EtlworksError: it failed, at the start or between two chunks.
         """
         with ExitStack() as stack:
             bearer = self._bearer()
-            response = stack.enter_context(self._open(call, bearer))
+            exchange, response = stack.enter_context(self._open(call, bearer))
             if response.status_code == 401 and self._auth.reject(bearer):
-                response = stack.enter_context(self._open(call, self._bearer()))
+                exchange, response = stack.enter_context(self._open(call, self._bearer()))
             if not response.ok:
-                said = b"".join(islice(self._pieces(call, response), _LONGEST_ERROR // _CHUNK))
-                raise call.error(_answer(response, said), self._auth.secrets)
-            yield self._pieces(call, response)
+                body = b"".join(self._chunks(call, exchange, response))
+                raise call.error(_with_body(response, body), self._auth.secrets)
+            yield self._chunks(call, exchange, response)
 
     def receive(self, call: Call[Any], take: Callable[[Iterator[bytes]], T], *, attempts: int = retry.ATTEMPTS) -> T:
         """
-        Carry out a call whose answer may be too long to hold, with log-in, retries and rate limit.
+        Send a call whose response may be too long to hold, with log-in, retries and rate limit.
 
-        :param call: what to ask. It may be asked again where it is repeatable.
-        :param take: is given the answer's body in pieces, and returns what is wanted of it; it begins anew with each
-            attempt. What it raises is handled as any other failure of the call.
-        :param attempts: how many times to send it at most, where it may be repeated.
+        :param call: the call. It may be sent again if it is idempotent.
+        :param take: receives the response's body in chunks, and returns the value; it begins anew with each attempt.
+            What it raises counts as a failure of the call.
+        :param attempts: the most times to send it, if it may be repeated.
         :return: what ``take`` returned.
         :raises EtlworksError: it failed.
         """
 
-        def once() -> T:
-            with self.stream(call) as pieces:
-                return take(pieces)
+        def attempt() -> T:
+            with self.stream(call) as chunks:
+                return take(chunks)
 
-        value: T = Retrying(sleep=self._sleep, **retry.tenacity_options(idempotent=call.idempotent, attempts=attempts))(
-            once
-        )
+        return self._retry(call, attempts, attempt)
+
+    def _retry(self, call: Call[Any], attempts: int, attempt: Callable[[], T]) -> T:
+        options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
+        value: T = Retrying(sleep=self._sleep, **options)(attempt)
         return value
 
-    def _take(self, step: Step) -> Any:
+    def _perform(self, step: Step) -> Any:
         if isinstance(step, Sleep):
             return self._sleep(step.seconds)
         if isinstance(step, RequestToken):
             return self._exchange(step.call, step.bearer)
+        if isinstance(step, ReadHead):
+            with self.stream(step.call) as pieces:
+                return head_of(pieces, step.size)
         return self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step)
 
     def _send_once(self, call: Call[T]) -> T:
@@ -187,8 +175,9 @@ class EtlworksClient:
         bearer = self._bearer()
         try:
             return self._exchange(call, bearer)
-        except EtlworksUnauthorized:
-            if not self._auth.reject(bearer):
+        except EtlworksUnauthorized as error:
+            # The 401 of a listener may be its author's, after the payload was taken.
+            if not self._auth.reject(bearer) or not error.not_processed:
                 raise
         return self._exchange(call, self._bearer())
 
@@ -203,35 +192,24 @@ class EtlworksClient:
         return bearer
 
     def _exchange(self, call: Call[T], bearer: str | None) -> T:
-        with self._open(call, bearer) as response:
-            body = b"".join(self._pieces(call, response))
-            return call.result(_answer(response, body), self._auth.secrets)
+        with self._open(call, bearer) as (exchange, response):
+            body = b"".join(self._chunks(call, exchange, response))
+            return call.result(_with_body(response, body), self._auth.secrets)
 
     @contextmanager
-    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[requests.Response]:
-        """Send a call, follow its redirects, and give the answer with its body still to be read."""
+    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[tuple[Exchange, requests.Response]]:
+        """Send a call, follow its redirects, and yield the response with its body still unread."""
         url = call.url(self.settings.base_url, self.settings.root_url)
-        headers, redirects = request_headers(call, bearer), 0
+        headers, redirects = {**COMMON_HEADERS, **request_headers(call, bearer)}, 0
         while True:
-            for wait in self._rate_limiter.delays():
-                self._sleep(wait)
-            try:
-                response = self._session.request(
-                    call.method,
-                    url,
-                    headers=headers,
-                    data=call.body,
-                    timeout=(self.settings.connect_timeout, self.settings.read_timeout),
-                    allow_redirects=False,
-                    stream=True,
-                )
-            except requests.RequestException as error:
-                raise unreachable(call, self.settings, error, not_processed=_never_sent(error)) from None
-            with response:
-                target = redirect_target(call, url, _answer(response, b""), redirects)
+            for delay in self._rate_limiter.delays():
+                self._sleep(delay)
+            exchange = Exchange(call, self.settings)
+            with self._request(call, url, headers, exchange) as response:
+                target = redirect_target(call, url, _with_body(response, b""), redirects)
                 if target is None:
                     try:
-                        yield response
+                        yield exchange, response
                     except EtlworksRateLimited as error:
                         if error.retry_after is not None:
                             self._rate_limiter.pause(error.retry_after)
@@ -239,33 +217,38 @@ class EtlworksClient:
                     return
                 url, redirects = target, redirects + 1
 
-    def _pieces(self, call: Call[Any], response: requests.Response) -> Iterator[bytes]:
+    def _request(self, call: Call[Any], url: str, headers: Mapping[str, str], exchange: Exchange) -> requests.Response:
+        token = CURRENT_EXCHANGE.set(exchange)
+        try:
+            return self._adapter.send(
+                requests.Request(call.method, url, headers=headers, data=call.body).prepare(),
+                stream=True,
+                timeout=(self.settings.connect_timeout, self.settings.read_timeout),
+                verify=self._verify,
+                proxies=self._proxies,
+            )
+        except _FAILURES as error:
+            raise exchange.failure(call, self.settings, error) from None
+        finally:
+            CURRENT_EXCHANGE.reset(token)
+
+    def _chunks(self, call: Call[Any], exchange: Exchange, response: requests.Response) -> Iterator[bytes]:
+        body = ResponseBody(str(call), call.max_bytes, response.status_code, response.headers)
         # The default only from urllib3 2 on.
         response.raw.enforce_content_length = True
         try:
-            yield from response.iter_content(_CHUNK)
-        except requests.RequestException as error:
-            raise unreachable(call, self.settings, error, not_processed=False) from None
+            for data in response.raw.stream(CHUNK_SIZE, decode_content=False):
+                yield from body.feed(data)
+                if body.is_complete:
+                    return
+            body.finish()
+        except _FAILURES as error:
+            raise exchange.failure(call, self.settings, error) from None
 
 
-def _answer(response: requests.Response, body: bytes) -> Response:
+# All that the libraries raise. Only the exchange says whether the request was sent.
+_FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error, OSError)
+
+
+def _with_body(response: requests.Response, body: bytes) -> Response:
     return Response(response.status_code, response.headers, body)
-
-
-_NO_CONNECTION = (
-    urllib3.exceptions.NewConnectionError,
-    urllib3.exceptions.ConnectTimeoutError,
-    urllib3.exceptions.ProxyError,
-    ssl.SSLCertVerificationError,
-)
-
-
-def _never_sent(error: BaseException) -> bool:
-    """Whether a request certainly never left: no connection came to be."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _NO_CONNECTION):
-            return True
-        reason = getattr(seen, "reason", None) or (seen.args[0] if seen.args else None)
-        seen = reason if isinstance(reason, BaseException) else seen.__cause__
-    return False

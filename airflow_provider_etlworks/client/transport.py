@@ -1,7 +1,7 @@
 """
-What both transports share: how a request looks on the wire, where a redirect may lead, what a broken one means.
+What both transports share: the headers of a request, where a redirect may lead, what a failed request means.
 
-A transport adds only how bytes are sent, how one waits, and how one locks.
+A transport adds only how it sends bytes, waits and locks.
 """
 
 from __future__ import annotations
@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksRedirected, EtlworksUnreachable
+from airflow_provider_etlworks.client.errors import (
+    EtlworksConfigError,
+    EtlworksError,
+    EtlworksRedirected,
+    EtlworksReplyError,
+    EtlworksUnreachable,
+)
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
@@ -24,15 +32,25 @@ if TYPE_CHECKING:
 
 COMMON_HEADERS = {
     "Accept": "application/json, */*;q=0.5",
+    # What ResponseBody can decompress.
+    "Accept-Encoding": "gzip, deflate",
     "User-Agent": f"airflow-provider-etlworks/{__version__}",
 }
-"""What every request says."""
+"""Headers of every request."""
 
 POOL_SIZE = 10
-"""Connections that one client keeps open at most."""
+"""The most connections that one client opens at a time."""
+
+MAX_HEADER_BYTES = 65_536
+"""The longest header line that is read. It is the limit of Python's own ``http.client``."""
+
+MAX_HEADERS = 100
+"""Header lines of a response, with the empty one at the end. It is the limit of ``http.client``, too."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _LONGEST_REDIRECT_CHAIN = 5
+# The name of a certificate in a directory: the hash of its subject, and a number.
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
@@ -44,28 +62,30 @@ def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     return headers
 
 
-def redirect_target(call: Call[Any], url: str, answer: Response, redirects: int = 0) -> str | None:
+def redirect_target(call: Call[Any], url: str, response: Response, redirects: int = 0) -> str | None:
     """
-    Return the URL that an answer redirects to; ``None`` for an answer that redirects nowhere.
+    Return the URL that a response redirects to; ``None`` if it is not a redirect.
 
-    Credentials stay with the host they are meant for, and never go from https to plain http. A redirect that would
-    turn a POST into a GET is refused as well: what was asked for would silently not happen.
+    Credentials stay with the connection's host, and never go from https to plain http. A redirect that would turn a
+    POST into a GET is refused as well: the POST would silently not happen.
 
-    :param url: what answered.
+    :param call: the call.
+    :param url: the URL that sent the response.
+    :param response: the response.
     :param redirects: how many redirects led there.
     :raises EtlworksRedirected: the redirect must not be followed.
     """
-    if answer.status not in _REDIRECTS or not (location := answer.headers.get("Location")):
+    if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
         return None
     try:
         target = urljoin(url, location)
         here, there = urlsplit(url), urlsplit(target)
         same_host = _is_same_host(here, there)
     except ValueError:
-        raise EtlworksRedirected(f"Etlworks redirects {call} to what is no address.", status=answer.status) from None
-    keeps_method = answer.status in (307, 308) or call.method in ("GET", "HEAD")
+        raise EtlworksRedirected(f"Etlworks redirects {call} to an invalid address.", status=response.status) from None
+    keeps_method = response.status in (307, 308) or call.method in ("GET", "HEAD")
     if not same_host:
-        reason = "Credentials are not sent there. If that is the right address, make it the connection's Host."
+        reason = "Credentials are not sent there. If that address is right, make it the connection's Host."
     elif not keeps_method:
         reason = f"A {call.method} does not survive it. Make that address the connection's Host."
     elif redirects >= _LONGEST_REDIRECT_CHAIN:
@@ -73,11 +93,11 @@ def redirect_target(call: Call[Any], url: str, answer: Response, redirects: int 
     else:
         return target
     address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
-    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=answer.status)
+    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=response.status)
 
 
 def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
-    """Whether credentials for ``here`` may go to ``there``. A secure port of the same host is as good."""
+    """Return whether credentials for ``here`` may go to ``there``. From http, any https port of the host will do."""
     if there.username is not None or here.hostname != there.hostname:
         return False
     if here.scheme != there.scheme:
@@ -86,31 +106,72 @@ def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
     return (here.port or default) == (there.port or default)
 
 
-def unreachable(
-    call: Call[Any], settings: ClientSettings, error: BaseException, *, not_processed: bool
-) -> EtlworksUnreachable:
+class Exchange:
     """
-    Return the error for a request that got no (whole) answer.
+    One request on the wire, and what we observed of it. Both transports decide by it what a failure means.
 
-    It tells all that ``error`` says but secrets: raise it ``from None``, so that no traceback repeats the original.
+    :param call: the call.
+    :param settings: the connection.
+    :ivar begun: whether the library has begun with it; it must not begin a second time by itself.
+    :ivar sent: whether a byte of the request was handed to an established connection, or to a tunnel. Only a request
+        that was not sent is certainly not processed; the names of a library's exceptions are no evidence.
+    :ivar needs_fresh_connection: whether it must not use a kept-alive connection, which a server may drop any time.
+    :ivar read_timeout: seconds to wait for the next bytes.
+    :ivar time_limit: seconds that the whole response may take.
+    :ivar deadline: until when bytes may be received, by the monotonic clock of the machine.
     """
-    cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
-    sent = "It did not reach the server." if not_processed else "The server may have received it."
-    return EtlworksUnreachable(
-        f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {sent}",
-        not_processed=not_processed,
-    )
+
+    __slots__ = ("begun", "deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
+
+    def __init__(self, call: Call[Any], settings: ClientSettings) -> None:
+        self.begun = self.sent = False
+        self.needs_fresh_connection = not call.idempotent
+        self.read_timeout = settings.read_timeout
+        self.time_limit = settings.read_timeout + min(call.overtime, settings.max_overtime)
+        # A tunnel through a proxy has a response of its own.
+        self.deadline = time.monotonic() + settings.connect_timeout + settings.read_timeout
+
+    def expect_response(self) -> None:
+        """Begin the time limit of the response."""
+        self.deadline = time.monotonic() + self.time_limit
+
+    def failure(self, call: Call[Any], settings: ClientSettings, error: BaseException) -> EtlworksError:
+        """
+        Return the error for a request without a (whole) response.
+
+        Its message is that of ``error`` without secrets: raise it ``from None``, so that no traceback shows the
+        original.
+
+        :param call: the call.
+        :param settings: the connection.
+        :param error: what the library raised.
+        """
+        if self.sent and time.monotonic() >= self.deadline:
+            return EtlworksReplyError(
+                f"The response to {call} was not complete after {self.time_limit:g} s. "
+                "The server may have processed the request."
+            )
+        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
+        conclusion = "The server may have received it." if self.sent else "It did not reach the server."
+        return EtlworksUnreachable(
+            f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",
+            not_processed=not self.sent,
+        )
+
+
+CURRENT_EXCHANGE: ContextVar[Exchange] = ContextVar("current_exchange")
+"""The exchange of the request that this thread or task sends now, for the connection that sends it."""
 
 
 def proxy_for(settings: ClientSettings) -> str | None:
     """
     Return the proxy to use: the connection's, else the environment's, unless ``NO_PROXY`` names the host.
 
-    :raises EtlworksConfigError: the environment's is no address of an HTTP proxy.
+    :raises EtlworksConfigError: the environment's is not the address of an HTTP proxy.
     """
     if settings.proxy:
         return proxy_url(settings.proxy)
-    # A DAG file's import must not load requests. It knows more forms of NO_PROXY than Python itself: ports, networks.
+    # A DAG file's import must not load requests. It reads more forms of NO_PROXY than Python itself: ports, networks.
     from requests.utils import get_environ_proxies, select_proxy
 
     found: str | None = select_proxy(settings.root_url, get_environ_proxies(settings.root_url))
@@ -119,24 +180,39 @@ def proxy_for(settings: ClientSettings) -> str | None:
 
 def ca_bundle(settings: ClientSettings) -> bool | str:
     """
-    Return what to check certificates with: ``False``, or the path of a CA bundle; the same for both transports.
+    Return what both transports check certificates with: the path of a CA bundle, or ``False`` for nothing.
 
-    :raises EtlworksConfigError: there is no such file, or it holds no certificates.
+    :return: a file of certificates, or a directory of them as ``openssl rehash`` prepares it.
+    :raises EtlworksConfigError: there is no such path, or it contains no certificates.
     """
     if settings.verify is False:
         return False
     bundles = {"verify": settings.verify} if isinstance(settings.verify, str) else _bundles_of_environment()
     for name, path in bundles.items():
+        if Path(path).is_dir():
+            if not any(_HASHED_NAME.fullmatch(file.name) for file in Path(path).iterdir()):
+                raise EtlworksConfigError(
+                    f"{name} names the directory {path!r}, which has no certificates under hashed names. "
+                    f"Run `openssl rehash` on it, or name a file."
+                )
+            return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
         try:
-            ssl.create_default_context(cafile=path)
+            tls_context(path)
         except ssl.SSLError as error:
-            raise EtlworksConfigError(f"{name} names {path!r}, which is no CA bundle: {error}") from error
+            raise EtlworksConfigError(f"{name} names {path!r}, which is not a CA bundle: {error}") from error
         return path
     import certifi
 
     return certifi.where()
+
+
+def tls_context(ca_bundle: str) -> ssl.SSLContext:
+    """Return a context that trusts the certificates of a file, or of a directory."""
+    if Path(ca_bundle).is_dir():
+        return ssl.create_default_context(capath=ca_bundle)
+    return ssl.create_default_context(cafile=ca_bundle)
 
 
 def _bundles_of_environment() -> dict[str, str]:

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
-# A connection test answers within 15 s: a log-in and a call, each of which may use up both.
+# A connection test answers within 15 s: a log-in and a call, each of which may use up all three.
 _TEST_CONNECT_TIMEOUT = 3.0
 _TEST_READ_TIMEOUT = 4.0
+# Seconds beyond the read time-out for a whole response, so that one that arrives byte by byte ends in time, too.
+_SHORT_OVERTIME = 0.5
 # A task that is killed has about five seconds left.
 _URGENT_CONNECT_TIMEOUT = 1.0
 _URGENT_READ_TIMEOUT = 2.0
@@ -38,9 +40,13 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
 
     It has connections of its own, so that it works while a signal has interrupted another call.
     """
-    return standard_client(settings.with_timeouts(connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT))
+    return standard_client(
+        settings.with_timeouts(connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+    )
 
 
 def test_client(settings: ClientSettings) -> EtlworksClient:
     """Return a client for the connection test, which answers within 15 s."""
-    return standard_client(settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT))
+    return standard_client(
+        settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -46,7 +47,6 @@ from airflow_provider_etlworks.provider_info import (
     FIELD_BEHAVIOUR,
 )
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
-from airflow_provider_etlworks.runs.find import RunSelector
 from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.stop import StopResult, stop_run
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.streaming import Body
     from airflow_provider_etlworks.client.sync import EtlworksClient
+
+# Of the module, since a hook with a lock could not be copied.
+_CREATING_CLIENT = threading.Lock()
 
 
 class EtlworksHook(BaseHook):
@@ -110,12 +113,20 @@ class EtlworksHook(BaseHook):
     @cached_property
     def client(self) -> EtlworksClient:
         """The client of this connection, with one pool of TCP connections."""
-        return clients.standard_client(self.settings)
+        return self._share("client", clients.standard_client)
 
     @cached_property
     def bundle_client(self) -> EtlworksClient:
         """A client like :attr:`client` that waits longer for an answer: Etlworks may work on a bundle for minutes."""
-        return clients.bundle_client(self.settings)
+        return self._share("bundle_client", clients.bundle_client)
+
+    def _share(self, name: str, create: Callable[[ClientSettings], EtlworksClient]) -> EtlworksClient:
+        """Create a client once, also if several threads ask for it. From Python 3.12, ``cached_property`` does not."""
+        with _CREATING_CLIENT:
+            if name not in self.__dict__:
+                self.__dict__[name] = create(self.settings)
+            client: EtlworksClient = self.__dict__[name]
+            return client
 
     def get_conn(self) -> EtlworksClient:
         """Return :attr:`client`."""
@@ -292,16 +303,20 @@ class EtlworksHook(BaseHook):
         parameters: Mapping[str, str] | None = None,
         *,
         run_options: Mapping[str, Any] | None = None,
+        is_only_starter: bool = True,
     ) -> FlowStart:
         """
-        Start a flow, once: if the answer is lost, its run is searched; the start is not sent again on a guess.
+        Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
 
         :param flow_id: the flow.
         :param parameters: the flow's parameters, all of them text.
         :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
+        :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
+            ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter. Say
+            ``False`` in mapped tasks. The connection's ``run_key_parameter`` gives proof instead.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
-        :raises EtlworksStartUnknown: whether the run started is in doubt.
+        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
@@ -313,6 +328,8 @@ class EtlworksHook(BaseHook):
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,
+            is_only_starter=is_only_starter and not run_options,
+            run_key_parameter=self.settings.run_key_parameter,
         )
         started = self.client.run(start.start())
         audit_id = started.audit_id if started else None
@@ -407,36 +424,7 @@ class EtlworksHook(BaseHook):
         flow_id = parse_id("flow_id", flow_id)
         audit_id = parse_id("audit_id", audit_id)
         with clients.urgent_client(self.settings) as client:
-            return client.run(stop_run(flow_id, audit_id, self.settings.stop_path))
-
-    def find_run(self, start: RunStarter, watermark: int) -> int | None:
-        """
-        Look at once for the run of a start whose answer is not known, in as little time as a killed task has.
-
-        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
-
-        :param start: the start.
-        :param watermark: the flow's newest audit id before it.
-        :return: the run's audit id; ``None`` where there is none.
-        :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
-        """
-        with clients.urgent_client(self.settings) as client:
-            return client.run(replace(start, patience=0.0).find(watermark, grace=0.0))
-
-    def find_run_of_message(self, flow_id: int, message_uuid: str) -> int | None:
-        """
-        Look at once for the run that a message to a listener started, in as little time as a killed task has.
-
-        Uses connections of its own and short time-outs, as :meth:`stop_flow` does.
-
-        :param flow_id: the flow that listens.
-        :param message_uuid: the message's id, from the listener's answer.
-        :return: the run's audit id; ``None`` where there is none yet.
-        :raises EtlworksError: Etlworks cannot be asked.
-        """
-        with clients.urgent_client(self.settings) as client:
-            found = client.run(RunSelector(flow_id, message_uuid=message_uuid).find())
-        return None if found is None else found.audit_id
+            return client.run(stop_run(RunRef(flow_id, audit_id), self.settings.stop_path))
 
     def execution_history(self, flow_id: int | str, *, since: datetime | str | None = None) -> Iterator[Execution]:
         """

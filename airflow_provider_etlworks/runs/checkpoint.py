@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,54 +12,64 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Checkpoint:
     """
-    Which runs of a flow are settled: they have ended, and whoever wants to know was told.
+    Which runs of a flow are done: they have ended, and their end was reported if anybody wanted it.
 
     Runs end in another order than they began, so one number is not enough. The size is bounded: some of the newest
-    runs, and those that have been going for longer.
+    runs, and those that are going.
 
-    :ivar floor: runs up to this audit id are settled, those that are still ``going`` excepted.
-    :ivar settled: settled runs above the floor.
-    :ivar going: runs up to the floor that have not ended.
+    :ivar low_watermark: runs up to this audit id are done, except those that are ``pending``.
+    :ivar done: done runs above the watermark.
+    :ivar pending: runs that were known to be going when the checkpoint was taken: all of those up to the watermark, and
+        perhaps some above it.
     """
 
-    floor: int = 0
-    settled: frozenset[int] = frozenset()
-    going: frozenset[int] = frozenset()
+    low_watermark: int = 0
+    done: frozenset[int] = frozenset()
+    pending: frozenset[int] = frozenset()
 
-    def has(self, audit_id: int) -> bool:
-        """Whether a run is settled."""
-        return audit_id in self.settled or (audit_id <= self.floor and audit_id not in self.going)
+    @property
+    def newest_known(self) -> int:
+        """The newest run that it knows of; it also knows of all older ones. 0 if there was none."""
+        return max((self.low_watermark, *self.done, *self.pending))
 
-    def settle(self, audit_id: int) -> Checkpoint:
-        """Return these notes with one more run settled."""
-        if audit_id <= self.floor:
-            return Checkpoint(self.floor, self.settled, self.going - {audit_id})
-        return Checkpoint(self.floor, self.settled | {audit_id}, self.going)
+    def is_done(self, audit_id: int) -> bool:
+        """Whether a run is done."""
+        return audit_id in self.done or (audit_id <= self.low_watermark and audit_id not in self.pending)
 
-    def raise_floor(self, floor: int, known: Iterable[int]) -> Checkpoint:
+    def mark_done(self, audit_id: int) -> Checkpoint:
+        """Return this checkpoint with one more run done."""
+        done = self.done | {audit_id} if audit_id > self.low_watermark else self.done
+        return replace(self, done=done, pending=self.pending - {audit_id})
+
+    def mark_pending(self, audit_id: int) -> Checkpoint:
+        """Return this checkpoint with one more run that is going."""
+        return self if audit_id in self.pending else replace(self, pending=self.pending | {audit_id})
+
+    def raise_watermark(self, low_watermark: int, known: Iterable[int]) -> Checkpoint:
         """
-        Return these notes with a higher floor.
+        Return this checkpoint with a higher watermark.
 
-        :param known: all runs between the two floors.
+        :param known: all runs between the two watermarks.
         """
-        if floor <= self.floor:
+        if low_watermark <= self.low_watermark:
             return self
-        left = {audit_id for audit_id in known if self.floor < audit_id <= floor and audit_id not in self.settled}
-        return Checkpoint(floor, frozenset(each for each in self.settled if each > floor), self.going | left)
+        left = {each for each in known if self.low_watermark < each <= low_watermark and each not in self.done}
+        done = frozenset(each for each in self.done if each > low_watermark)
+        return Checkpoint(low_watermark, done, self.pending | left)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the notes as plain JSON."""
-        return {"floor": self.floor, "settled": sorted(self.settled), "going": sorted(self.going)}
+        """Return the checkpoint as plain JSON."""
+        return {"low_watermark": self.low_watermark, "done": sorted(self.done), "pending": sorted(self.pending)}
 
     @classmethod
     def from_json(cls, value: Any) -> Checkpoint:
         """
         Read back what ``to_json`` wrote.
 
-        :raises ValueError: it is no such thing.
+        :raises ValueError: it is something else.
         """
         try:
-            floor, settled, going = (value[name] for name in ("floor", "settled", "going"))
-            return cls(int(floor), frozenset(map(int, settled)), frozenset(map(int, going)))
+            low_watermark, done, pending = (value[name] for name in ("low_watermark", "done", "pending"))
+            return cls(int(low_watermark), frozenset(map(int, done)), frozenset(map(int, pending)))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Cannot read the notes {value!r}") from error
+            raise ValueError(f"Cannot read the checkpoint {value!r}") from error

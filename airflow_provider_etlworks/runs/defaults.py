@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 DEFAULT_POLL_INTERVAL = 10.0
-"""Seconds between two looks at a young run."""
+"""Seconds between two polls of a young run."""
 
 DEFAULT_PATIENCE = 1800.0
 """Seconds for which the status of a run may be unreadable."""

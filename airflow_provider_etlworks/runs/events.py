@@ -1,12 +1,15 @@
 """
-What a trigger tells its task: one shape, typed on our side.
+What a trigger reports to its task: one shape, typed on our side.
 
-An event goes through Airflow's database, and the two sides may be different releases of this package. So it is plain
-JSON, bounded in size, and read back with a clear error where it is not what it should be.
+An event goes through pipes and Airflow's database, and the two sides may be different releases of this package. So it
+is plain JSON that PostgreSQL can store, smaller than 64 KiB, and read back with a clear error if it cannot be read.
 """
 
 from __future__ import annotations
 
+import json
+import re
+from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,18 +21,24 @@ from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_TEXT = 7_500
-"""Bytes of a server's text that an event carries at most. As JSON they may be three times as many."""
+# Bytes of each text as JSON. With their names and the numbers, all of them together are smaller than 64 KiB.
+_LONGEST_EXCEPTION = 36_000
+_LONGEST_DETAIL = 10_000
+_LONGEST_WORD = 1_500
+
+# PostgreSQL refuses the one, a pipe of the triggerer the other: in both cases the whole triggerer ends.
+_NUL_OR_LONE_SURROGATE = re.compile("[\0\ud800-\udfff]")
+_CUT_MARK = "…"
 
 
 @dataclass(frozen=True)
 class ExecutionEvent:
     """
-    The end of a watch over one run.
+    The result of following one run.
 
     :ivar flow_id: the flow.
     :ivar audit_id: the run.
-    :ivar followed: why the watch ended, and the run's last record.
+    :ivar followed: why the following ended, and the run's last record.
     """
 
     flow_id: int
@@ -37,7 +46,11 @@ class ExecutionEvent:
     followed: FollowResult
 
     def to_payload(self) -> dict[str, Any]:
-        """Return ``{"ending", "flow_id", "audit_id", "status", "detail", "execution"}``, JSON-safe."""
+        """
+        Return ``{"ending", "flow_id", "audit_id", "status", "detail", "execution"}``: JSON of less than 64 KiB.
+
+        No text in it contains a NUL or a lone surrogate; texts that are too long are cut, with an ellipsis at the end.
+        """
         return _payload(self.flow_id, self.audit_id, self.followed)
 
     @classmethod
@@ -45,7 +58,7 @@ class ExecutionEvent:
         """
         Read an event back.
 
-        :raises EtlworksReplyError: it is none; the message has what could be read of it.
+        :raises EtlworksReplyError: it is not an event; the message has what could be read of it.
         """
         with _explained(payload):
             return cls(int(payload["flow_id"]), int(payload["audit_id"]), _followed(payload))
@@ -54,7 +67,7 @@ class ExecutionEvent:
 @dataclass(frozen=True)
 class WaitEvent:
     """
-    The end of a wait for a run that may never have been there.
+    The result of waiting for a run that may never have been there.
 
     :ivar flow_id: the flow.
     :ivar followed: why the wait ended, and the run's last record, if there was one.
@@ -64,7 +77,7 @@ class WaitEvent:
     followed: FollowResult
 
     def to_payload(self) -> dict[str, Any]:
-        """Return what an :class:`ExecutionEvent` does; ``audit_id`` is ``None`` where no run was found."""
+        """Return what :class:`ExecutionEvent` returns; ``audit_id`` is ``None`` if no run was found."""
         execution = self.followed.execution
         return _payload(self.flow_id, execution.audit_id if execution else None, self.followed)
 
@@ -73,7 +86,7 @@ class WaitEvent:
         """
         Read an event back.
 
-        :raises EtlworksReplyError: it is none; the message has what could be read of it.
+        :raises EtlworksReplyError: it is not an event; the message has what could be read of it.
         """
         with _explained(payload):
             return cls(int(payload["flow_id"]), _followed(payload))
@@ -82,14 +95,16 @@ class WaitEvent:
 def _payload(flow_id: int, audit_id: int | None, followed: FollowResult) -> dict[str, Any]:
     execution = followed.execution
     record = execution.to_dict() if execution else None
-    if record and record["exception"]:
-        record["exception"] = _bounded(record["exception"])
+    if record is not None:
+        for name, value in record.items():
+            if isinstance(value, str):
+                record[name] = _bounded(value, _LONGEST_EXCEPTION if name == "exception" else _LONGEST_WORD)
     return {
         "ending": followed.ending.value,
         "flow_id": flow_id,
         "audit_id": audit_id,
-        "status": execution.status if execution else None,
-        "detail": _bounded(followed.detail),
+        "status": record["status"] if record is not None else None,
+        "detail": _bounded(followed.detail, _LONGEST_DETAIL),
         "execution": record,
     }
 
@@ -105,18 +120,29 @@ def _followed(payload: Any) -> FollowResult:
 
 @contextmanager
 def _explained(payload: Any) -> Iterator[None]:
-    """Say what is wrong with an event that cannot be read."""
+    """Explain what is wrong with an event that cannot be read."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, EtlworksReplyError) as error:
         audit_id = payload.get("audit_id") if isinstance(payload, dict) else None
         known = f"run {audit_id}" if audit_id is not None else "a run"
         raise EtlworksReplyError(
-            f"Cannot read the trigger's event about {known}: {error!r} is wrong with {str(payload)[:500]}. "
+            f"Cannot read the trigger's event about {known}: {repr(error)[:500]} is wrong with {str(payload)[:500]}. "
             "Do the triggerer and the workers have the same release of airflow-provider-etlworks? "
             "The run may still be going in Etlworks."
         ) from error
 
 
-def _bounded(text: str) -> str:
-    return text[:LONGEST_TEXT].encode(errors="replace")[:LONGEST_TEXT].decode(errors="ignore")
+def _bounded(text: str, limit: int) -> str:
+    """Return a text that Airflow can store, and that takes ``limit`` bytes as JSON at most."""
+    storable = _NUL_OR_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text[: limit + 1])
+    if len(text) <= limit and _json_size(storable) <= limit:
+        return storable
+    room = limit - _json_size(_CUT_MARK)
+    too_long = bisect_right(range(len(storable)), room, key=lambda length: _json_size(storable[:length]))
+    return storable[: too_long - 1] + _CUT_MARK
+
+
+def _json_size(text: str) -> int:
+    # As ASCII, in which Airflow writes it. In UTF-8 it is never larger.
+    return len(json.dumps(text)) - len('""')

@@ -1,8 +1,8 @@
 """
 Which run of a flow is waited for, whoever started it, and when it is over.
 
-A sensor looks in all its modes with :class:`RunWaiter`: a poll is one procedure, and keeps nothing that the next
-poll needs, but for the times in :class:`ReadOutage`, which are plain numbers.
+The sensor polls with :class:`RunWaiter` in all its modes. A poll is one procedure. The next poll needs nothing from it
+but the times in :class:`ReadOutage`, which are plain numbers and can be stored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.clock import growing_delays
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksNotFound,
@@ -27,20 +28,22 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.runs.types import PollPolicy
 
-_FIRST_PAUSE = 1.0
-_LONGEST_PAUSE = 10.0
+# Seconds between two searches for the run of a message.
+_FIRST_DELAY = 1.0
+_LONGEST_DELAY = 10.0
 
 
 @dataclass(frozen=True)
 class RunSelector:
     """
-    The run that is waited for: one by its audit id, one by its message, or the newest that started since a moment.
+    Selects the run that is waited for: by its audit id, by its message, or the newest one that started since a time.
 
     :ivar flow_id: the flow.
     :ivar audit_id: the run.
-    :ivar message_uuid: the message that started it, as a listener answered.
-    :ivar since: the moment; a run that started before it never counts, also not when it ends later.
+    :ivar message_uuid: the message that started the run, as a listener answered.
+    :ivar since: a run that started before this time never counts, even if it ends later.
     """
 
     flow_id: int
@@ -59,14 +62,14 @@ class RunSelector:
 
     @property
     def is_one_run(self) -> bool:
-        """Whether it is one certain run, not the newest at the time."""
+        """Whether it selects one certain run, not the newest at the time."""
         return self.audit_id is not None or self.message_uuid is not None
 
     def find(self) -> Procedure[Execution | None]:
         """
-        Look for the run.
+        Find the run.
 
-        :return: its record; ``None`` where there is none yet.
+        :return: its record; ``None`` if there is no run yet.
         :raises EtlworksError: Etlworks cannot be asked, or does not know the audit id.
         """
         if self.audit_id is not None:
@@ -90,19 +93,19 @@ class RunSelector:
             return False
         if run.started_at is None and run.is_terminal:
             raise EtlworksReplyError(
-                f"Etlworks does not say when run {run.audit_id} of flow {run.flow_id} started, so it cannot be told "
+                f"Etlworks does not say when run {run.audit_id} of flow {run.flow_id} started, so we cannot decide "
                 "whether it counts. Wait for it by audit_id instead."
             )
-        # One in the queue has still to start.
+        # A queued run has still to start.
         return self.since is None or run.started_at is None or run.started_at >= self.since
 
 
 @dataclass
 class ReadOutage:
     """
-    Since when the run cannot be read: all that a look has to know of those before it, as Unix times.
+    Since when the run cannot be read, as Unix times: all that a poll needs from the polls before it.
 
-    :ivar unreadable_since: since when every look has failed, or gave a status that is not known here.
+    :ivar unreadable_since: since when every poll has failed, or returned an unknown status.
     :ivar missing_since: since when Etlworks has not known the audit id.
     """
 
@@ -113,54 +116,54 @@ class ReadOutage:
 @dataclass
 class RunWaiter:
     """
-    Looks for a run, as often as it is told to.
+    Polls for a run, each time its owner asks for a poll.
 
-    :ivar awaited: the run.
-    :ivar clock: tells the time.
-    :ivar log: is told what is new.
-    :ivar patience: seconds for which the run may be unreadable.
+    :ivar selector: the run.
+    :ivar policy: how often the run is polled, and when polling gives up.
+    :ivar clock: the clock.
+    :ivar log: receives a line for each change.
     :ivar repetition_grace: seconds after the end of a schedule's run in which Etlworks may still repeat it.
-    :ivar trouble: since when the run cannot be read.
+    :ivar outage: since when the run cannot be read.
     """
 
-    awaited: RunSelector
+    selector: RunSelector
+    policy: PollPolicy
     clock: Clock
     log: Log
-    patience: float = DEFAULT_PATIENCE
     repetition_grace: float = DEFAULT_REPETITION_GRACE
-    trouble: ReadOutage = field(default_factory=ReadOutage)
-    _told: Any = None
+    outage: ReadOutage = field(default_factory=ReadOutage)
+    _reported: Any = None
 
     def poll(self, ended: Execution | None = None) -> Procedure[FollowResult | Execution | None]:
         """
-        Look once. A look that fails is never taken for the run's failure.
+        Poll once. A failed poll never counts as the run's failure.
 
-        :param ended: the record of a run that was found before and has ended since, where there is one.
-        :return: how the wait ended, where it is over; the run, where it goes on; ``None`` where there is none yet.
+        :param ended: the record of a run that an earlier poll found and that has ended since.
+        :return: how the wait ended, if it is over; the run, if the wait goes on; ``None`` if there is no run yet.
         """
         now = self.clock.time()
         try:
             execution = yield from self._last_attempt(ended)
         except EtlworksError as error:
-            return self._failed(error, now)
-        self.trouble.missing_since = None
+            return self._on_error(error, now)
+        self.outage.missing_since = None
         if execution is None:
-            self.trouble.unreadable_since = None
-            self._tell((), "%s is not there yet.", self.awaited)
+            self.outage.unreadable_since = None
+            self._report((), "%s is not there yet.", self.selector)
             return None
         if self._is_over(execution, now):
             return FollowResult(Ending.FINISHED, execution)
-        self._tell((execution.audit_id, execution.status), "Run %s is %s.", execution.audit_id, execution.status)
+        self._report((execution.audit_id, execution.status), "Run %s is %s.", execution.audit_id, execution.status)
         if execution.known_status is not None:
-            self.trouble.unreadable_since = None
+            self.outage.unreadable_since = None
             return execution
-        said = f"Etlworks gives run {execution.audit_id} a status that is not known here: {execution.status!r}."
-        return self._unreadable(said, now, execution) or execution
+        reason = f"Etlworks reports an unknown status of run {execution.audit_id}: {execution.status!r}."
+        return self._on_unreadable(reason, now, execution) or execution
 
     def _last_attempt(self, ended: Execution | None) -> Procedure[Execution | None]:
-        """Find the run, or what Etlworks's own retries have made of it."""
-        # Where the newest run is waited for, there may be a newer one by now.
-        execution = ended if ended is not None and self.awaited.is_one_run else (yield from self.awaited.find())
+        """Find the run, or the last run with which Etlworks repeated it."""
+        # If we wait for the newest run, there may be a newer one by now.
+        execution = ended if ended is not None and self.selector.is_one_run else (yield from self.selector.find())
         while execution is not None and execution.known_status is ExecutionStatus.ERROR:
             repetition = yield from self._repetition_of(execution)
             if repetition is None:
@@ -176,77 +179,76 @@ class RunWaiter:
         except EtlworksError as error:
             if error.retryable:
                 raise
-            self.log.warning("Whether Etlworks repeated run %s cannot be told: %s", execution.audit_id, error)
+            self.log.warning(
+                "Cannot find out whether Etlworks repeated run %s; its own end counts. %s", execution.audit_id, error
+            )
             return None
-        # Whether a second repetition names the first run or the one before it, is not documented.
+        # It is not documented whether a second repetition names the first run or the one before it.
         repeated = {execution.audit_id, execution.parent_audit_id} - {None}
         newer = (run.audit_id for run in page.items if run.parent_audit_id in repeated)
         return max((audit_id for audit_id in newer if audit_id > execution.audit_id), default=None)
 
     def _is_over(self, execution: Execution, now: float) -> bool:
-        """Whether the run has ended, and not just so that Etlworks's scheduler may still repeat it."""
+        """Whether the run has ended, and Etlworks's scheduler will not repeat it any more."""
         by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.event_id is not None
         if by_schedule and execution.ended_at is not None:
-            # Where the clocks differ by more than that, they say nothing.
+            # If the clocks differ by more than the grace, they say nothing.
             return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
         return execution.is_terminal
 
-    def _failed(self, error: EtlworksError, now: float) -> FollowResult | None:
+    def _on_error(self, error: EtlworksError, now: float) -> FollowResult | None:
         if isinstance(error, FATAL_ERRORS):
             return FollowResult(Ending.DENIED, detail=str(error), error=error)
         if isinstance(error, EtlworksNotFound):
-            since = self.trouble.missing_since = self.trouble.missing_since or now
+            since = self.outage.missing_since = self.outage.missing_since or now
             if now - since > VISIBILITY_GRACE:
                 detail = f"Etlworks has no record of it. {error}"
                 return FollowResult(Ending.LOST_TOUCH, detail=detail, error=error)
-        return self._unreadable(str(error), now)
+        return self._on_unreadable(str(error), now)
 
-    def _unreadable(self, complaint: str, now: float, execution: Execution | None = None) -> FollowResult | None:
-        since = self.trouble.unreadable_since = self.trouble.unreadable_since or now
-        if now - since > self.patience:
-            return FollowResult(Ending.LOST_TOUCH, execution, complaint)
-        if self._told != complaint:
-            self._told = complaint
-            self.log.warning("Cannot read the status, trying on: %s", complaint)
+    def _on_unreadable(self, reason: str, now: float, execution: Execution | None = None) -> FollowResult | None:
+        since = self.outage.unreadable_since = self.outage.unreadable_since or now
+        if now - since > self.policy.patience:
+            return FollowResult(Ending.LOST_TOUCH, execution, reason)
+        if self._reported != reason:
+            self._reported = reason
+            self.log.warning("Cannot read the status, trying on: %s", reason)
         return None
 
-    def _tell(self, news: Any, text: str, *args: Any) -> None:
-        if self._told != news:
-            self._told = news
+    def _report(self, news: Any, text: str, *args: Any) -> None:
+        if self._reported != news:
+            self._reported = news
             self.log.info(text, *args)
 
 
 def wait_until_found(
-    lookout: RunWaiter,
-    *,
-    poll_interval: float,
-    deadline: float | None = None,
-    pause: float = 0.0,
-    ended: Execution | None = None,
+    waiter: RunWaiter, *, pause: float = 0.0, ended: Execution | None = None
 ) -> Procedure[FollowResult | Execution]:
     """
-    Look until the run is there, or the wait is over. A run that still goes is given back one interval later, so that
-    whoever follows it can look at once.
+    Poll until the run is there, or the wait is over.
 
-    :param poll_interval: seconds between two looks.
-    :param deadline: Unix time at which to look a last time; ``None`` is never.
-    :param pause: seconds until the first look.
-    :param ended: the record of a run that was found before and has ended since, where there is one.
+    A run that is still going is returned one interval later, so that its follower can poll it at once.
+
+    :param waiter: polls, as often as its policy says.
+    :param pause: seconds until the first poll.
+    :param ended: the record of a run that an earlier poll found and that has ended since.
+    :return: how the wait ended, or the run that is still going.
     """
+    clock, policy = waiter.clock, waiter.policy
 
     def at_most(seconds: float) -> float:
-        return seconds if deadline is None else max(0.0, min(seconds, deadline - lookout.clock.time()))
+        return seconds if policy.deadline is None else max(0.0, min(seconds, policy.deadline - clock.time()))
 
     yield Sleep(at_most(pause))
     while True:
-        seen = yield from lookout.poll(ended)
-        if isinstance(seen, FollowResult):
-            return seen
-        if deadline is not None and lookout.clock.time() >= deadline:
-            return FollowResult(Ending.DEADLINE, seen)
-        yield Sleep(at_most(poll_interval))
-        if seen is not None and not seen.is_terminal:
-            return seen
+        polled = yield from waiter.poll(ended)
+        if isinstance(polled, FollowResult):
+            return polled
+        if policy.deadline is not None and clock.time() >= policy.deadline:
+            return FollowResult(Ending.DEADLINE, polled)
+        yield Sleep(at_most(policy.poll_interval))
+        if polled is not None and not polled.is_terminal:
+            return polled
         ended = None
 
 
@@ -254,31 +256,35 @@ def find_message_run(
     flow_id: int, message_uuid: str, *, clock: Clock, log: Log, patience: float = DEFAULT_PATIENCE
 ) -> Procedure[Execution]:
     """
-    Find the run that a message to a listener started. It may take a moment to appear.
+    Find the run that a message to a listener started. The run may take a moment to appear.
 
+    :param flow_id: the flow that listens.
+    :param message_uuid: the message, as the listener answered.
+    :param clock: the clock.
+    :param log: receives a line for each failed search.
     :param patience: seconds for which Etlworks may be out of reach meanwhile.
+    :return: the run's record.
     :raises EtlworksStartUnknown: no run appeared within the grace for new runs, or Etlworks cannot be asked.
     """
-    awaited = RunSelector(flow_id, message_uuid=message_uuid)
+    selector = RunSelector(flow_id, message_uuid=message_uuid)
     began = clock.monotonic()
-    pause = _FIRST_PAUSE
+    delays = growing_delays(_FIRST_DELAY, _LONGEST_DELAY)
     while True:
         waited = clock.monotonic() - began
         try:
-            found = yield from awaited.find()
+            found = yield from selector.find()
         except EtlworksError as error:
             if not error.retryable or waited > patience:
                 raise EtlworksStartUnknown(
-                    f"Etlworks took message {message_uuid}, but the runs of flow {flow_id} cannot be read: {error}"
+                    f"Etlworks accepted message {message_uuid}, but the runs of flow {flow_id} cannot be read: {error}"
                 ) from error
-            log.warning("Cannot look for the run of message %s yet: %s", message_uuid, error)
+            log.warning("Cannot search for the run of message %s, trying on: %s", message_uuid, error)
         else:
             if found is not None:
                 return found
             if waited >= VISIBILITY_GRACE:
                 raise EtlworksStartUnknown(
-                    f"Etlworks took message {message_uuid}, but shows no run of flow {flow_id} for it after "
-                    f"{waited:.0f} s. Is it flow {flow_id} that listens there?"
+                    f"Etlworks accepted message {message_uuid}, but shows no run of flow {flow_id} for it after "
+                    f"{waited:.0f} s. Does flow {flow_id} listen there?"
                 )
-        yield Sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        yield Sleep(next(delays))

@@ -1,8 +1,8 @@
 """
-Lists that tell about many runs in one answer. They are hints: which run to look at now, and which can wait.
+Lists that cover many runs in one answer. They are hints: which run to poll now, and which can wait.
 
-Only a run's own record decides. A list may be refused (the day's runs take an administrator), slow, stale, of another
-shape, or silent about a run; whoever uses it goes on without it.
+Only a run's own record decides. A list may be refused (the day's runs need an administrator), slow, stale, of another
+shape, or incomplete; whoever uses it can do without it.
 """
 
 from __future__ import annotations
@@ -18,36 +18,43 @@ from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import PAGE_SIZE
 from airflow_provider_etlworks.client.errors import (
     EtlworksBadRequest,
+    EtlworksError,
     EtlworksForbidden,
     EtlworksNotFound,
+    EtlworksRateLimited,
     EtlworksReplyError,
+    EtlworksUnauthorized,
 )
 from airflow_provider_etlworks.client.models import ExecutionStatus
+from airflow_provider_etlworks.client.procedure import SendOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.clock import Clock
-    from airflow_provider_etlworks.client.procedure import Log
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
 
 RunKey = tuple[int, int]
 """A run's flow id and audit id."""
 
-# A list must save this much, or the runs are asked for one by one: lists cost their server more.
+# A list must save this much, or the runs are polled one by one: lists cost their server more.
 _WORTH_IT = 1.2
 _GOING = frozenset(status.value for status in ExecutionStatus if not status.is_final)
 # Enough to reach the runs that are watched, and not more than one page.
 _SHORTEST_HISTORY = 50
 
+# Seconds for which a kind of list is not used: after a refusal, after failures (more each time), and when it is stale.
 _REFUSED_FOR = 3600.0
 _FAILED_FOR = 60.0
 _FAILED_FOR_AT_MOST = 900.0
-_LIED_FOR = 600.0
+_STALE_FOR = 600.0
+# The list is refused, though single runs may be readable. If the credentials are refused, polling a run shows it.
+_REFUSALS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksNotFound, EtlworksBadRequest)
 
 
 class _ListedRun(msgspec.Struct, rename="camel", gc=False):
-    """What is read of a run in a list: next to nothing, since such a list may hold tens of thousands."""
+    """The few fields that are read of a run in a list: a list may hold tens of thousands."""
 
     audit_id: int | str
     flow_id: int | str | None = None
@@ -72,8 +79,9 @@ class DayListing:
     title: ClassVar[str] = "the list of a day's runs"
 
     def call(self, _: int) -> Call[list[_ListedFlow]]:
-        """Return the call that asks for the list."""
-        return _read_by(lambda answer: _decoded(answer, list[_ListedFlow]), endpoints.executions_of_day(self.days_ago))
+        """Return the call that reads the list."""
+        call = endpoints.executions_of_day(self.days_ago)
+        return _read_with(lambda answer: _decode(answer, list[_ListedFlow]), call)
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,10 @@ class FlowHistoryListing:
     title: ClassVar[str] = "a flow's history"
 
     def call(self, watched: int) -> Call[list[_ListedFlow]]:
-        """Return the call that asks for the list; ``watched`` is how many of its runs are wanted."""
+        """Return the call that reads the list, long enough for ``watched`` of its runs."""
         limit = min(max(_SHORTEST_HISTORY, 2 * watched), PAGE_SIZE)
-        return _read_by(
-            lambda answer: [_ListedFlow(self.flow_id, _decoded(answer, list[_ListedRun]))],
+        return _read_with(
+            lambda answer: [_ListedFlow(self.flow_id, _decode(answer, list[_ListedRun]))],
             endpoints.execution_history(self.flow_id, limit=limit).first(),
         )
 
@@ -99,14 +107,43 @@ class FlowHistoryListing:
 Listing = DayListing | FlowHistoryListing
 
 
+def read_listing(
+    listing: Listing, breaker: ListingBreaker, watched: int = 0
+) -> Procedure[Iterator[tuple[RunKey, bool]]]:
+    """
+    Read a list, once, and record in the breaker whether that worked.
+
+    :param listing: the list.
+    :param breaker: decides which lists are used.
+    :param watched: how many of its runs are wanted.
+    :return: as :func:`listed_runs` does.
+    :raises EtlworksError: the list cannot be read.
+    """
+    try:
+        flows = yield SendOnce(listing.call(watched))
+    except EtlworksRateLimited:
+        # Too many requests are not a fault of the list.
+        raise
+    except EtlworksError as error:
+        breaker.record_failure(listing, error)
+        raise
+    breaker.record_success(listing)
+    return listed_runs(flows)
+
+
 def listed_runs(flows: Iterable[_ListedFlow]) -> Iterator[tuple[RunKey, bool]]:
-    """Yield each run of a list, and whether the list takes it to be going."""
+    """
+    Yield each run of a list, and whether the list reports it as certainly going.
+
+    It reads the raw fields, since an Execution for each of tens of thousands of runs would hold the event loop. The
+    statuses are those of ExecutionStatus; whatever is doubtful is not going, so that the run's own record decides.
+    """
     for flow in flows:
-        of_flow = _number(flow.flow_id)
+        of_flow = _as_id(flow.flow_id)
         for run in flow.executions or ():
-            flow_id = of_flow if run.flow_id is None else _number(run.flow_id)
+            flow_id = of_flow if run.flow_id is None else _as_id(run.flow_id)
             going = not run.ended and isinstance(run.status, str) and run.status.strip().lower() in _GOING
-            yield (flow_id, _number(run.audit_id)), going
+            yield (flow_id, _as_id(run.audit_id)), going
 
 
 class Watched(Protocol):
@@ -114,9 +151,9 @@ class Watched(Protocol):
     A run, as the choice of lists sees it.
 
     :ivar flow_id: its flow.
-    :ivar day: the day whose list should tell about it; ``None`` where none does.
-    :ivar interval: seconds between two looks that it needs, at its age.
-    :ivar poll_interval: seconds between two looks that it needed when it was young.
+    :ivar day: the day whose list should contain it; ``None`` if none does.
+    :ivar interval: seconds between two polls that it needs, at its age.
+    :ivar poll_interval: seconds between two polls that it needed when it was young.
     """
 
     flow_id: int
@@ -125,7 +162,7 @@ class Watched(Protocol):
     poll_interval: float
 
     def is_in_history(self) -> bool:
-        """Whether its flow's history may tell about it."""
+        """Whether its flow's history may contain it."""
 
 
 WatchedT = TypeVar("WatchedT", bound=Watched)
@@ -134,10 +171,10 @@ WatchedT = TypeVar("WatchedT", bound=Watched)
 @dataclass(frozen=True)
 class ListingPlan(Generic[WatchedT]):
     """
-    What a list is asked for.
+    What a list is read for.
 
-    :ivar runs: the runs that it should tell about.
-    :ivar interval: seconds between two asks.
+    :ivar runs: the runs that it should contain.
+    :ivar interval: seconds between two reads.
     """
 
     runs: list[WatchedT]
@@ -152,18 +189,18 @@ def choose_listings(
 
     :param runs: what is watched.
     :param is_usable: whether a list can be used at present.
-    :return: the lists. Runs in none are asked for one by one.
+    :return: the lists. Runs in none are polled one by one.
     """
     days: dict[int | None, list[WatchedT]] = defaultdict(list)
     for run in runs:
         days[run.day].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for day, of_day in days.items():
-        histories = _histories_worth_asking(of_day, is_usable)
+        histories = _histories_worth_reading(of_day, is_usable)
         rate = requests_a_second(of_day, histories.values())
-        needed = _as_fresh_as_needed(of_day)
+        needed = _plan(of_day)
         if day is not None and _is_worth_it(needed.interval, rate) and is_usable(DayListing(day)):
-            # One list for all costs so little that old runs need not wait longer than young ones.
+            # One list for all costs so little that old runs are as fresh as young ones.
             young = min([run.poll_interval for run in of_day])
             chosen[DayListing(day)] = ListingPlan(of_day, young) if _is_worth_it(young, rate) else needed
         else:
@@ -172,14 +209,14 @@ def choose_listings(
 
 
 def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[ListingPlan[WatchedT]]) -> float:
-    """Return how many requests a second it takes to follow runs, where lists tell about some of them."""
+    """Return how many requests a second it takes to follow runs, if lists cover some of them."""
     rate = sum([1 / run.interval for run in runs])
     for each in lists:
         rate += 1 / each.interval - sum([1 / run.interval for run in each.runs])
     return rate
 
 
-def _histories_worth_asking(
+def _histories_worth_reading(
     runs: list[WatchedT], is_usable: Callable[[Listing], bool]
 ) -> dict[Listing, ListingPlan[WatchedT]]:
     if len({run.flow_id for run in runs}) == len(runs):
@@ -190,27 +227,27 @@ def _histories_worth_asking(
             flows[run.flow_id].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for flow_id, of_flow in flows.items():
-        choice = _as_fresh_as_needed(of_flow)
-        if _is_worth_it(choice.interval, requests_a_second(of_flow, ())) and is_usable(FlowHistoryListing(flow_id)):
-            chosen[FlowHistoryListing(flow_id)] = choice
+        plan = _plan(of_flow)
+        if _is_worth_it(plan.interval, requests_a_second(of_flow, ())) and is_usable(FlowHistoryListing(flow_id)):
+            chosen[FlowHistoryListing(flow_id)] = plan
     return chosen
 
 
-def _as_fresh_as_needed(runs: list[WatchedT]) -> ListingPlan[WatchedT]:
+def _plan(runs: list[WatchedT]) -> ListingPlan[WatchedT]:
     return ListingPlan(runs, min([run.interval for run in runs]))
 
 
 def _is_worth_it(interval: float, rate: float) -> bool:
-    """Whether a list, asked for at this interval, spares enough of a rate of requests."""
+    """Whether a list, read at this interval, saves enough of a rate of requests."""
     return _WORTH_IT / interval < rate
 
 
 class ListingBreaker:
     """
-    Which kinds of list can be used at present. Where one cannot, that is said once.
+    Which kinds of list can be used at present. The first time that a kind cannot, it logs so, once.
 
-    :param clock: tells the time.
-    :param log: is told.
+    :param clock: gives the time.
+    :param log: receives that line.
     """
 
     def __init__(self, clock: Clock, log: Log) -> None:
@@ -218,43 +255,43 @@ class ListingBreaker:
         self._log = log
         self._unusable_until: dict[type[Listing], float] = {}
         self._failures: Counter[type[Listing]] = Counter()
-        self._said: set[type[Listing]] = set()
+        self._logged: set[type[Listing]] = set()
 
-    def is_available(self, source: Listing) -> bool:
+    def is_available(self, listing: Listing) -> bool:
         """Whether a list can be used now."""
-        return self._clock.monotonic() >= self._unusable_until.get(type(source), 0.0)
+        return self._clock.monotonic() >= self._unusable_until.get(type(listing), 0.0)
 
-    def record_success(self, source: Listing) -> None:
-        """Note that a list was answered as it should be."""
-        del self._failures[type(source)]
+    def record_success(self, listing: Listing) -> None:
+        """Record that a list was read."""
+        del self._failures[type(listing)]
 
-    def record_failure(self, source: Listing, error: Exception) -> None:
-        """Note that a list could not be read. One passing fault is let pass."""
-        failures = self._failures[type(source)]
-        self._failures[type(source)] += 1
-        if isinstance(error, (EtlworksForbidden, EtlworksNotFound, EtlworksBadRequest)):
-            self._do_without(source, str(error), _REFUSED_FOR)
+    def record_failure(self, listing: Listing, error: Exception) -> None:
+        """Record that a list could not be read. A single transient fault has no consequence."""
+        failures = self._failures[type(listing)]
+        self._failures[type(listing)] += 1
+        if isinstance(error, _REFUSALS):
+            self._do_without(listing, str(error), _REFUSED_FOR)
         elif failures or isinstance(error, EtlworksReplyError):
-            self._do_without(source, str(error), min(_FAILED_FOR * 2 ** max(0, failures - 1), _FAILED_FOR_AT_MOST))
+            self._do_without(listing, str(error), min(_FAILED_FOR * 2 ** max(0, failures - 1), _FAILED_FOR_AT_MOST))
 
-    def record_stale(self, source: Listing, audit_id: int) -> None:
-        """Note that a list calls a run going whose own record says that it ended before."""
-        self._do_without(source, f"It is out of date: it has run {audit_id} still going.", _LIED_FOR)
+    def record_stale(self, listing: Listing, audit_id: int) -> None:
+        """Record that a list reports a run as going whose own record has ended before."""
+        self._do_without(listing, f"It is stale: it reports run {audit_id} as going.", _STALE_FOR)
 
-    def _do_without(self, source: Listing, why: str, seconds: float) -> None:
-        kind = type(source)
+    def _do_without(self, listing: Listing, why: str, seconds: float) -> None:
+        kind = type(listing)
         self._unusable_until[kind] = self._clock.monotonic() + seconds
-        if kind not in self._said:
-            self._said.add(kind)
-            self._log.info("Runs are followed without %s. %s", source.title, why)
+        if kind not in self._logged:
+            self._logged.add(kind)
+            self._log.info("Runs are followed without %s. %s", listing.title, why)
 
 
-def _read_by(read: Callable[[Response], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:
+def _read_with(read: Callable[[Response], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:
     return replace(call, read=read)
 
 
-def _number(value: int | str | None) -> int:
-    # -1 is no id of anything: what cannot be read is taken for unknown.
+def _as_id(value: int | str | None) -> int:
+    # -1 is not an id of anything: an id that cannot be read is one that nobody watches.
     if isinstance(value, int):
         return value
     return int(value) if value is not None and value.strip().isdecimal() else -1
@@ -265,8 +302,8 @@ def _decoder(shape: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(shape)
 
 
-def _decoded(answer: Response, shape: Any) -> Any:
-    """Read a list. Ten times as fast as the whole list as Python objects: the event loop waits meanwhile."""
+def _decode(answer: Response, shape: Any) -> Any:
+    """Read a list. This is ten times as fast as reading it into Python objects, and the event loop waits meanwhile."""
     try:
         return _decoder(shape).decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -45,26 +45,26 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
 
 def failure_message(execution: Execution, url: str) -> str:
     """
-    Say in a sentence how a run ended badly, and why as far as the server tells.
+    Say in a sentence how a run ended badly, and why as far as the server says.
 
     :param execution: the run's last record.
-    :param url: where a person looks at the run.
+    :param url: where a person sees the run.
     """
     reason = error_text(execution) or "Etlworks gives no reason."
     return f"Run {execution.audit_id} of flow {execution.flow_id} ended: {execution.status}. {reason} {url}"
 
 
 def error_text(execution: Execution) -> str:
-    """Return the server's text about a run's end, of a length fit for a log; empty where there is none."""
+    """Return the server's text about a run's end, of a length fit for a log; empty if there is none."""
     return (execution.exception or "").strip()[:_LONGEST_EXCEPTION]
 
 
 def task_result(execution: Execution, url: str) -> dict[str, Any]:
     """
-    Return what a task tells about its run: JSON-safe, times as ISO 8601 in UTC, ``None`` where Etlworks does not say.
+    Return a task's result: JSON-safe, times as ISO 8601 in UTC, ``None`` for what Etlworks does not say.
 
     :param execution: the run's last record.
-    :param url: where a person looks at the run.
+    :param url: where a person sees the run.
     """
     record = execution.to_dict()
     return {

@@ -31,7 +31,7 @@ def decide_reattach(
     """
     Say what to do about the run that an earlier try of the same task started.
 
-    :param execution: that run's record; ``None`` where it is gone.
+    :param execution: that run's record; ``None`` if it is gone.
     :param stop_asked: whether we asked Etlworks to stop it: then it counts as ended badly, whatever its status says
         later, since a stopped streaming flow ends as ``success``.
     :param cleared: whether somebody cleared the task since, which asks for a new run.

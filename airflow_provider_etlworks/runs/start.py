@@ -1,9 +1,9 @@
 """
 A run starts exactly once.
 
-A start that certainly did not reach Etlworks is repeated. One that may have is looked for, among the flow's runs that
-are newer than the newest one before the start (the watermark), before anything is sent again. Where it cannot be told
-apart, the start fails and names the candidates.
+Each response to a start is classified. A start that was certainly not processed may be repeated. If a start is in
+doubt, we search the runs newer than the watermark before sending anything again. If that is not conclusive, the start
+fails and names the candidates.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
+    EtlworksConfigError,
     EtlworksError,
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
@@ -22,25 +23,31 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartRefused,
     EtlworksStartUnknown,
 )
-from airflow_provider_etlworks.client.models import Execution, StartStatus
+from airflow_provider_etlworks.client.models import FlowStart, StartStatus
 from airflow_provider_etlworks.client.procedure import Sleep
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
+from airflow_provider_etlworks.runs.reconcile import (
+    RunKey,
+    SentStart,
+    is_candidate,
+    new_token,
+    newest_audit_id,
+    reconcile,
+)
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_provider_etlworks.client.clock import Clock
+    from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Log, Procedure
 
-_FIRST_LOOK_PAUSE = 1.0
-_LONGEST_LOOK_PAUSE = 10.0
-_LOOK_PAGE = 50
+_MOST_IN_DOUBT = 2
 
 
 class OnAlreadyRunning(str, Enum):
-    """What to do where another run of the flow is going."""
+    """What to do if another run of the flow is going."""
 
     FAIL = "fail"
     WAIT = "wait"
@@ -61,23 +68,74 @@ class Started:
     is_ours: bool = True
 
 
+class StartVerdict(Enum):
+    """What the response to a start says about it."""
+
+    ACCEPTED = "a run was started"
+    REFUSED = "nothing was started"
+    BUSY = "nothing was started, since another run is going"
+    IN_DOUBT = "a run may have been started"
+
+
+_VERDICTS: dict[StartStatus | None, tuple[StartVerdict, StartVerdict]] = {
+    # Status: with an audit id, without one.
+    StartStatus.STARTED: (StartVerdict.ACCEPTED, StartVerdict.IN_DOUBT),
+    StartStatus.ALREADY_RUNNING: (StartVerdict.BUSY, StartVerdict.BUSY),
+    StartStatus.CANCELED: (StartVerdict.IN_DOUBT, StartVerdict.REFUSED),
+    StartStatus.NOT_EXECUTED: (StartVerdict.IN_DOUBT, StartVerdict.REFUSED),
+    StartStatus.SUCCEEDED: (StartVerdict.ACCEPTED, StartVerdict.IN_DOUBT),
+    # It ran, and its record says how it ended.
+    StartStatus.FAILED: (StartVerdict.ACCEPTED, StartVerdict.IN_DOUBT),
+    None: (StartVerdict.ACCEPTED, StartVerdict.IN_DOUBT),
+}
+"""What each status of a FlowExecutionResponse means. ``None``: the response has no status."""
+
+_NOT_STARTED = {
+    StartStatus.CANCELED: "it was canceled",
+    StartStatus.NOT_EXECUTED: "it was not executed",
+    StartStatus.FAILED: "it failed at once",
+}
+
+
+def classify(response: FlowStart | EtlworksError, flow_id: int, watermark: int) -> StartVerdict:
+    """
+    Say what the response to a start, or the error instead of one, means for the start.
+
+    :param response: the response, or the error.
+    :param flow_id: the flow that was to be started. A response about another flow is in doubt.
+    :param watermark: the flow's newest audit id before the start. Audit ids only grow, so a response that names an
+        older run as the one it started is in doubt.
+    """
+    if isinstance(response, EtlworksError):
+        return StartVerdict.REFUSED if response.not_processed else StartVerdict.IN_DOUBT
+    if response.status is None and response.status_code is not None:
+        return StartVerdict.IN_DOUBT
+    with_audit_id, without = _VERDICTS[response.status]
+    verdict = without if response.audit_id is None else with_audit_id
+    is_about_another = response.flow_id not in (None, flow_id) or (response.audit_id or watermark + 1) <= watermark
+    return StartVerdict.IN_DOUBT if verdict is StartVerdict.ACCEPTED and is_about_another else verdict
+
+
 @dataclass(frozen=True)
 class RunStarter:
     """
-    A start that is to happen, and all that is needed to do it once.
+    A start of a flow, and all that is needed to do it once.
 
     :ivar flow_id: the flow.
-    :ivar clock: tells the time.
-    :ivar log: is told what happens.
+    :ivar clock: reads the time.
+    :ivar log: receives what happens.
     :ivar parameters: the flow's parameters.
     :ivar options: parameters of the start's URL.
-    :ivar user: whom we log in as, where known: a run of somebody else is not ours.
-    :ivar poll_interval: seconds between two looks at a run that is in the way.
-    :ivar patience: seconds for which Etlworks may be unreachable while a lost start is looked for.
-    :ivar deadline: Unix time until which a run in the way is waited for; ``None`` is for ever.
-    :ivar on_already_running: what to do where another run of the flow is going.
-    :ivar remember: is called with the watermark before each start, and with ``None`` once it is certain that the start
-        did nothing.
+    :ivar user: the login that starts; ``None`` if it is not known (API key).
+    :ivar policy: ``poll_interval`` and ``deadline`` are for a run in the way, ``patience`` also for reconciling.
+    :ivar on_already_running: what to do if another run of the flow is going.
+    :ivar save_intent: is called with the watermark before a start is sent, and with ``None`` once it is certain that
+        nothing was started. It is not called with ``None`` while a start is in doubt.
+    :ivar is_only_starter: whether nobody else starts this flow: after a start in doubt, the only new run is adopted.
+    :ivar run_key_parameter: the flow parameter that gets a unique key, as proof of whose run it is; ``None`` is none.
+    :ivar run_key: the readable part of that key, such as DAG, task, run, map index and try.
+    :ivar token: the random part of that key.
+    :raises EtlworksConfigError: ``parameters`` has a value for ``run_key_parameter``.
     """
 
     flow_id: int
@@ -86,188 +144,193 @@ class RunStarter:
     parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
     user: str | None = None
-    poll_interval: float = DEFAULT_POLL_INTERVAL
-    patience: float = DEFAULT_PATIENCE
-    deadline: float | None = None
+    policy: PollPolicy = field(default_factory=PollPolicy)
     on_already_running: OnAlreadyRunning = OnAlreadyRunning.FAIL
     save_intent: Callable[[int | None], None] = lambda _: None
+    is_only_starter: bool = False
+    run_key_parameter: str | None = None
+    run_key: str = ""
+    token: str = field(default_factory=new_token)
+
+    def __post_init__(self) -> None:
+        """Check that nothing else fills the parameter of the key."""
+        if self.run_key_parameter in self.parameters:
+            raise EtlworksConfigError(
+                f"Parameter {self.run_key_parameter!r} is the connection's run_key_parameter, which each start fills "
+                "itself. Leave it out, or give the connection the name of another parameter."
+            )
+
+    @property
+    def key(self) -> RunKey | None:
+        """The key that every start of this object carries; ``None`` without a ``run_key_parameter``."""
+        return RunKey.unique(self.run_key_parameter, self.run_key, self.token) if self.run_key_parameter else None
 
     def start(self) -> Procedure[Started | None]:
         """
         Start the flow, or do what ``on_already_running`` says.
 
-        :return: the run; ``None`` where another one is going and this start is to be skipped.
+        :return: the run; ``None`` if another one is going and this start is to be skipped.
         :raises EtlworksAlreadyRunning: another run is going, and that is to be an error.
         :raises EtlworksExecutionTimeout: another run was still going at the deadline.
         :raises EtlworksStartRefused: Etlworks started nothing.
-        :raises EtlworksStartUnknown: the start was sent, and no run can be matched to it.
+        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
+        :raises EtlworksError: the start was refused, or is in doubt and would be refused again.
         """
-        hidden_since: float | None = None
+        watermark, in_doubt, hidden_since = 0, 0, None
         while True:
-            watermark = yield from self._newest_audit_id()
-            self.save_intent(watermark)
-            try:
-                return Started((yield from self._once(watermark)))
-            except EtlworksAlreadyRunning as error:
-                self.save_intent(None)
-                other = yield from self._other_run(error)
-                if self.on_already_running is OnAlreadyRunning.SKIP:
-                    self.log.info("%s This start is skipped.", error)
-                    return None
-                if other is None:
-                    # It ended between the two answers, or Etlworks does not show it.
-                    now = self.clock.monotonic()
-                    hidden_since = now if hidden_since is None else hidden_since
-                    self._check_hidden_run(error, now - hidden_since)
-                    yield Sleep(self.poll_interval)
-                    continue
-                hidden_since = None
-                if other.is_stopping or self.on_already_running is OnAlreadyRunning.WAIT:
-                    yield from self._wait_for_end(other)
-                elif self.on_already_running is OnAlreadyRunning.ATTACH:
-                    self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
-                    return Started(other.audit_id, is_ours=False)
-                else:
-                    raise EtlworksAlreadyRunning(
-                        f"Flow {self.flow_id} is already running: run {other.audit_id}"
-                        f"{f' of {other.user}' if other.user else ''} is {other.status}. Etlworks started nothing. "
-                        "Set on_already_running to 'wait', 'attach' or 'skip' if that is no error.",
-                        audit_id=other.audit_id,
-                    ) from error
-            except EtlworksError as error:
-                if error.not_processed:
-                    self.save_intent(None)
-                raise
-
-    def find(self, watermark: int, grace: float = VISIBILITY_GRACE) -> Procedure[int | None]:
-        """
-        Look for the run of a start whose answer was lost.
-
-        :param watermark: the newest audit id before that start.
-        :param grace: seconds for which a run that is not there may still appear.
-        :return: its audit id; ``None`` where no run came of it.
-        :raises EtlworksStartUnknown: there are several candidates, or Etlworks cannot be asked.
-        """
-        began = self.clock.monotonic()
-        pause = _FIRST_LOOK_PAUSE
-        while True:
-            waited = self.clock.monotonic() - began
-            try:
-                newer, hidden = yield from self._newer_runs(watermark)
-            except EtlworksError as error:
-                if not error.retryable or waited > self.patience:
-                    raise EtlworksStartUnknown(
-                        f"Flow {self.flow_id} may or may not have been started: the answer to the start was lost, and "
-                        f"its runs cannot be read ({error}). Look in Etlworks for a run newer than {watermark}."
-                    ) from error
-                self.log.warning("Cannot look for the run yet: %s", error)
-            else:
-                if hidden is not None and waited >= grace:
-                    raise EtlworksStartUnknown(
-                        f"Flow {self.flow_id} may have been started: the answer to the start was lost, and its history "
-                        f"does not tell whether run {hidden.audit_id} came of it. Nothing was sent again.",
-                        candidates=[hidden.audit_id],
-                    )
-                candidates = [run for run in newer if self.is_candidate(run)]
-                if len(newer) == len(candidates) == 1:
-                    self.log.info("Found the run: its audit id is %s.", newer[0].audit_id)
-                    return newer[0].audit_id
-                if candidates:
-                    ids = [run.audit_id for run in newer]
-                    raise EtlworksStartUnknown(
-                        f"Flow {self.flow_id} may have been started: the answer to the start was lost, and it cannot "
-                        f"be told which of the runs {', '.join(map(str, ids))} came of it. Nothing was sent again.",
-                        candidates=ids,
-                    )
-                if waited >= grace:
-                    return None
-            yield Sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)
-
-    def _once(self, watermark: int) -> Procedure[int]:
-        lost: EtlworksError | None = None
-        for _ in range(2):
-            try:
-                answer = yield endpoints.run_flow(self.flow_id, self.parameters, self.options)
-            except EtlworksError as error:
-                if error.not_processed or not error.retryable:
-                    raise
-                lost = error
+            if not in_doubt:
+                watermark = yield from newest_audit_id(self.flow_id)
+                self.save_intent(watermark)
+            response = yield from self._send()
+            verdict = classify(response, self.flow_id, watermark)
+            audit_id = response.audit_id if isinstance(response, FlowStart) else None
+            if verdict is StartVerdict.ACCEPTED and audit_id is not None:
+                return Started(audit_id)
+            if verdict is StartVerdict.IN_DOUBT:
+                in_doubt += 1
                 self.log.warning(
-                    "The answer to the start was lost: %s Looking for the run before anything else.", error
+                    "The start is in doubt: %s Searching for its run before sending again.", _said(response)
                 )
-            else:
-                if answer.status in (StartStatus.CANCELED, StartStatus.NOT_EXECUTED):
-                    raise EtlworksStartRefused(self._not_started(answer.status.value, answer.exception))
-                if answer.status is StartStatus.ALREADY_RUNNING and lost is None:
-                    raise EtlworksAlreadyRunning(f"Flow {self.flow_id} is already running.", audit_id=answer.audit_id)
-                if answer.audit_id is not None and answer.status is not StartStatus.ALREADY_RUNNING:
-                    return int(answer.audit_id)
-                # Either no audit id, or "already running" where that run may be the one of our first, lost start.
-                found = yield from self.find(watermark)
-                if found is not None:
-                    return found
-                if answer.status is StartStatus.ALREADY_RUNNING:
-                    raise EtlworksAlreadyRunning(f"Flow {self.flow_id} is already running.", audit_id=answer.audit_id)
-                if answer.status is StartStatus.FAILED:
-                    raise EtlworksStartRefused(self._not_started(answer.status.value, answer.exception))
-                raise EtlworksStartUnknown(
-                    f"Etlworks accepted the start of flow {self.flow_id}, but gave no audit id, and no run newer than "
-                    f"{watermark} can be found. Nothing was sent again."
-                )
-            found = yield from self.find(watermark)
-            if found is not None:
-                return found
-            self.log.info("No run came of the lost start.")
-        raise EtlworksStartUnknown(
-            f"Flow {self.flow_id} was asked to start twice; both answers were lost, and no run newer than {watermark} "
-            f"appeared. Nothing was sent again. The last fault: {lost}"
-        )
+            if not in_doubt:
+                self.save_intent(None)
+            elif (found := (yield from self.reconcile(watermark, self.key))) is not None:
+                return Started(found)
+            if verdict is StartVerdict.BUSY:
+                other = yield from self._run_in_the_way(audit_id)
+                if not self._waits_for(other):
+                    return self._instead(other)
+                hidden_since = yield from self._wait_for_turn(other, audit_id, hidden_since)
+                # Our own start may have been what was in the way.
+                if in_doubt and (found := (yield from self.reconcile(watermark, self.key, grace=0.0))) is not None:
+                    return Started(found)
+            elif verdict is StartVerdict.REFUSED or in_doubt == _MOST_IN_DOUBT or not _is_worth_repeating(response):
+                raise self._failure(response, watermark, in_doubt)
 
-    def _newest_audit_id(self) -> Procedure[int]:
-        latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
-        if latest is not None:
-            return latest.audit_id
-        # How Etlworks says "it never ran" is not documented, so the history is asked as well.
-        return max((run.audit_id for run in (yield from self._history())), default=0)
+    def reconcile(
+        self, watermark: int, key: RunKey | None, *, grace: float = VISIBILITY_GRACE
+    ) -> Procedure[int | None]:
+        """
+        Find the run of a start in doubt, of this object or of an earlier try of the same task.
 
-    def _newer_runs(self, watermark: int) -> Procedure[tuple[list[Execution], Execution | None]]:
-        """Return the runs above the watermark, and the newest one where the history does not have it (yet)."""
-        newer = [run for run in (yield from self._history()) if run.audit_id > watermark]
-        if newer:
-            return newer, None
-        # That the history begins with the newest run is not documented either.
-        latest: Execution | None = yield endpoints.latest_execution(self.flow_id)
-        return [], latest if latest is not None and latest.audit_id > watermark else None
-
-    def _history(self) -> Procedure[list[Execution]]:
-        try:
-            page = yield endpoints.execution_history(self.flow_id, limit=_LOOK_PAGE).first()
-        except EtlworksNotFound:
-            return []
-        items: list[Execution] = page.items
-        return items
+        :param watermark: the flow's newest audit id before that start.
+        :param key: the key that that start carried: :attr:`key` for this object's own; ``None`` if it carried none, or
+            if it is not known.
+        :param grace: seconds for which a run that Etlworks does not show may still appear; 0 decides after one poll.
+        :return: the run's audit id; ``None`` if no run came of the start.
+        :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
+        """
+        start = SentStart(self.flow_id, watermark, self.user, self.is_only_starter, key)
+        return reconcile(start, clock=self.clock, log=self.log, grace=grace, patience=self.policy.patience)
 
     def is_candidate(self, run: Execution) -> bool:
-        """Whether a run may come of our start: not a schedule's, and not another user's."""
-        by_schedule = run.event_id is not None
-        by_another = self.user is not None and run.user is not None and run.user.lower() != self.user.lower()
-        return not by_schedule and not by_another
+        """Return whether a run shows no sign of another starter."""
+        return is_candidate(run, self.user)
 
-    def _other_run(self, error: EtlworksAlreadyRunning) -> Procedure[Execution | None]:
-        """Return the run that is in the way, if it still is."""
-        if error.audit_id is not None:
-            other: Execution | None = yield endpoints.get_execution(self.flow_id, error.audit_id)
-        else:
-            other = yield endpoints.latest_execution(self.flow_id)
+    def _send(self) -> Procedure[FlowStart | EtlworksError]:
+        key = self.key
+        parameters = {**self.parameters, key.parameter: key.value} if key is not None else self.parameters
+        try:
+            response: FlowStart = yield endpoints.run_flow(self.flow_id, parameters, self.options)
+        except EtlworksError as error:
+            return error
+        return response
+
+    def _failure(self, response: FlowStart | EtlworksError, watermark: int, in_doubt: int) -> EtlworksError:
+        """Return the error of a start that is not sent again."""
+        none_appeared = f"no run newer than {watermark} appeared. Nothing was sent again."
+        if in_doubt:
+            self.log.warning("The start stays in doubt, but %s", none_appeared)
+        if isinstance(response, EtlworksError):
+            if response.not_processed or not response.retryable:
+                return response
+            return EtlworksStartUnknown(
+                f"Flow {self.flow_id} was asked to start twice; both starts are in doubt, and {none_appeared} "
+                f"The last fault: {response}"
+            )
+        if response.status in _NOT_STARTED:
+            reason = f": {response.exception}" if response.exception else ""
+            return EtlworksStartRefused(
+                f"Etlworks did not start flow {self.flow_id}: {_NOT_STARTED[response.status]} "
+                f"(status {response.status_code}){reason}"
+            )
+        accepted = f"Etlworks accepted the start of flow {self.flow_id}, but gave no audit id of a new run"
+        return EtlworksStartUnknown(f"{accepted}, and {none_appeared}")
+
+    # --- Another run is in the way --------------------------------------------------------------------------------
+
+    def _run_in_the_way(self, audit_id: int | None) -> Procedure[Execution | None]:
+        """Return the run that occupies the flow; ``None`` if it has ended since, or if Etlworks does not show it."""
+        try:
+            other: Execution | None = yield (
+                endpoints.latest_execution(self.flow_id)
+                if audit_id is None
+                else endpoints.get_execution(self.flow_id, audit_id)
+            )
+        except EtlworksNotFound:
+            return None
         return other if other is not None and other.occupies_flow else None
+
+    def _waits_for(self, other: Execution | None) -> bool:
+        if self.on_already_running is OnAlreadyRunning.SKIP:
+            return False
+        return other is None or other.is_stopping or self.on_already_running is OnAlreadyRunning.WAIT
+
+    def _instead(self, other: Execution | None) -> Started | None:
+        """Do what ``on_already_running`` says instead of waiting for the other run."""
+        if other is None or self.on_already_running is OnAlreadyRunning.SKIP:
+            self.log.info("Flow %s is already running. This start is skipped.", self.flow_id)
+            return None
+        if self.on_already_running is OnAlreadyRunning.ATTACH:
+            self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
+            return Started(other.audit_id, is_ours=False)
+        raise EtlworksAlreadyRunning(
+            f"Flow {self.flow_id} is already running: run {other.audit_id}"
+            f"{f' of {other.user}' if other.user else ''} is {other.status}. Etlworks started nothing. "
+            "Set on_already_running to 'wait', 'attach' or 'skip' if that is no error.",
+            audit_id=other.audit_id,
+        )
+
+    def _wait_for_turn(
+        self, other: Execution | None, audit_id: int | None, hidden_since: float | None
+    ) -> Procedure[float | None]:
+        """
+        Wait until the flow may be free.
+
+        :param other: the run in the way; ``None`` if Etlworks does not show it.
+        :param audit_id: its audit id, if Etlworks named it.
+        :param hidden_since: since when it does not show it, in seconds of the clock's ``monotonic``.
+        :return: the same for the next time.
+        """
+        if other is not None:
+            yield from self._wait_for_end(other)
+            return None
+        now = self.clock.monotonic()
+        since = now if hidden_since is None else hidden_since
+        if self.on_already_running is not OnAlreadyRunning.WAIT and now - since >= VISIBILITY_GRACE:
+            raise EtlworksAlreadyRunning(
+                f"Etlworks says that flow {self.flow_id} is already running, and shows no run that is going. "
+                "It started nothing.",
+                audit_id=audit_id,
+            )
+        if hidden_since is None:
+            self.log.info(
+                "Flow %s is already running, but Etlworks does not show that run; starting again every %s s.",
+                self.flow_id,
+                self.policy.poll_interval,
+            )
+        if self.policy.deadline is not None and self.clock.time() >= self.policy.deadline:
+            raise EtlworksExecutionTimeout(
+                f"Flow {self.flow_id} was not started before the deadline: Etlworks says that it is already running."
+            )
+        yield Sleep(self.policy.poll_interval)
+        return since
 
     def _wait_for_end(self, other: Execution) -> Procedure[None]:
         state = "is being stopped" if other.is_stopping else f"is {other.status}"
         self.log.info("Run %s of the flow %s; waiting for its end before starting.", other.audit_id, state)
         followed = yield from follow(
             RunRef(self.flow_id, other.audit_id),
-            PollPolicy(self.poll_interval, self.patience, self.deadline),
+            self.policy,
             clock=self.clock,
             log=self.log,
             is_over=lambda run: not run.occupies_flow,
@@ -282,44 +345,13 @@ class RunStarter:
                 f"{followed.detail}"
             )
 
-    def _check_hidden_run(self, error: EtlworksAlreadyRunning, seconds: float) -> None:
-        """Give up on a run that is in the way, but that Etlworks has not shown for some time."""
-        if self.on_already_running is not OnAlreadyRunning.WAIT and seconds >= VISIBILITY_GRACE:
-            raise EtlworksAlreadyRunning(
-                f"Etlworks says that flow {self.flow_id} is already running, and shows no run that is going. "
-                "It started nothing.",
-                audit_id=error.audit_id,
-            ) from error
-        if seconds == 0:
-            self.log.info("%s Etlworks does not show that run; trying again every %s s.", error, self.poll_interval)
-        if self.deadline is not None and self.clock.time() >= self.deadline:
-            raise EtlworksExecutionTimeout(
-                f"Flow {self.flow_id} was not started before the deadline: Etlworks says that it is already running."
-            ) from error
 
-    def _not_started(self, status: int, exception: str | None) -> str:
-        meaning = {2: "it was canceled", 3: "it was not executed", 5: "it failed at once"}[status]
-        reason = f": {exception}" if exception else ""
-        return f"Etlworks did not start flow {self.flow_id}: {meaning} (status {status}){reason}"
+def _is_worth_repeating(response: FlowStart | EtlworksError) -> bool:
+    """Whether a start in doubt, of which no run came, may be sent once more: a fault may pass, an answer stays."""
+    return isinstance(response, EtlworksError) and response.retryable
 
 
-def read_accepted_run(flow_id: int, audit_id: int, *, clock: Clock, log: Log) -> Procedure[Execution | None]:
-    """
-    Read the record of a run that is known to have been accepted.
-
-    :return: the record; ``None`` where it is gone, and not just late.
-    :raises EtlworksError: it cannot be told.
-    """
-    began = clock.monotonic()
-    pause = _FIRST_LOOK_PAUSE
-    while True:
-        try:
-            execution: Execution = yield endpoints.get_execution(flow_id, audit_id)
-        except EtlworksNotFound as error:
-            if clock.monotonic() - began >= VISIBILITY_GRACE:
-                return None
-            log.warning("%s It may only be late; looking again.", error)
-        else:
-            return execution
-        yield Sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_LOOK_PAUSE)
+def _said(response: FlowStart | EtlworksError) -> str:
+    if isinstance(response, EtlworksError):
+        return str(response)
+    return f"Etlworks answered with status {response.status_code} and audit id {response.audit_id}."

@@ -1,4 +1,4 @@
-"""A run is stopped on request, never somebody else's, and a stop that did not work is said, not hidden."""
+"""Stops one run on request. A stop that did not work is reported, not hidden."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Procedure
+    from airflow_provider_etlworks.runs.types import RunRef
 
 T = TypeVar("T")
 
@@ -27,34 +28,36 @@ _PAUSE = 0.5
 @dataclass(frozen=True)
 class StopResult:
     """
-    What came of a request to stop a run.
+    The result of a request to stop a run.
 
-    :ivar accepted: whether Etlworks accepted it. The run may go on for minutes even then.
-    :ivar detail: what to tell a person.
+    :ivar accepted: whether Etlworks accepted the request. The run may go on for minutes even then.
+    :ivar detail: a sentence for a person.
     """
 
     accepted: bool
     detail: str
 
 
-def stop_run(flow_id: int, audit_id: int, stop_path: str) -> Procedure[StopResult]:
+def stop_run(run: RunRef, stop_path: str) -> Procedure[StopResult]:
     """
     Ask Etlworks to stop one run. Raises nothing that Etlworks causes: the result says what happened.
 
-    :param stop_path: where the stop is sent. Without ``{audit_id}`` in it Etlworks stops the flow's newest run, so
-        nothing is sent unless that is the run meant.
+    :param run: the run.
+    :param stop_path: the path of the stop call. Without ``{audit_id}`` in it, Etlworks stops the flow's newest run, so
+        the call is sent only if ``run`` is the newest.
+    :return: whether Etlworks accepted the request, and a sentence for a person.
     """
-    goes_on = f"Run {audit_id} of flow {flow_id} was NOT stopped and goes on"
+    goes_on = f"R{str(run)[1:]} was NOT stopped and goes on"
     try:
         if "{audit_id}" not in stop_path:
-            newest: Execution | None = yield from _send_twice(endpoints.latest_execution(flow_id))
-            if newest is None or newest.audit_id != audit_id:
+            newest: Execution | None = yield from _send_twice(endpoints.latest_execution(run.flow_id))
+            if newest is None or newest.audit_id != run.audit_id:
                 return StopResult(
                     accepted=False,
-                    detail=f"{goes_on}: the connection's stop_path {stop_path!r} names no {{audit_id}}, so it would "
+                    detail=f"{goes_on}: the connection's stop_path {stop_path!r} has no {{audit_id}}, so it would "
                     f"stop the newest run, which is {newest.audit_id if newest else 'not known'}.",
                 )
-        yield from _send_twice(endpoints.stop_flow(flow_id, audit_id, stop_path))
+        yield from _send_twice(endpoints.stop_flow(run.flow_id, run.audit_id, stop_path))
     except EtlworksForbidden as error:
         return StopResult(False, f"{goes_on}: the user's role may not stop runs (it takes Editor). {error}")
     except (EtlworksNotFound, EtlworksBadRequest) as error:
@@ -64,16 +67,12 @@ def stop_run(flow_id: int, audit_id: int, stop_path: str) -> Procedure[StopResul
             f"stop_path in the connection's extra to the one your server has (now {stop_path!r}). {error}",
         )
     except EtlworksError as error:
-        return StopResult(
-            False, f"Not certain whether run {audit_id} of flow {flow_id} was stopped; it may go on. {error}"
-        )
-    return StopResult(
-        True, f"Etlworks accepted the stop of run {audit_id} of flow {flow_id}. It may take some minutes."
-    )
+        return StopResult(False, f"Not certain whether {run} was stopped; it may go on. {error}")
+    return StopResult(True, f"Etlworks accepted the stop of {run}. It may take some minutes.")
 
 
 def _send_twice(call: Call[T]) -> Procedure[T]:
-    """Send a call, and once more after a passing fault. Whoever stops a run has little time."""
+    """Send a call, and once more after a retryable fault. A killed task has little time for more."""
     try:
         value: T = yield SendOnce(call)
     except EtlworksError as error:

@@ -1,4 +1,4 @@
-"""The values that everything about a run is asked with."""
+"""The values that identify a run, and say how it is polled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunRef:
     """
     One run of one flow.
@@ -24,7 +24,7 @@ class RunRef:
         return f"run {self.audit_id} of flow {self.flow_id}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PollPolicy:
     """
     How often a run is polled, and when polling gives up.

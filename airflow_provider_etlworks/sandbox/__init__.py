@@ -1,7 +1,7 @@
 """
-A local Etlworks that speaks the documented API, for demos and for tests of DAGs.
+A local server that implements the documented Etlworks API, for demos and for tests of DAGs.
 
-``with Sandbox() as sandbox:`` starts one in this process; ``etlworks-sandbox serve`` starts one by itself.
+``with Sandbox() as sandbox:`` starts one in this process; ``etlworks-sandbox serve`` starts a separate process.
 """
 
 from airflow_provider_etlworks.sandbox.faults import (

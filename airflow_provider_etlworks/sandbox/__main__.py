@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run the command.
 
     :param arguments: Its arguments; default those of the process.
-    :return: The exit code: 0 when it did its work or was interrupted, 1 when it could not.
+    :return: The exit code: 0 on success and after an interruption, 1 on failure.
     """
     options = _parser().parse_args(arguments)
     if options.command == "serve":
         return serve(options.host, options.port, options.flows)
-    # The demo starts an Airflow; the server needs nothing of what the demo imports.
+    # The server must not need the packages that the demo imports, such as Airflow.
     name = "promotion" if options.promotion else "examples"
     demo = importlib.import_module(f"airflow_provider_etlworks.sandbox.demo.{name}")
     code: int = demo.main(keep=options.keep)
@@ -97,10 +97,10 @@ def _greeting(sandbox: Sandbox, host: str) -> str:
         "For Airflow:",
         f"  export AIRFLOW_CONN_ETLWORKS_DEFAULT={shlex.quote(sandbox.airflow_connection)}",
         "",
-        "Ctrl-C stops it. Nothing is kept.",
+        "Ctrl-C stops it. Nothing is stored.",
     ]
     if host not in LOOPBACK:
-        lines.insert(1, f"It listens on {host}: everybody who reaches this machine can use it, its key is public.")
+        lines.insert(1, f"It listens on {host}: everybody who can reach this machine can use it (the key is public).")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The documented REST API, as functions from a request to an answer. Knows nothing of sockets."""
+"""The documented REST API, as functions from a request to an answer. It uses no sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_etlworks.sandbox.messages import (
     Request,
     json_type,
     milliseconds,
-    number,
+    parse_number,
     required,
 )
 from airflow_provider_etlworks.sandbox.organization import Organization, connection_body
@@ -44,8 +44,8 @@ class Settings:
     How this Etlworks differs from others.
 
     :param administrator: Whether the sandbox's user is an administrator and super admin.
-    :param issue_path_only: Whether there is only the older path to log in.
-    :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
+    :param issue_path_only: Whether only the older log-in path exists.
+    :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
     """
 
     administrator: bool = True
@@ -55,7 +55,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path. ``public`` needs no token, ``administrator`` that role."""
+    """One method of one path. A ``public`` route needs no token; ``administrator`` requires that role."""
 
     method: str
     path: re.Pattern[str]
@@ -82,7 +82,7 @@ def route(method: str, *paths: str, administrator: bool = False, public: bool = 
 def _compiled(path: str) -> re.Pattern[str]:
     pattern = re.sub(r"\{(\w+)\*\}", r"(?P<\1>.+)", path)
     pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
-    # The older API's examples write its paths with and without a slash at the end.
+    # The examples of the older API have paths with and without a slash at the end.
     return re.compile(pattern if path.startswith("/rest/") else pattern.rstrip("/") + "/?")
 
 
@@ -90,9 +90,9 @@ class Api:
     """
     Answers requests.
 
-    :param organization: What it answers from.
-    :param tokens: Who may ask.
-    :param limit: How often.
+    :param organization: The state behind the answers.
+    :param tokens: Issues and checks tokens.
+    :param limit: The rate limit.
     :param settings: How this Etlworks differs from others.
     """
 
@@ -103,7 +103,7 @@ class Api:
         self._limit = limit
 
     def answer(self, request: Request) -> Outcome:
-        """Carry out one request."""
+        """Process one request."""
         try:
             if request.path.startswith(API_ROOTS):
                 self._limit.admit()
@@ -113,13 +113,13 @@ class Api:
             return Answer.error(error, request.path)
 
     def identify(self, request: Request) -> Identity:
-        """Find out who is asking, and note it on the request; 401 where it cannot be told."""
+        """Identify the user, and record user and tenant on the request; 401 without valid credentials."""
         identity = self.tokens.identify(request.headers.get("Authorization", ""))
         request.user, request.tenant = identity.user, identity.tenant
         return identity
 
     def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
-        """Find the handler, and let pass only who may call it; what a stranger may not call, he may not discover."""
+        """Find the handler and check permission. Without a token, unknown paths answer 401, as known ones do."""
         matches = [(known, match) for known in ROUTES if (match := known.path.fullmatch(request.path))]
         found = next(((known, match) for known, match in matches if known.method == request.method), None)
         if request.path.startswith(API_ROOTS) and not (found and found[0].public):
@@ -146,7 +146,7 @@ def log_in(api: Api, request: Request) -> Answer:
 
 
 @route("POST", "/rest/v1/token-auth/issue", public=True)
-def log_in_the_older_way(api: Api, request: Request) -> Answer:
+def log_in_legacy(api: Api, request: Request) -> Answer:
     """Exchange login and password for a token, on the older path."""
     return _token(api, request)
 
@@ -154,7 +154,7 @@ def log_in_the_older_way(api: Api, request: Request) -> Answer:
 def _token(api: Api, request: Request) -> Answer:
     body = request.json_object()
     token = api.tokens.log_in(required(body, "login", str), required(body, "password", str))
-    api.organization.note("login", "user", None, body["login"])
+    api.organization.record_event("login", "user", None, body["login"])
     return Answer.json({"token": token})
 
 
@@ -166,7 +166,7 @@ def refresh_token(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/token-auth/tenants/{tenant_id}", administrator=True)
 def switch_tenant(api: Api, request: Request, tenant_id: str) -> Answer:
-    """Give a token with that tenant in context."""
+    """Return a token for that tenant."""
     identity = replace(api.identify(request), tenant=tenant_id, by_key=False)
     return Answer.json({"token": api.tokens.issue(identity)})
 
@@ -176,12 +176,12 @@ def switch_tenant(api: Api, request: Request, tenant_id: str) -> Answer:
 
 @route("GET", "/rest/v1/flows")
 def list_flows(api: Api, request: Request) -> Answer:
-    """List all flows; this list has no pages."""
+    """List all flows. This list is not paged."""
     return Answer.json(filtered(api.organization.summaries(), request))
 
 
 @route("GET", "/rest/v1/flows/export")
-def export_the_older_way(api: Api, request: Request) -> Answer:
+def export_flows_legacy(api: Api, request: Request) -> Answer:
     """Export flows as text."""
     wanted = request.text("flows")
     if not wanted:
@@ -189,54 +189,56 @@ def export_the_older_way(api: Api, request: Request) -> Answer:
     if wanted == "all":
         flow_ids = list(api.organization.plans())
     else:
-        flow_ids = [number(flow_id, "flows") for flow_id in wanted.split(",")]
+        flow_ids = [parse_number(flow_id, "flows") for flow_id in wanted.split(",")]
     dump = export_import.dump(export_import.export(api.organization, flow_ids, include_connections=True))
     return Answer.text(dump)
 
 
 @route("POST", "/rest/v1/flows/import/preview")
-def preview_the_older_way(api: Api, request: Request) -> Answer:
-    """Say what importing such a text would touch."""
-    bundle = export_import.undump(required(request.json_object(), "dump", str))
+def preview_import_legacy(api: Api, request: Request) -> Answer:
+    """Report what importing such a text would change."""
+    bundle = export_import.load_dump(required(request.json_object(), "dump", str))
     return Answer.json(export_import.preview(api.organization, bundle))
 
 
 @route("POST", "/rest/v1/flows/import")
-def import_the_older_way(api: Api, request: Request) -> Answer:
+def import_bundle_legacy(api: Api, request: Request) -> Answer:
     """Import such a text."""
-    bundle = export_import.undump(required(request.json_object(), "dump", str))
+    bundle = export_import.load_dump(required(request.json_object(), "dump", str))
     return Answer.json(export_import.apply(api.organization, bundle, request.user))
 
 
 @route("GET", "/rest/v1/flows/{flow_id}")
 def read_flow(api: Api, request: Request, flow_id: str) -> Answer:
-    """Give the whole flow."""
-    return Answer.json(api.organization.document(number(flow_id, "flowId")))
+    """Return the whole flow."""
+    return Answer.json(api.organization.document(parse_number(flow_id, "flowId")))
 
 
 @route("PUT", "/rest/v1/flows/{flow_id}")
 def replace_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Replace the whole flow."""
-    return Answer.json(api.organization.replace_flow(number(flow_id, "flowId"), request.json_object(), request.user))
+    return Answer.json(
+        api.organization.replace_flow(parse_number(flow_id, "flowId"), request.json_object(), request.user)
+    )
 
 
 @route("POST", "/rest/v1/flows/{flow_id}/run")
 def run_flow(api: Api, request: Request, flow_id: str) -> Answer:
     """Start a run by the flow's id."""
-    flow = api.organization.flow(number(flow_id, "flowId"))
+    flow = api.organization.flow(parse_number(flow_id, "flowId"))
     return _start(api, flow.id, run_parameters(request.json_object()), request.user)
 
 
 @route("POST", "/rest/v1/flows/flow-name/{name}/run")
 def run_flow_by_name(api: Api, request: Request, name: str) -> Answer:
     """Start a run by the flow's name."""
-    return _start(api, api.organization.flow_named(name).id, _query_parameters(request), request.user)
+    return _start(api, api.organization.flow_by_name(name).id, _query_parameters(request), request.user)
 
 
 @route("POST", "/plugins/flows/rest/v1/flows/flow-name/{name}/run")
 def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
-    """Run a flow by its name and answer at the run's end, as the older API does."""
-    flow = api.organization.flow_named(name)
+    """Run a flow by its name, and answer when the run ends, as the older API does."""
+    flow = api.organization.flow_by_name(name)
     run = api.organization.start_run(flow, request.user, _query_parameters(request))
     if run is None:
         return Answer.json({"status": LEGACY_ERROR, "exception": f"Flow '{name}' is already running"})
@@ -254,9 +256,9 @@ def run_flow_and_wait(api: Api, request: Request, name: str) -> Outcome:
 
 @route("POST", "/rest/v1/flows/{flow_id}/stop")
 def stop_flow(api: Api, request: Request, flow_id: str) -> Answer:
-    """Ask a run to stop: the one named, else the newest."""
+    """Ask a run to stop: the one with the audit id, else the newest."""
     organization = api.organization
-    flow = organization.flow(number(flow_id, "flowId"))
+    flow = organization.flow(parse_number(flow_id, "flowId"))
     run = organization.run_to_stop(flow.id, request.integer("auditId"))
     outcome = CANCELED if organization.stop_run(run, request.user) else NOT_RUNNING
     return Answer.json({"flowId": flow.id, "auditId": run.audit_id, "status": outcome})
@@ -292,7 +294,7 @@ def _start(api: Api, flow_id: int, parameters: Mapping[str, str], user: str) -> 
 
 @route("GET", "/rest/v1/executions/console/download")
 def download_log(api: Api, request: Request) -> Answer:
-    """Give a run's log as an attachment."""
+    """Return a run's log as an attachment."""
     flow_id, audit_id = request.integer("flowId"), request.integer("auditId")
     if flow_id is None or audit_id is None:
         raise ApiError(400, "Parameters 'flowId' and 'auditId' are required")
@@ -304,13 +306,13 @@ def download_log(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/executions/{flow_id}")
 def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
-    """Give one run's record: by audit id, by message, or the newest."""
-    organization, number_of_flow = api.organization, number(flow_id, "flowId")
+    """Return one run's record: by audit id, by message, or the newest."""
+    organization, number_of_flow = api.organization, parse_number(flow_id, "flowId")
     audit_id, message_id = request.integer("auditId"), request.text("messageId")
     if audit_id is not None:
         run = organization.run(number_of_flow, audit_id)
     elif message_id is not None:
-        run = organization.run_of_message(number_of_flow, message_id)
+        run = organization.run_by_message(number_of_flow, message_id)
     else:
         run = organization.newest_run(number_of_flow, request.text("status"))
     return Answer.json(run.record(organization.clock()))
@@ -319,8 +321,8 @@ def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
 @route("GET", "/rest/v1/executions/{flow_id}/history")
 def read_history(api: Api, request: Request, flow_id: str) -> Answer:
     """List a flow's runs, newest first."""
-    flow = api.organization.flow(number(flow_id, "flowId"))
-    since, now = request.moment("since"), api.organization.clock()
+    flow = api.organization.flow(parse_number(flow_id, "flowId"))
+    since, now = request.timestamp("since"), api.organization.clock()
     runs = [run for run in api.organization.runs.newest_first(flow.id) if since is None or run.accepted > since]
     return paged(runs, request, lambda run: run.record(now))
 
@@ -339,7 +341,7 @@ def report_day(api: Api, request: Request) -> Answer:
                 "flowId": flow_id,
                 "name": runs[-1].flow.name,
                 "icon": "flow",
-                "executions": [run.reported(now) for run in runs],
+                "executions": [run.report_entry(now) for run in runs],
             }
             for flow_id, runs in by_flow.items()
         ]
@@ -348,7 +350,7 @@ def report_day(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/metrics/executions/summary", administrator=True)
 def summarize_executions(api: Api, request: Request) -> Answer:
-    """Count the runs of the last hours that have ended, and their durations."""
+    """Count the runs of the last hours that have ended, and summarize their durations."""
     now = api.organization.clock()
     hours = request.integer("windowHours")
     begin = now - (24 if hours is None else hours) * 3600
@@ -369,7 +371,7 @@ def summarize_executions(api: Api, request: Request) -> Answer:
 @route("GET", "/etl/rest/v1/tasks/{audit_id}", administrator=True)
 def list_tasks(api: Api, request: Request, audit_id: str) -> Answer:
     """List the steps inside a run."""
-    run = api.organization.runs.find(number(audit_id, "auditId"))
+    run = api.organization.runs.find(parse_number(audit_id, "auditId"))
     if run is None:
         raise ApiError(404, f"No execution {audit_id}")
     kind = request.text("type")
@@ -397,8 +399,8 @@ def export_flows(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/io/import/preview")
 def preview_import(api: Api, request: Request) -> Answer:
-    """Say what importing a bundle would touch, and how."""
-    return Answer.json(export_import.preview_with_actions(api.organization, request.json_object()))
+    """Report what importing a bundle would change."""
+    return Answer.json(export_import.preview(api.organization, request.json_object()))
 
 
 @route("POST", "/rest/v1/io/import")
@@ -418,7 +420,7 @@ def create_connection(api: Api, request: Request) -> Answer:
 
 @route("POST", "/rest/v1/connections/test")
 def test_connection(api: Api, request: Request) -> Answer:
-    """Test a connection that is not saved; a host that ends with ``.invalid`` cannot be reached."""
+    """Test a connection without saving it. A host that ends with ``.invalid`` cannot be reached."""
     connection = connection_body(request.json_object())
     unreachable = [value for value in connection["properties"].values() if str(value).endswith(".invalid")]
     if unreachable:
@@ -428,8 +430,8 @@ def test_connection(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/connections/{connection_id}")
 def read_connection(api: Api, request: Request, connection_id: str) -> Answer:
-    """Give one connection."""
-    return Answer.json(api.organization.connection(number(connection_id, "connectionId")))
+    """Return one connection."""
+    return Answer.json(api.organization.connection(parse_number(connection_id, "connectionId")))
 
 
 @route("POST", "/rest/v1/schedules")
@@ -449,25 +451,25 @@ def list_schedules(api: Api, request: Request) -> Answer:
 @route("PUT", "/rest/v1/schedules/{schedule_id}/enable")
 def enable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
     """Resume a schedule."""
-    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), True, request.user))
+    return Answer.json(api.organization.enable_schedule(parse_number(schedule_id, "scheduleId"), True, request.user))
 
 
 @route("PUT", "/rest/v1/schedules/{schedule_id}/disable")
 def disable_schedule(api: Api, request: Request, schedule_id: str) -> Answer:
     """Pause a schedule."""
-    return Answer.json(api.organization.enable_schedule(number(schedule_id, "scheduleId"), False, request.user))
+    return Answer.json(api.organization.enable_schedule(parse_number(schedule_id, "scheduleId"), False, request.user))
 
 
 @route("POST", "/rest/v1/webhooks", administrator=True)
 def create_webhook(api: Api, request: Request) -> Answer:
-    """Create a webhook; nothing is ever delivered."""
+    """Create a webhook. It never delivers anything."""
     return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
 
 
 @route("GET", "/rest/v1/audit", administrator=True)
 def read_audit(api: Api, request: Request) -> Answer:
-    """List what happened, newest first."""
-    kind, since = request.text("resourceType"), milliseconds(request.moment("since"))
+    """List the audit events, newest first."""
+    kind, since = request.text("resourceType"), milliseconds(request.timestamp("since"))
     events = [
         event
         for event in api.organization.audit
@@ -477,7 +479,7 @@ def read_audit(api: Api, request: Request) -> Answer:
 
 
 @route("GET", "/plugins/audit/rest/v1/audit", administrator=True)
-def read_audit_the_older_way(api: Api, request: Request) -> Answer:
+def read_audit_legacy(api: Api, request: Request) -> Answer:
     """List the last events."""
     return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
 
@@ -489,7 +491,7 @@ def receive_message(api: Api, request: Request, path: str) -> Answer:
     return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
 
 
-# The pages people look at
+# Pages for people
 
 
 @route("GET", "/", public=True)
@@ -501,15 +503,15 @@ def show_flows(api: Api, request: Request) -> Answer:
 @route("GET", "/ui/flows/{flow_id}/runs/{audit_id}", public=True)
 def show_run(api: Api, request: Request, flow_id: str, audit_id: str) -> Answer:
     """Show the page of one run."""
-    return pages.run(api.organization, number(flow_id, "flowId"), number(audit_id, "auditId"))
+    return pages.run(api.organization, parse_number(flow_id, "flowId"), parse_number(audit_id, "auditId"))
 
 
 # Lists
 
 
 def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mapping[str, Any]]:
-    """Apply the filters most lists have: ``q``, ``tag``, ``since`` and ``sort``."""
-    part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.moment("since"))
+    """Apply the filters of most lists: ``q``, ``tag``, ``since`` and ``sort``."""
+    part, tags, since = request.text("q"), set(request.query.get("tag", ())), milliseconds(request.timestamp("since"))
     found = [
         item
         for item in items
@@ -527,6 +529,6 @@ def filtered(items: Iterable[Mapping[str, Any]], request: Request) -> list[Mappi
 
 
 def paged(items: list[Any], request: Request, written: Callable[[Any], Any] = lambda item: item) -> Answer:
-    """Answer with the part of a list that ``limit`` and ``offset`` ask for, and the length of the whole."""
+    """Return the page that ``limit`` and ``offset`` select, and the length of the whole list."""
     part = [written(item) for item in items[request.page()]]
     return Answer.json(part, headers={"X-Total-Count": str(len(items))})

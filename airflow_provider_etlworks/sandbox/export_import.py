@@ -1,4 +1,4 @@
-"""Export and import: flows as a JSON bundle that says the same thing in the same bytes every time."""
+"""Export and import of flows as a JSON bundle. Equal content gives equal bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.sandbox.flows import SandboxFlow, behaviour, flow_from_mapping
-from airflow_provider_etlworks.sandbox.messages import ApiError, optional, required, texts
+from airflow_provider_etlworks.sandbox.messages import ApiError, optional, required, string_list
 from airflow_provider_etlworks.sandbox.organization import Organization, connection_body, references
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = "etlworks-sandbox-bundle/1"
 
-# How the flow's runs go travels with it, so that an imported flow can be run.
+# The bundle contains the behaviour of the runs, so that an imported flow can run.
 BEHAVIOUR = "sandbox"
 _DETAILS = ("properties", "transformations", "mappings", "nestedFlows")
 _FLOW_FIELDS = ("id", "name", "description", "flowType", "tags", *_DETAILS)
@@ -28,7 +28,7 @@ _Connection = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 def export(organization: Organization, flow_ids: list[int], include_connections: bool) -> dict[str, Any]:
-    """Return a bundle with these flows; 404 where one does not exist."""
+    """Return a bundle with these flows; 404 if one does not exist."""
     documents = [organization.document(flow_id) for flow_id in sorted(set(flow_ids))]
     used = {entry["id"] for document in documents for entry in document["connections"]}
     connections = [organization.connection(connection_id) for connection_id in sorted(used)]
@@ -47,17 +47,17 @@ def export(organization: Organization, flow_ids: list[int], include_connections:
 
 
 def encode(bundle: Mapping[str, Any]) -> bytes:
-    """Write a bundle: the same bundle gives the same bytes."""
+    """Encode a bundle; equal bundles give equal bytes."""
     return json.dumps(bundle, sort_keys=True, indent=1).encode()
 
 
 def dump(bundle: Mapping[str, Any]) -> str:
-    """Write a bundle as the older API does: as text nobody can read."""
+    """Encode a bundle as the older API does: as Base64 text."""
     return base64.b64encode(encode(bundle)).decode()
 
 
-def undump(text: str) -> dict[str, Any]:
-    """Read what ``dump`` wrote; 400 for anything else."""
+def load_dump(text: str) -> dict[str, Any]:
+    """Decode the result of ``dump``; 400 for anything else."""
     try:
         bundle = json.loads(base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
@@ -67,11 +67,11 @@ def undump(text: str) -> dict[str, Any]:
 
 def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Say what an import would touch, by the ids it has in the bundle, in the shape of the older preview.
+    Report what an import would change, by the ids in the bundle, in the only documented shape: the older preview's.
 
-    An import that would be refused is refused here already. Nothing is changed.
+    A bundle that the import would refuse is refused here too. Nothing is changed.
     """
-    flows, connections = _arrivals(organization, bundle)
+    flows, connections = _checked_items(organization, bundle)
     return {
         "graph": {str(entry["id"]): list(plan.connections) for entry, plan in flows},
         "flows": {
@@ -93,49 +93,29 @@ def preview(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def preview_with_actions(organization: Organization, bundle: Mapping[str, Any]) -> dict[str, Any]:
-    """Say the same as ``preview``, and what happens to each: the newer preview's shape, which nobody documents."""
-    told = preview(organization, bundle)
-    flows, connections = _arrivals(organization, bundle)
-    known = organization.plans()
-    for entry, plan in flows:
-        told["flows"][str(entry["id"])]["action"] = _action(plan.id in known)
-    for entry, existing in connections:
-        told["connections"][str(entry["id"])]["action"] = _action(existing is not None)
-    brought = {entry["name"] for entry, _ in connections}
-    for name in sorted({name for _, plan in flows for name in plan.connections} - brought):
-        exists = organization.connection_with(name) is not None
-        told["connections"][name] = {"name": name, "action": "keep" if exists else "missing"}
-    return told
-
-
-def _action(exists: bool) -> str:
-    return "replace" if exists else "create"
-
-
 def apply(organization: Organization, bundle: Mapping[str, Any], user: str) -> dict[str, Any]:
     """
-    Import a bundle. A flow or connection with the same name and type is replaced and keeps its id, any other is new.
+    Import a bundle. A flow or connection of the same name and type is replaced and keeps its id; others get a new id.
 
     Everything is checked before anything is changed.
     """
-    flows, connections = _arrivals(organization, bundle)
+    flows, connections = _checked_items(organization, bundle)
     known = organization.plans()
-    told: dict[str, Any] = {"success": True, "flows": [], "connections": []}
+    result: dict[str, Any] = {"success": True, "flows": [], "connections": []}
     for entry, existing in connections:
         if existing is not None:
             organization.replace_connection(existing, entry, user)
         connection = existing or organization.create_connection(entry, user)
-        told["connections"].append(_told(connection["id"], connection["name"], existing is not None))
+        result["connections"].append(_result(connection["id"], connection["name"], existing is not None))
     for entry, plan in flows:
-        used = references(organization.connection_with(name) for name in plan.connections)
+        used = references(organization.connection_by_name(name) for name in plan.connections)
         organization.put_flow(plan, {**_only(entry, _DETAILS), "connections": used}, user)
-        told["flows"].append(_told(plan.id, plan.name, plan.id in known))
-    return told
+        result["flows"].append(_result(plan.id, plan.name, plan.id in known))
+    return result
 
 
-def _arrivals(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
-    """Check a bundle, and return its flows as they are to be here, and its connections with those they replace."""
+def _checked_items(organization: Organization, bundle: Mapping[str, Any]) -> tuple[list[_Flow], list[_Connection]]:
+    """Check a bundle. Return its flows with their ids here, and its connections with those that they replace."""
     _checked(bundle)
     connections: list[_Connection] = []
     for entry in bundle["connections"]:
@@ -152,7 +132,7 @@ def _arrivals(organization: Organization, bundle: Mapping[str, Any]) -> tuple[li
         flows.append((entry, replace(plan, id=existing.id if existing else next_id)))
         next_id += existing is None
     try:
-        organization.check_arrivals([plan for _, plan in flows])
+        organization.check_unique([plan for _, plan in flows])
     except ValueError as error:
         raise ApiError(409, str(error)) from None
     return flows, connections
@@ -166,13 +146,13 @@ def _plan(entry: Mapping[str, Any]) -> SandboxFlow:
                 "name": required(entry, "name", str),
                 "description": optional(entry, "description", str, ""),
                 "flow_type": optional(entry, "flowType", str, ""),
-                "tags": texts(entry, "tags"),
-                "connections": texts(entry, "connections"),
+                "tags": string_list(entry, "tags"),
+                "connections": string_list(entry, "connections"),
                 **optional(entry, BEHAVIOUR, dict, {}),
             }
         )
     except ValueError as error:
-        raise ApiError(400, f"The bundle has a flow that cannot be used: {error}") from None
+        raise ApiError(400, f"The bundle has an invalid flow: {error}") from None
 
 
 def _checked(bundle: object) -> dict[str, Any]:
@@ -189,5 +169,5 @@ def _only(entry: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: entry[name] for name in names if name in entry}
 
 
-def _told(identifier: int, name: str, replaced: bool) -> dict[str, Any]:
+def _result(identifier: int, name: str, replaced: bool) -> dict[str, Any]:
     return {"id": identifier, "name": name, "action": "replaced" if replaced else "created"}

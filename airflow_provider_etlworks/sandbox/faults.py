@@ -1,4 +1,4 @@
-"""Faults: what can go wrong between a client and the server, armed per method and path."""
+"""Faults between a client and the server, armed per method and path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HTML_ERROR = b"<html><head><title>Bad gateway</title></head><body>The proxy has 
 
 
 class Carried(Enum):
-    """When the server carries the request out."""
+    """When the server processes the request."""
 
     NOT_AT_ALL = "not at all"
     BEFORE_DELAY = "before the delay"
@@ -24,7 +24,7 @@ class Carried(Enum):
 
 
 class Reply(Enum):
-    """What the client gets."""
+    """What the client receives."""
 
     AS_USUAL = "as usual"
     REPLACED = "replaced"
@@ -35,13 +35,13 @@ class Reply(Enum):
 @dataclass(frozen=True)
 class Fault:
     """
-    One thing that goes wrong. The functions of this module make them.
+    One fault. The functions of this module create them.
 
-    :param carried: Whether and when the request is carried out.
-    :param reply: What the client gets.
-    :param answer: The answer that replaces the usual one; ``path`` in an error body is the request's.
+    :param carried: Whether and when the request is processed.
+    :param reply: What the client receives.
+    :param answer: The answer that replaces the usual one.
     :param error: The error whose documented body replaces the usual answer.
-    :param delay: Seconds until the client gets it.
+    :param delay: Seconds until the client receives it.
     """
 
     carried: Carried
@@ -59,11 +59,11 @@ def status(
     code: int, *, headers: Mapping[str, str] | None = None, body: bytes | str | None = None, delay: float = 0.0
 ) -> Fault:
     """
-    Answer with an HTTP status, without carrying the request out.
+    Answer with an HTTP status, without processing the request.
 
     :param code: The status, such as 503.
     :param headers: Headers of the answer, such as ``{"Retry-After": "30"}``.
-    :param body: The body; default the documented error body. Its content type is HTML unless a header says otherwise.
+    :param body: The body; default the documented error body. Its content type is HTML unless ``headers`` has another.
     :param delay: Seconds to wait before the answer. Default 0.
     """
     if body is None:
@@ -77,11 +77,11 @@ def status(
 
 def delay(seconds: float, *, carried_out_last: bool = False) -> Fault:
     """
-    Answer as usual, but late. Other requests do not wait.
+    Answer as usual, but late. Other requests are not delayed.
 
-    :param seconds: How late.
-    :param carried_out_last: False: the request is carried out at once, and only the answer is late. True: it waits
-        first, and is carried out even if the client has gone by then. Default False.
+    :param seconds: The delay.
+    :param carried_out_last: False: the request is processed at once, and only the answer is late. True: the request is
+        processed after the delay, even if the client has disconnected by then. Default False.
     """
     carried = Carried.AFTER_DELAY if carried_out_last else Carried.BEFORE_DELAY
     return Fault(carried, Reply.AS_USUAL, delay=seconds)
@@ -91,17 +91,18 @@ def hang_up(*, carried_out: bool = True, delay: float = 0.0) -> Fault:
     """
     Drop the connection without an answer.
 
-    :param carried_out: Whether the request is carried out before. Default True.
-    :param delay: Seconds between the two: longer than the client's time-out, and it sees a time-out. Default 0.
+    :param carried_out: Whether the request is processed before. Default True.
+    :param delay: Seconds until the connection is dropped. If the client's time-out is shorter, it sees a time-out.
+        Default 0.
     """
     return Fault(Carried.BEFORE_DELAY if carried_out else Carried.NOT_AT_ALL, Reply.HANG_UP, delay=delay)
 
 
 def broken_body(body: bytes | str = HTML_ERROR, *, content_type: str = "text/html", code: int = 200) -> Fault:
     """
-    Carry the request out, then answer with something else.
+    Process the request, then send another answer.
 
-    :param body: What is sent: an HTML page by default; or half a JSON document, or nothing.
+    :param body: The body, such as half a JSON document or nothing. Default an HTML page.
     :param content_type: Its content type.
     :param code: The HTTP status. Default 200.
     """
@@ -109,13 +110,13 @@ def broken_body(body: bytes | str = HTML_ERROR, *, content_type: str = "text/htm
 
 
 def truncated() -> Fault:
-    """Carry the request out, announce the whole answer, send half of it and drop the connection."""
+    """Process the request, announce the whole answer, send half of it and drop the connection."""
     return Fault(Carried.BEFORE_DELAY, Reply.TRUNCATED)
 
 
 def redirect(url: str, code: int = 302) -> Fault:
     """
-    Redirect to a URL, without carrying the request out.
+    Redirect to a URL, without processing the request.
 
     :param url: The ``Location``.
     :param code: The HTTP status. Default 302.
@@ -133,7 +134,7 @@ class _Armed:
 
 
 class Faults:
-    """The faults that are armed, in the order of arming."""
+    """The armed faults, in the order of arming."""
 
     def __init__(self) -> None:
         self._armed: list[_Armed] = []
@@ -142,7 +143,7 @@ class Faults:
         """
         Arm a fault. See ``Sandbox.fault`` for the parameters.
 
-        :raises ValueError: no request can match, or the numbers make no sense.
+        :raises ValueError: no request can match, or a number is invalid.
         """
         if not path.startswith(("/", "*")):
             raise ValueError(f"path: expected a path from the root, such as '/rest/v1/flows', got {path!r}")
@@ -152,11 +153,11 @@ class Faults:
         self._armed.append(_Armed(method.upper(), pattern, fault, times, after))
 
     def clear(self) -> None:
-        """Disarm all."""
+        """Disarm all faults."""
         self._armed.clear()
 
     def take(self, method: str, path: str) -> Fault | None:
-        """Return the fault for a request, and count it."""
+        """Return the fault that applies to a request, and count the request."""
         for armed in self._armed:
             if armed.method not in {method, "*"} or not armed.path.fullmatch(path):
                 continue

@@ -1,4 +1,4 @@
-"""The flows of a sandbox: what each is called, and how its runs go."""
+"""The flows of a sandbox: their fields, and the behaviour of their runs."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _DOCUMENTED = ("id", "name", "description", "flow_type", "tags", "connections", 
 @dataclass(frozen=True)
 class SandboxFlow:
     """
-    A flow, and the way its runs go. Every run of it goes the same way.
+    A flow and the behaviour of its runs, which is the same for every run.
 
     :param id: The flow's number, 1 or more.
-    :param name: The flow's name. A name belongs to one flow only.
-    :param description: What people read about it.
+    :param name: The flow's name, unique among the flows.
+    :param description: A description for people.
     :param flow_type: Etlworks's own type string.
-    :param tags: The tags it carries.
+    :param tags: Its tags.
     :param queued: Seconds a run stays ``queued`` before it is ``running``. Default 0.
     :param running: Seconds a run stays ``running``. Default 0. ``float("inf")`` or ``"forever"``: until it is stopped.
     :param ends: The status a run ends with: ``success``, ``warning``, ``error`` or ``canceled``.
-    :param records: Records a run has processed at its end.
-    :param log: Lines of a run's log, told evenly over the time it runs.
+    :param records: The number of records that a run processes.
+    :param log: Lines of a run's log, spread evenly over the time it runs.
     :param exception: The error text of a run that ended in ``error``.
     :param visible_after: Seconds after the start during which a run's record answers 404. Default 0.
     :param streaming: A streaming flow ends as ``success`` when it is stopped, any other as ``error``.
-    :param owner: The user who made it, and in whose name its schedules run.
+    :param owner: The user who created it. Its scheduled runs have this user.
     :param listener: Path below ``httplistener/`` where a request starts a run.
-    :param schedule: Cron expression of its schedule. Nothing starts by itself: see ``Sandbox.run_by_schedule``.
+    :param schedule: Cron expression of its schedule. It starts nothing by itself: see ``Sandbox.run_by_schedule``.
     :param connections: Names of the connections it uses.
-    :raises ValueError: a value cannot be used; the message begins with the field's name.
+    :raises ValueError: a value is invalid; the message begins with the field's name.
     """
 
     id: int
@@ -72,7 +72,7 @@ class SandboxFlow:
             value = getattr(self, name)
             _require(name, value, "text", value is None or isinstance(value, str))
         for name in _LISTS:
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+            object.__setattr__(self, name, _string_tuple(name, getattr(self, name)))
         for name in _SECONDS:
             object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         _require("ends", self.ends, f"one of {', '.join(ENDINGS)}", self.ends in ENDINGS)
@@ -84,12 +84,12 @@ def flow_from_mapping(mapping: Mapping[str, Any]) -> SandboxFlow:
     """
     Read a flow from a mapping of plain values, as YAML and JSON give them.
 
-    :raises ValueError: a field is unknown, missing or cannot be used; the message names it.
+    :raises ValueError: a field is unknown, missing or invalid; the message names it.
     """
     known = [field.name for field in fields(SandboxFlow)]
     unknown = [name for name in mapping if name not in known]
     if unknown:
-        raise ValueError(f"{unknown[0]}: no such field; there are {', '.join(known)}")
+        raise ValueError(f"{unknown[0]}: unknown field; the fields are {', '.join(known)}")
     needed = [field.name for field in fields(SandboxFlow) if field.default is MISSING]
     missing = [name for name in needed if name not in mapping]
     if missing:
@@ -98,9 +98,9 @@ def flow_from_mapping(mapping: Mapping[str, Any]) -> SandboxFlow:
 
 
 def behaviour(flow: SandboxFlow) -> dict[str, Any]:
-    """Tell how the flow's runs go, as JSON-safe values that ``flow_from_mapping`` reads."""
-    told = {name: value for name, value in asdict(flow).items() if name not in _DOCUMENTED}
-    return {name: "forever" if value == FOREVER else value for name, value in told.items()}
+    """Return the behaviour of the flow's runs, as JSON-safe values that ``flow_from_mapping`` reads."""
+    values = {name: value for name, value in asdict(flow).items() if name not in _DOCUMENTED}
+    return {name: "forever" if value == FOREVER else value for name, value in values.items()}
 
 
 def load_flows(path: Path) -> list[SandboxFlow]:
@@ -109,7 +109,7 @@ def load_flows(path: Path) -> list[SandboxFlow]:
 
     :param path: The file.
     :return: The flows, in the file's order.
-    :raises ValueError: the file cannot be used; the message names the file, the flow and the field.
+    :raises ValueError: the file is invalid; the message names the file, the flow and the field.
     :raises OSError: the file cannot be read.
     """
     try:
@@ -135,13 +135,13 @@ def load_flows(path: Path) -> list[SandboxFlow]:
 
 
 def built_in_flows() -> list[SandboxFlow]:
-    """Return the flows of a small company, which a sandbox has unless told otherwise."""
+    """Return the flows of a small company, the default of a sandbox."""
     return load_flows(BUILT_IN)
 
 
 def check_distinct(flows: Iterable[SandboxFlow]) -> None:
     """
-    Check that no id, name or listener path is used twice.
+    Check that ids, names and listener paths are unique.
 
     :raises ValueError: two flows share one.
     """
@@ -168,7 +168,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _texts(field: str, value: object) -> tuple[str, ...]:
+def _string_tuple(field: str, value: object) -> tuple[str, ...]:
     usable = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     _require(field, value, "a list of texts", usable)
     return tuple(value)  # type: ignore[arg-type]

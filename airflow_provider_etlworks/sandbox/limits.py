@@ -1,4 +1,4 @@
-"""The limit on requests that everybody in an organization shares."""
+"""The rate limit that all clients of an organization share."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WINDOW = 60.0
 
 class RateLimit:
     """
-    Admits so many requests in any 60 seconds.
+    Admits a number of requests in any 60 seconds.
 
-    :param per_minute: How many; 0 or None is no limit.
+    :param per_minute: The number; 0 or None is no limit.
     :param clock: Returns the time in seconds.
     """
 
@@ -28,7 +28,7 @@ class RateLimit:
         self._admitted: deque[float] = deque()
 
     def admit(self) -> None:
-        """Count a request; 429 with ``Retry-After`` where there were too many. A refused one is not counted."""
+        """Count a request; 429 with ``Retry-After`` above the limit. Refused requests are not counted."""
         if not self._per_minute:
             return
         now = self._clock()

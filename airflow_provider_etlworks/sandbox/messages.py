@@ -1,8 +1,9 @@
-"""What goes over the wire, without a socket: requests, answers, and the documented error."""
+"""Requests, answers and the documented error, without a socket."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,14 +13,18 @@ from typing import Any
 MAX_PAGE = 200
 DEFAULT_PAGE = 50
 MAX_DIGITS = 18
+JSON_WHITESPACE = " \t\n\r"
+IGNORED_SHOWN = 40
+
+log = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
     """
-    A refusal, which the client gets as the documented error body.
+    A refusal, which the client receives as the documented error body.
 
     :param status: The HTTP status.
-    :param message: What is wrong, for the person who reads it.
+    :param message: What is wrong, for people.
     :param headers: Headers sent with it, such as ``Retry-After``.
     """
 
@@ -42,17 +47,17 @@ class Request:
     tenant: str | None = None
 
     def text(self, name: str) -> str | None:
-        """Return a query parameter, or None where it is not given."""
+        """Return a query parameter, or None if it is missing."""
         values = self.query.get(name)
         return values[0] if values else None
 
     def integer(self, name: str) -> int | None:
-        """Return a query parameter as a number; 400 where it is none."""
+        """Return a query parameter as a number; 400 if it is not one."""
         value = self.text(name)
-        return None if value is None else number(value, name)
+        return None if value is None else parse_number(value, name)
 
-    def moment(self, name: str) -> float | None:
-        """Return an ISO 8601 query parameter as a Unix time in seconds; 400 where it is none."""
+    def timestamp(self, name: str) -> float | None:
+        """Return an ISO 8601 query parameter as a Unix time in seconds; 400 if it is not one."""
         value = self.text(name)
         if value is None:
             return None
@@ -63,7 +68,7 @@ class Request:
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
     def page(self) -> slice:
-        """Return the part of a list that ``limit`` and ``offset`` ask for."""
+        """Return the page that ``limit`` and ``offset`` select."""
         limit, offset = self.integer("limit"), self.integer("offset") or 0
         size = DEFAULT_PAGE if limit is None else min(limit, MAX_PAGE)
         if size < 1:
@@ -71,14 +76,27 @@ class Request:
         return slice(offset, offset + size)
 
     def json(self) -> Any:
-        """Return the JSON body; 415 for another content type, 400 for malformed JSON."""
+        """
+        Return the JSON body; 415 for another content type, 400 for malformed JSON.
+
+        Text after the value is ignored with a warning: Etlworks's server stops reading where the value ends, and one
+        of its own examples sends a brace too many.
+        """
         media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
         if media_type.lower() != "application/json":
             raise ApiError(415, f"Content type '{media_type}' is not supported; send application/json")
         try:
-            return json.loads(self.body)
+            text = self.body.decode(json.detect_encoding(self.body), "surrogatepass").strip(JSON_WHITESPACE)
+            value, end = json.JSONDecoder().raw_decode(text)
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"Malformed JSON: {error}") from None
+        if end < len(text):
+            ignored = text[end:]
+            excerpt = f"{ignored[:IGNORED_SHOWN]!r}{'…' if len(ignored) > IGNORED_SHOWN else ''}"
+            log.warning(
+                "%s %s: ignored %d characters after the JSON value: %s", self.method, self.path, len(ignored), excerpt
+            )
+        return value
 
     def json_object(self) -> dict[str, Any]:
         """Return the JSON body, which must be an object; 400 otherwise."""
@@ -116,32 +134,32 @@ class Answer:
 
 
 Later = Callable[[], Answer | None]
-"""Asked again and again until there is an answer."""
+"""Called repeatedly until it returns an answer."""
 
 
-def number(text: str, name: str) -> int:
-    """Read a number of a path or query that is 0 or more; 400 where it is none."""
+def parse_number(text: str, name: str) -> int:
+    """Parse a number of 0 or more from a path or query; 400 if it is not one."""
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS):
         raise ApiError(400, f"Parameter '{name}' must be a number, not '{text}'")
     return int(text)
 
 
 def required(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    """Return a field of a JSON body; 400 where it is missing, empty or of another type."""
+    """Return a field of a JSON body; 400 if it is missing, empty or of another type."""
     value = body.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ApiError(400, f"Field '{name}' is required")
-    return _of_kind(name, value, kind)
+    return _checked_type(name, value, kind)
 
 
 def optional(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:
-    """Return a field of a JSON body, or the default where it is missing or null; 400 for another type."""
+    """Return a field of a JSON body, or the default if it is missing or null; 400 for another type."""
     value = body.get(name)
-    return default if value is None else _of_kind(name, value, kind)
+    return default if value is None else _checked_type(name, value, kind)
 
 
-def texts(body: Mapping[str, Any], name: str) -> list[str]:
-    """Return a field that is a list of texts, empty where it is missing; 400 for anything else."""
+def string_list(body: Mapping[str, Any], name: str) -> list[str]:
+    """Return a field that is a list of strings, empty if it is missing; 400 for anything else."""
     values: list[Any] = optional(body, name, list, [])
     if not all(isinstance(value, str) for value in values):
         raise ApiError(400, f"Field '{name}' must be a list of strings")
@@ -149,7 +167,7 @@ def texts(body: Mapping[str, Any], name: str) -> list[str]:
 
 
 def json_type(value: object) -> str:
-    """Say what a JSON value is, with its article."""
+    """Return the name of a JSON value's type, with its article."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
@@ -162,12 +180,12 @@ def milliseconds(seconds: float | None) -> int | None:
 
 
 def _utf8(text: str) -> bytes:
-    # JSON may hold half a surrogate pair, which has no UTF-8; its escape is what JSON calls it too.
+    # JSON may contain half a surrogate pair, which UTF-8 cannot encode; its escape is valid JSON.
     return text.encode("utf-8", "backslashreplace")
 
 
-def _of_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
-    # In Python a boolean is a number; in JSON it is not.
+def _checked_type(name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    # In Python, a boolean is a number; in JSON, it is not.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise ApiError(400, f"Field '{name}' must not be {json_type(value)}")
     return value

@@ -1,4 +1,4 @@
-"""One organization in Etlworks: its flows, their runs, and what else belongs to them."""
+"""One organization in Etlworks: its flows, runs, connections, schedules, webhooks and audit log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from airflow_provider_etlworks.sandbox.messages import (
     milliseconds,
     optional,
     required,
-    texts,
+    string_list,
 )
-from airflow_provider_etlworks.sandbox.runs import Run, RunBook
+from airflow_provider_etlworks.sandbox.runs import Run, RunStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 AUDIT_EVENTS_KEPT = 10_000
 
-# What a summary says, or the sandbox works out itself; a PUT cannot set it.
+# Fields that the sandbox computes; a PUT cannot set them.
 _COMPUTED = (
     "id",
     "enabledSchedules",
@@ -44,7 +44,7 @@ _EMPTY_DETAILS: dict[str, Any] = {
 
 @dataclass
 class StoredFlow:
-    """A flow as the organization keeps it: how its runs go, and the rest of its document."""
+    """A stored flow: the behaviour of its runs, and the rest of its document."""
 
     plan: SandboxFlow
     created: float
@@ -55,26 +55,34 @@ class StoredFlow:
 
 class Organization:
     """
-    The state behind the API. Every method answers at once; nothing happens between two calls but time.
+    The state behind the API. Every method returns at once; between two calls only time passes.
 
-    :param flows: The flows it has.
+    :param flows: Its flows.
     :param clock: Returns the time in seconds.
-    :param pace: Multiplies the seconds of every flow.
+    :param time_scale: Multiplies the seconds of every flow.
     :param stop_takes: Seconds between a stop and the end of the run.
+    :param echo_parameters: What shows the parameters of a run: ``record``, ``log``.
     """
 
     def __init__(
-        self, flows: Iterable[SandboxFlow], *, clock: Callable[[], float], pace: float, stop_takes: float
+        self,
+        flows: Iterable[SandboxFlow],
+        *,
+        clock: Callable[[], float],
+        time_scale: float,
+        stop_takes: float,
+        echo_parameters: Collection[str] = (),
     ) -> None:
         self.clock = clock
-        self.runs = RunBook(clock)
+        self.runs = RunStore(clock)
         self.schedules: dict[int, dict[str, Any]] = {}
         self.connections: dict[int, dict[str, Any]] = {}
         self.webhooks: dict[int, dict[str, Any]] = {}
         self.audit: deque[dict[str, Any]] = deque(maxlen=AUDIT_EVENTS_KEPT)
         self._flows: dict[int, StoredFlow] = {}
-        self._pace = pace
+        self._time_scale = time_scale
         self._stop_takes = stop_takes
+        self._echo_parameters = echo_parameters
         plans = list(flows)
         check_distinct(plans)
         for plan in plans:
@@ -83,25 +91,25 @@ class Organization:
     # Flows
 
     def plans(self) -> dict[int, SandboxFlow]:
-        """Return the flows by id, with the names and tags they have now."""
+        """Return the flows by id, with their present names and tags."""
         return {flow_id: stored.plan for flow_id, stored in self._flows.items()}
 
     def add_flow(self, plan: SandboxFlow) -> None:
         """
-        Add a flow, with its schedule and connections, or replace the one that has its id.
+        Add a flow with its schedule and connections, or replace the one with the same id.
 
         :raises ValueError: another flow has its name or listener path.
         """
-        self.check_arrivals([plan])
-        connections = [self._connection_named(name, plan.owner) for name in plan.connections]
+        self.check_unique([plan])
+        connections = [self._ensure_connection(name, plan.owner) for name in plan.connections]
         self.put_flow(plan, {"connections": references(connections)}, plan.owner)
         if plan.schedule is not None and not self._schedules_of(plan.id):
             body = {"name": f"Schedule of {plan.name}", "flowId": plan.id, "schedule": plan.schedule}
             self.create_schedule(body, plan.owner)
 
-    def check_arrivals(self, plans: Sequence[SandboxFlow]) -> None:
+    def check_unique(self, plans: Sequence[SandboxFlow]) -> None:
         """
-        Check that flows can be added, or replace those that have their ids.
+        Check that flows can be added, or can replace those with the same ids.
 
         :raises ValueError: two flows would share an id, a name or a listener path.
         """
@@ -109,7 +117,7 @@ class Organization:
         check_distinct([*plans, *(plan for flow_id, plan in self.plans().items() if flow_id not in arriving)])
 
     def put_flow(self, plan: SandboxFlow, details: Mapping[str, Any], user: str) -> None:
-        """Store a flow. It is a new version even if it comes in the same millisecond as the one before."""
+        """Store a flow as a new version, even within the millisecond of the previous one."""
         before = self._flows.get(plan.id)
         now = self.clock()
         self._flows[plan.id] = StoredFlow(
@@ -119,45 +127,45 @@ class Organization:
             modified_by=user,
             details=dict(details),
         )
-        self.note("update" if before else "create", "flow", plan.id, user)
+        self.record_event("update" if before else "create", "flow", plan.id, user)
 
     def flow_to_replace(self, name: str, flow_type: str) -> SandboxFlow | None:
-        """Return the flow that an import replaces, if any; 409 where one of another type has the name."""
+        """Return the flow that an import replaces, if any; 409 if the name belongs to one of another type."""
         flow = next((plan for plan in self.plans().values() if plan.name == name), None)
         if flow is not None and flow.flow_type != flow_type:
             raise ApiError(409, f"Flow '{name}' exists with another type, '{flow.flow_type}'")
         return flow
 
     def new_flow_id(self) -> int:
-        """Return an id that no flow has."""
+        """Return an unused flow id."""
         return max(self._flows, default=0) + 1
 
     def flow(self, flow_id: int) -> SandboxFlow:
-        """Return a flow; 404 where there is none."""
+        """Return a flow; 404 if there is none."""
         return self._stored(flow_id).plan
 
-    def flow_named(self, name: str) -> SandboxFlow:
-        """Return the flow with exactly that name; 404 where there is none."""
+    def flow_by_name(self, name: str) -> SandboxFlow:
+        """Return the flow with exactly that name; 404 if there is none."""
         for stored in self._flows.values():
             if stored.plan.name == name:
                 return stored.plan
         raise ApiError(404, f"Flow '{name}' not found")
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Return what the list of flows says about each."""
+        """Return the entries of the list of flows."""
         return [self._summary(stored) for stored in self._flows.values()]
 
     def document(self, flow_id: int) -> dict[str, Any]:
-        """Return the whole flow; 404 where there is none."""
+        """Return the whole flow; 404 if there is none."""
         stored = self._stored(flow_id)
         return {**_EMPTY_DETAILS, **stored.details, **self._summary(stored)}
 
     def replace_flow(self, flow_id: int, body: Mapping[str, Any], user: str) -> dict[str, Any]:
         """
-        Replace a flow by the body. What the body does not have is gone.
+        Replace a flow by the body. Fields that the body lacks are deleted.
 
-        Answers 400 for a body that is no flow, 404 for an unknown flow, 409 for a body read before the flow's last
-        change and for a name that another flow has.
+        Answers 400 for an invalid body, 404 for an unknown flow, and 409 for a body that is older than the flow's last
+        change or has the name of another flow.
         """
         stored = self._stored(flow_id)
         if optional(body, "id", int, flow_id) != flow_id:
@@ -170,11 +178,11 @@ class Organization:
             name=required(body, "name", str),
             description=optional(body, "description", str, ""),
             flow_type=optional(body, "flowType", str, ""),
-            tags=tuple(texts(body, "tags")),
+            tags=tuple(string_list(body, "tags")),
             connections=tuple(connection["name"] for connection in connections),
         )
         try:
-            self.check_arrivals([plan])
+            self.check_unique([plan])
         except ValueError as error:
             raise ApiError(409, str(error)) from None
         own = {"name", "description", "flowType", "tags", *_COMPUTED}
@@ -185,15 +193,22 @@ class Organization:
     # Runs
 
     def start_run(self, plan: SandboxFlow, user: str, parameters: Mapping[str, str]) -> Run | None:
-        """Start a run through the API; None where the flow is running already."""
+        """Start a run through the API; None if the flow is already running."""
         if self.runs.unfinished(plan.id):
             return None
         return self.begin_run(plan, user, parameters=parameters)
 
     def begin_run(self, plan: SandboxFlow, user: str, **details: Any) -> Run:
-        """Start a run whatever else the flow is doing, as schedules, listeners and other people can."""
-        run = self.runs.start(plan, user, pace=self._pace, stop_takes=self._stop_takes, **details)
-        self.note("execute", "flow", plan.id, user)
+        """Start a run even if another one is going, as schedules, listeners and other people can."""
+        run = self.runs.start(
+            plan,
+            user,
+            time_scale=self._time_scale,
+            stop_takes=self._stop_takes,
+            echo=self._echo_parameters,
+            **details,
+        )
+        self.record_event("execute", "flow", plan.id, user)
         return run
 
     def run_by_schedule(self, plan: SandboxFlow) -> Run:
@@ -202,14 +217,14 @@ class Organization:
         return self.begin_run(plan, plan.owner, event_id=schedule["id"], event_name=schedule["name"])
 
     def receive(self, path: str, user: str) -> Run:
-        """Start a run of the flow that listens at the path; 404 where none does."""
+        """Start a run of the flow that listens at the path; 404 if there is none."""
         for stored in self._flows.values():
             if stored.plan.listener is not None and stored.plan.listener.strip("/") == path.strip("/"):
                 return self.begin_run(stored.plan, user, message_id=str(uuid.uuid4()))
         raise ApiError(404, f"No flow listens at '{path}'")
 
     def run(self, flow_id: int, audit_id: int) -> Run:
-        """Return a run; 404 where there is none, or its record cannot be read."""
+        """Return a run; 404 if there is none, or if its record is not readable."""
         self.flow(flow_id)
         run = self.runs.readable(flow_id, audit_id)
         if run is None:
@@ -217,7 +232,7 @@ class Organization:
         return run
 
     def newest_run(self, flow_id: int, status: str | None) -> Run:
-        """Return the newest run, or the newest with that status; 404 where there is none."""
+        """Return the newest run, or the newest with that status; 404 if there is none."""
         self.flow(flow_id)
         now = self.clock()
         for run in self.runs.newest_first(flow_id):
@@ -226,14 +241,14 @@ class Organization:
         raise ApiError(404, f"Flow {flow_id} has no execution" + (f" with status '{status}'" if status else ""))
 
     def run_to_stop(self, flow_id: int, audit_id: int | None) -> Run:
-        """Return a run, or the newest, even if its record cannot be read yet; 404 where there is none."""
+        """Return a run, or the newest, even if its record is not readable yet; 404 if there is none."""
         run = self.runs.newest(flow_id) if audit_id is None else self.runs.find(audit_id)
         if run is None or run.flow.id != flow_id:
             raise ApiError(404, f"Flow {flow_id} has no execution" + ("" if audit_id is None else f" {audit_id}"))
         return run
 
-    def run_of_message(self, flow_id: int, message_id: str) -> Run:
-        """Return the run that a message started; 404 where there is none."""
+    def run_by_message(self, flow_id: int, message_id: str) -> Run:
+        """Return the run that a message started; 404 if there is none."""
         self.flow(flow_id)
         run = self.runs.by_message(flow_id, message_id)
         if run is None:
@@ -241,21 +256,21 @@ class Organization:
         return run
 
     def stop_run(self, run: Run, user: str) -> bool:
-        """Ask a run to stop; False where it has ended already."""
+        """Ask a run to stop; False if it has already ended."""
         if run.ended(self.clock()) is not None:
             return False
         if run.stopped_at is None:
             run.stopped_at, run.stopped_by = self.clock(), user
-            self.note("stop", "flow", run.flow.id, user)
+            self.record_event("stop", "flow", run.flow.id, user)
         return True
 
-    # What else there is
+    # Schedules, connections, webhooks, audit
 
     def create_schedule(self, body: Mapping[str, Any], user: str) -> dict[str, Any]:
-        """Create a schedule; 400 for a body that is none."""
+        """Create a schedule; 400 for an invalid body."""
         flow_id = required(body, "flowId", int)
         if flow_id not in self._flows:
-            raise ApiError(400, f"Field 'flowId' must be an existing flow, and {flow_id} is none")
+            raise ApiError(400, f"Field 'flowId' must be an existing flow; {flow_id} does not exist")
         schedule = {
             "id": _new_id(self.schedules),
             "name": required(body, "name", str),
@@ -263,53 +278,53 @@ class Organization:
             "flowId": flow_id,
             "schedule": required(body, "schedule", str),
             "enabled": optional(body, "enabled", bool, True),
-            "tags": texts(body, "tags"),
+            "tags": string_list(body, "tags"),
         }
-        return self._keep(self.schedules, schedule, "schedule", user)
+        return self._store(self.schedules, schedule, "schedule", user)
 
     def enable_schedule(self, schedule_id: int, enabled: bool, user: str) -> dict[str, Any]:
-        """Resume or pause a schedule; 404 where there is none."""
+        """Resume or pause a schedule; 404 if there is none."""
         schedule = _member(self.schedules, schedule_id, "Schedule")
         if schedule["enabled"] is not enabled:
             schedule["enabled"] = enabled
             schedule["modified"] = milliseconds(self.clock())
-            self.note("update", "schedule", schedule_id, user)
+            self.record_event("update", "schedule", schedule_id, user)
         return schedule
 
     def create_connection(self, body: Mapping[str, Any], user: str) -> dict[str, Any]:
-        """Create a connection; 400 for a body that is none, 409 for a name already used."""
+        """Create a connection; 400 for an invalid body, 409 for a name already used."""
         connection = {"id": _new_id(self.connections), **connection_body(body)}
-        if self.connection_with(connection["name"]) is not None:
+        if self.connection_by_name(connection["name"]) is not None:
             raise ApiError(409, f"There is another connection named '{connection['name']}'")
-        return self._keep(self.connections, connection, "connection", user)
+        return self._store(self.connections, connection, "connection", user)
 
     def replace_connection(self, connection: dict[str, Any], body: Mapping[str, Any], user: str) -> None:
-        """Overwrite a connection's fields by those of the body."""
+        """Overwrite a connection's fields with those of the body."""
         connection |= {**connection_body(body), "modified": milliseconds(self.clock())}
-        self.note("update", "connection", connection["id"], user)
+        self.record_event("update", "connection", connection["id"], user)
 
-    def connection_with(self, name: str) -> dict[str, Any] | None:
+    def connection_by_name(self, name: str) -> dict[str, Any] | None:
         """Return the connection with that name, if there is one."""
         return next((one for one in self.connections.values() if one["name"] == name), None)
 
     def connection_to_replace(self, name: str, connection_type: str) -> dict[str, Any] | None:
-        """Return the connection that an import replaces, if any; 409 where one of another type has the name."""
-        connection = self.connection_with(name)
+        """Return the connection that an import replaces, if any; 409 if the name belongs to one of another type."""
+        connection = self.connection_by_name(name)
         if connection is not None and connection["connectionType"] != connection_type:
             raise ApiError(409, f"Connection '{name}' exists with another type, '{connection['connectionType']}'")
         return connection
 
     def connection(self, connection_id: int) -> dict[str, Any]:
-        """Return a connection; 404 where there is none."""
+        """Return a connection; 404 if there is none."""
         return _member(self.connections, connection_id, "Connection")
 
     def create_webhook(self, body: Mapping[str, Any], user: str) -> dict[str, Any]:
-        """Create a webhook; 400 for a body that is none. Its secret is not told again."""
+        """Create a webhook; 400 for an invalid body. Its secret is never returned."""
         webhook = {
             "id": _new_id(self.webhooks),
             "name": required(body, "name", str),
             "description": optional(body, "description", str, ""),
-            "events": texts(body, "events"),
+            "events": string_list(body, "events"),
             "url": required(body, "url", str),
             "method": optional(body, "method", str, "POST"),
             "flowIncludes": optional(body, "flowIncludes", list, []),
@@ -318,10 +333,10 @@ class Organization:
         }
         if not webhook["events"]:
             raise ApiError(400, "Field 'events' is required")
-        return self._keep(self.webhooks, webhook, "webhook", user)
+        return self._store(self.webhooks, webhook, "webhook", user)
 
-    def note(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:
-        """Write an event into the audit log."""
+    def record_event(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:
+        """Add an event to the audit log."""
         self.audit.appendleft(
             {
                 "timestamp": milliseconds(self.clock()),
@@ -368,35 +383,37 @@ class Organization:
             raise ApiError(400, "Field 'connections' must be a list of existing connections, each with its 'id'")
         return [self.connections[connection_id] for connection_id in wanted]
 
-    def _connection_named(self, name: str, user: str) -> dict[str, Any]:
-        existing = self.connection_with(name)
+    def _ensure_connection(self, name: str, user: str) -> dict[str, Any]:
+        existing = self.connection_by_name(name)
         if existing is not None:
             return existing
         properties = {"field.connection.password": f"{{{{secret:{name}}}}}"}
         body = {"name": name, "connectionType": "connection.db.postgres", "properties": properties}
         return self.create_connection(body, user)
 
-    def _keep(self, members: dict[int, dict[str, Any]], member: dict[str, Any], kind: str, user: str) -> dict[str, Any]:
+    def _store(
+        self, members: dict[int, dict[str, Any]], member: dict[str, Any], kind: str, user: str
+    ) -> dict[str, Any]:
         now = milliseconds(self.clock())
         member |= {"createdBy": user, "created": now, "modified": now}
         members[member["id"]] = member
-        self.note("create", kind, member["id"], user)
+        self.record_event("create", kind, member["id"], user)
         return member
 
 
 def references(connections: Iterable[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """Return what a flow's document says about the connections it uses."""
+    """Return the references to connections in a flow's document."""
     return [{"id": connection["id"], "name": connection["name"]} for connection in connections if connection]
 
 
 def connection_body(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the fields of a connection and return them; 400 where one cannot be used."""
+    """Check the fields of a connection and return them; 400 if one is invalid."""
     return {
         "name": required(body, "name", str),
         "description": optional(body, "description", str, ""),
         "connectionType": required(body, "connectionType", str),
         "properties": optional(body, "properties", dict, {}),
-        "tags": texts(body, "tags"),
+        "tags": string_list(body, "tags"),
     }
 
 

@@ -1,4 +1,4 @@
-"""The pages people look at in place of Etlworks's own: all flows, and one run."""
+"""Pages for people, instead of Etlworks's own: all flows, and one run."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def flows(organization: Organization) -> Answer:
             for plan in organization.plans().values()
         ),
     )
-    newest = reversed(organization.runs.everything()[-RUNS_SHOWN:])
+    newest = reversed(organization.runs.all_runs()[-RUNS_SHOWN:])
     runs = _table(("Run", "Flow", "Status", "Started", "Ended"), (_row(one, now) for one in newest))
     return _page("Etlworks sandbox", f"<h2>Flows</h2>{listed}<h2>Newest runs</h2>{runs}", refresh=True)
 
 
 def run(organization: Organization, flow_id: int, audit_id: int) -> Answer:
-    """Show one run and its log. The page loads itself anew until the run has ended."""
+    """Show one run and its log. The page reloads itself until the run has ended."""
     found = organization.runs.find(audit_id)
     if found is None or found.flow.id != flow_id:
         raise ApiError(404, f"Flow {flow_id} has no execution {audit_id}")

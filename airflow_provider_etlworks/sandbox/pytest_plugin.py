@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def etlworks_sandbox_flows() -> Iterable[SandboxFlow] | None:
-    """Return the flows of ``etlworks_sandbox``. Override it to have your own; default the built-in ones."""
+    """Return the flows of ``etlworks_sandbox``. Override this fixture to use your own; default the built-in flows."""
     return None
 
 
 @pytest.fixture
 def etlworks_sandbox(etlworks_sandbox_flows: Iterable[SandboxFlow] | None) -> Iterator[Sandbox]:
-    """Run a sandbox on a free port for the length of a test, without a limit on requests."""
+    """Run a sandbox on a free port during a test, without a rate limit."""
     with Sandbox(etlworks_sandbox_flows, requests_per_minute=None) as sandbox:
         yield sandbox

@@ -1,4 +1,4 @@
-"""The runs of a sandbox's flows. What a run is doing is computed from the time, so nothing runs in the background."""
+"""The runs of a sandbox's flows. Their state is computed from the time, so nothing runs in the background."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_etlworks.sandbox.messages import milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from airflow_provider_etlworks.sandbox.flows import SandboxFlow
 
@@ -21,10 +21,10 @@ FIRST_AUDIT_ID = 8721934
 @dataclass(frozen=True)
 class SandboxRun:
     """
-    A run as it stood when it was asked for.
+    The state of a run at one moment.
 
-    ``accepted``, ``started`` and ``ended`` are Unix times in seconds by the sandbox's clock; ``started`` is None
-    while the run is queued, ``ended`` while it is going. ``stop_requested`` says whether anybody asked to stop it.
+    ``accepted``, ``started`` and ``ended`` are Unix times in seconds by the sandbox's clock. ``started`` is None
+    while the run is queued, and ``ended`` while it is going. ``stop_requested`` is true after a stop request.
     """
 
     flow_id: int
@@ -42,13 +42,16 @@ class SandboxRun:
 
 @dataclass
 class Run:
-    """One run. ``pace`` multiplies the flow's seconds; ``stop_takes`` is in seconds."""
+    """
+    One run. ``time_scale`` multiplies the flow's seconds; ``stop_takes`` is in seconds; ``echo`` says what shows the
+    parameters: ``record``, ``log``.
+    """
 
     flow: SandboxFlow
     audit_id: int
     accepted: float
     user: str
-    pace: float = 1.0
+    time_scale: float = 1.0
     stop_takes: float = 0.0
     parameters: Mapping[str, str] = field(default_factory=dict)
     event_id: int | None = None
@@ -57,20 +60,21 @@ class Run:
     stopped_at: float | None = None
     stopped_by: str | None = None
     finished: tuple[float, str] | None = None
+    echo: Collection[str] = ()
 
     @property
     def begins(self) -> float:
-        """When it leaves the queue."""
-        return self.accepted + self.flow.queued * self.pace
+        """When it starts running."""
+        return self.accepted + self.flow.queued * self.time_scale
 
     @property
     def ends(self) -> float:
-        """When it ends, as things stand."""
-        return self._ending()[0]
+        """When it ends, unless somebody stops it."""
+        return self._end()[0]
 
     def status(self, now: float) -> str:
         """Return the status at that time."""
-        ends, final = self._ending()
+        ends, final = self._end()
         if now >= ends:
             return final
         if self.stopped_at is not None:
@@ -78,19 +82,19 @@ class Run:
         return "running" if now >= self.begins else "queued"
 
     def started(self, now: float) -> float | None:
-        """Return when it began to run, or None while it has not."""
+        """Return when it started running, or None before that."""
         return self.begins if self.begins <= min(now, self.ends) else None
 
     def ended(self, now: float) -> float | None:
-        """Return when it ended, or None while it is going."""
+        """Return when it ended, or None before that."""
         return self.ends if now >= self.ends else None
 
     def visible(self, now: float) -> bool:
-        """Say whether its record can be read yet."""
-        return now >= self.accepted + self.flow.visible_after * self.pace
+        """Return whether its record is readable yet."""
+        return now >= self.accepted + self.flow.visible_after * self.time_scale
 
     def records(self, now: float) -> int:
-        """Return how many records it has processed by then."""
+        """Return the number of records processed by then."""
         return int(self.flow.records * self._progress(now))
 
     def exception(self, now: float) -> str | None:
@@ -102,14 +106,16 @@ class Run:
         return self.flow.exception or f"Flow '{self.flow.name}' failed"
 
     def log(self, now: float) -> list[str]:
-        """Return the lines of its log written by then."""
+        """Return the lines of its log by then."""
         lines = [(self.accepted, f"Flow '{self.flow.name}' queued")]
+        if "log" in self.echo:
+            lines += [(self.accepted, f"Parameter {name} = '{value}'") for name, value in self.parameters.items()]
         started = self.started(now)
         if started is not None:
-            told = round(len(self.flow.log) * self._progress(now))
-            step = (self.ends - started) / len(self.flow.log) if told and self.ends != float("inf") else 0.0
+            written = round(len(self.flow.log) * self._progress(now))
+            step = (self.ends - started) / len(self.flow.log) if written and self.ends != float("inf") else 0.0
             lines.append((started, f"Flow '{self.flow.name}' started"))
-            lines += [(started + step * position, line) for position, line in enumerate(self.flow.log[:told])]
+            lines += [(started + step * position, line) for position, line in enumerate(self.flow.log[:written])]
         if self.stopped_at is not None:
             lines.append((self.stopped_at, f"Stop requested by {self.stopped_by}"))
         exception = self.exception(now)
@@ -117,7 +123,7 @@ class Run:
             lines += [(self.ends, f"ERROR {line}") for line in exception.splitlines()]
         if now >= self.ends:
             lines.append((self.ends, f"Flow '{self.flow.name}' ended: {self.status(now)}"))
-        return [f"{_clock_text(at)} {line}" for at, line in lines]
+        return [f"{_timestamp(at)} {line}" for at, line in lines]
 
     def record(self, now: float) -> dict[str, Any]:
         """Return the run's FlowAuditRecord."""
@@ -131,11 +137,12 @@ class Run:
             "eventName": self.event_name,
             "messageId": self.message_id,
             "exception": self.exception(now),
-            **self.reported(now),
+            **({"parameters": dict(self.parameters)} if "record" in self.echo else {}),
+            **self.report_entry(now),
         }
 
-    def reported(self, now: float) -> dict[str, Any]:
-        """Return what the daily report says about the run."""
+    def report_entry(self, now: float) -> dict[str, Any]:
+        """Return the run's entry in the daily report."""
         return {
             "flowId": self.flow.id,
             "auditId": self.audit_id,
@@ -147,7 +154,7 @@ class Run:
         }
 
     def tasks(self, now: float) -> list[dict[str, Any]]:
-        """Return the steps inside the run: the first half of its time extracts, the second loads."""
+        """Return the steps inside the run: it extracts in the first half of its time, and loads in the second."""
         started = self.started(now)
         if started is None:
             return []
@@ -165,8 +172,8 @@ class Run:
             if begin <= now
         ]
 
-    def seen(self, now: float) -> SandboxRun:
-        """Return the run as it stands at that time."""
+    def snapshot(self, now: float) -> SandboxRun:
+        """Return the state of the run at that time."""
         return SandboxRun(
             flow_id=self.flow.id,
             audit_id=self.audit_id,
@@ -181,26 +188,26 @@ class Run:
             stop_requested=self.stopped_at is not None,
         )
 
-    def _ending(self) -> tuple[float, str]:
+    def _end(self) -> tuple[float, str]:
         if self.finished is not None:
             return self.finished
         if self.stopped_at is not None:
             return self.stopped_at + self.stop_takes, "success" if self.flow.streaming else "error"
-        return self.begins + self.flow.running * self.pace, self.flow.ends
+        return self.begins + self.flow.running * self.time_scale, self.flow.ends
 
     def _progress(self, now: float) -> float:
         if now >= self.ends and self.stopped_at is None:
             return 1.0
         started = self.started(now)
-        length = self.flow.running * self.pace
+        length = self.flow.running * self.time_scale
         if started is None or length == 0:
             return 0.0
         return min(1.0, (min(now, self.ends) - started) / length)
 
 
-class RunBook:
+class RunStore:
     """
-    Every run of the organization, found by audit id or flow without a search.
+    Every run of the organization, indexed by audit id, flow and message.
 
     :param clock: Returns the time in seconds.
     """
@@ -225,21 +232,21 @@ class RunBook:
             self._by_message[run.message_id] = run
         return run
 
-    def everything(self) -> Sequence[Run]:
-        """Return all runs ever started, oldest first, those out of sight included."""
+    def all_runs(self) -> Sequence[Run]:
+        """Return all runs, oldest first, including hidden ones."""
         return self._all
 
     def of_flow(self, flow_id: int) -> Sequence[Run]:
-        """Return all runs ever started of one flow, oldest first, those out of sight included."""
+        """Return all runs of one flow, oldest first, including hidden ones."""
         return self._by_flow[flow_id]
 
     def newest(self, flow_id: int) -> Run | None:
-        """Return the run of a flow that was started last, in sight or not."""
+        """Return the newest run of a flow, hidden or not."""
         runs = self._by_flow[flow_id]
         return runs[-1] if runs else None
 
     def find(self, audit_id: int) -> Run | None:
-        """Return a run, in sight or not."""
+        """Return a run, hidden or not."""
         return self._by_audit_id.get(audit_id)
 
     def unfinished(self, flow_id: int) -> list[Run]:
@@ -250,32 +257,32 @@ class RunBook:
         return going
 
     def readable(self, flow_id: int, audit_id: int) -> Run | None:
-        """Return the run of a flow, if its record can be read."""
+        """Return the run of a flow, if its record is readable."""
         run = self._by_audit_id.get(audit_id)
-        return run if run is not None and run.flow.id == flow_id and self._in_sight(run) else None
+        return run if run is not None and run.flow.id == flow_id and self._is_visible(run) else None
 
     def by_message(self, flow_id: int, message_id: str) -> Run | None:
-        """Return the run of a flow that a message started, if its record can be read."""
+        """Return the run of a flow that a message started, if its record is readable."""
         run = self._by_message.get(message_id)
-        return run if run is not None and run.flow.id == flow_id and self._in_sight(run) else None
+        return run if run is not None and run.flow.id == flow_id and self._is_visible(run) else None
 
     def newest_first(self, flow_id: int) -> Iterator[Run]:
-        """Walk through the runs of a flow whose records can be read."""
-        return (run for run in reversed(self._by_flow[flow_id]) if self._in_sight(run))
+        """Iterate over the readable runs of a flow, newest first."""
+        return (run for run in reversed(self._by_flow[flow_id]) if self._is_visible(run))
 
     def between(self, begin: float, end: float) -> list[Run]:
-        """Return the readable runs accepted in that time, oldest first; ``end`` is not in it."""
+        """Return the readable runs accepted in that time, oldest first; ``end`` is excluded."""
         first = bisect_left(self._all, begin, key=lambda run: run.accepted)
         last = bisect_left(self._all, end, key=lambda run: run.accepted)
-        return [run for run in self._all[first:last] if self._in_sight(run)]
+        return [run for run in self._all[first:last] if self._is_visible(run)]
 
     def forget(self, run: Run) -> None:
-        """Take the run's record out of sight for good."""
+        """Hide the run's record permanently."""
         self._forgotten.add(run.audit_id)
 
-    def _in_sight(self, run: Run) -> bool:
+    def _is_visible(self, run: Run) -> bool:
         return run.audit_id not in self._forgotten and run.visible(self._clock())
 
 
-def _clock_text(at: float) -> str:
+def _timestamp(at: float) -> str:
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

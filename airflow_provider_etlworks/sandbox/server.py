@@ -1,4 +1,4 @@
-"""The sandbox as a server: a thread with an event loop of its own, and a handle on what happens in it."""
+"""The sandbox as a server: a thread with its own event loop, and an object to control and inspect it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from airflow_provider_etlworks.sandbox.pages import RUN_PATH
 from airflow_provider_etlworks.sandbox.tokens import API_KEY, LOGIN, PASSWORD, Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from airflow_provider_etlworks.sandbox.runs import Run, SandboxRun
 
-LATER_EVERY = 0.02
+LATER_POLL_INTERVAL = 0.02
 SHUTDOWN_GRACE = 0.2
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a name to look up, nothing binds here
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - a key of this table, nothing binds here
 
 
 @dataclass
@@ -44,9 +44,9 @@ class Recorded:
     :param headers: The headers; names in any case.
     :param body: The body as it was sent.
     :param at: When it was received, in seconds of ``time.monotonic()``.
-    :param connection: The client's port, which tells TCP connections apart.
-    :param status: The HTTP status answered; None while there is none, and if the sandbox hung up.
-    :param user: Who asked; empty where nobody was identified.
+    :param connection: The client's port, which identifies the TCP connection.
+    :param status: The HTTP status of the answer; None before the answer, and if the sandbox hung up.
+    :param user: The user; empty if there were no valid credentials.
     :param tenant: The tenant of the token, if it has one.
     """
 
@@ -64,22 +64,24 @@ class Recorded:
 
 class Sandbox:
     """
-    A local Etlworks that speaks the documented API. A context manager: the server runs inside ``with``.
+    A local server that implements the documented Etlworks API. A context manager: it runs inside ``with``.
 
-    :param flows: The flows it has; default a small company's, see ``built_in_flows``.
+    :param flows: Its flows; default those of a small company, see ``built_in_flows``.
     :param host: Address to listen on; default only this machine.
     :param port: Port to listen on; default a free one.
     :param token_lifetime: Seconds a token lives. Default 86400.
-    :param issue_path_only: Answer 404 to ``/rest/v1/token-auth``, like a server that only has the older log-in path.
+    :param issue_path_only: Answer 404 to ``/rest/v1/token-auth``, like a server that has only the older log-in path.
     :param requests_per_minute: The organization's limit; 0 or None is no limit. Default 600.
     :param seconds_scale: Multiplies the seconds of every flow; 0.1 makes all runs ten times faster. Default 1.
     :param administrator: Whether the user is an administrator and super admin. Default True.
     :param stop_takes: Seconds between a stop and the end of the run. Default 1.
-    :param tells_running_audit_id: Whether "already running" carries the audit id of the run that is in the way.
+    :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
         Default False.
-    :param clock: Returns the time in seconds. Runs, tokens and the limit go by it. Default ``time.time``.
+    :param echo_parameters: What shows the parameters of a run: ``record``, ``log``, both. Default nothing.
+    :param clock: Returns the time in seconds. It is used for runs, tokens and the rate limit. Default ``time.time``.
     :param record: Whether to keep every request in ``requests``. Default True.
-    :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0.
+    :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0, or
+        ``echo_parameters`` has another word.
     """
 
     api_key = API_KEY
@@ -99,23 +101,30 @@ class Sandbox:
         administrator: bool = True,
         stop_takes: float = 1.0,
         tells_running_audit_id: bool = False,
+        echo_parameters: Collection[str] = (),
         clock: Callable[[], float] = time.time,
         record: bool = True,
     ) -> None:
         if seconds_scale <= 0:
             raise ValueError(f"seconds_scale: expected a number above 0, got {seconds_scale!r}")
+        if unknown := set(echo_parameters) - {"record", "log"}:
+            raise ValueError(f"echo_parameters: expected 'record' and 'log', got {unknown!r}")
         self.requests: list[Recorded] = []
         self._host = host
         self._port = port
         self._record = record
         self._faults = Faults()
         self._organization = Organization(
-            built_in_flows() if flows is None else flows, clock=clock, pace=seconds_scale, stop_takes=stop_takes
+            built_in_flows() if flows is None else flows,
+            clock=clock,
+            time_scale=seconds_scale,
+            stop_takes=stop_takes,
+            echo_parameters=echo_parameters,
         )
         self._tokens = Tokens(token_lifetime, clock)
         settings = Settings(administrator, issue_path_only, tells_running_audit_id)
         self._api = Api(self._organization, self._tokens, RateLimit(requests_per_minute, clock), settings)
-        # Requests are carried out in the server's thread, while tests look at the state from theirs.
+        # The server's thread processes requests, while tests read the state from their own threads.
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,14 +132,14 @@ class Sandbox:
 
     def start(self) -> Sandbox:
         """
-        Start to listen.
+        Start the server.
 
         :return: The sandbox itself.
-        :raises OSError: the address cannot be listened on.
-        :raises RuntimeError: it is running already.
+        :raises OSError: the server cannot listen on the address.
+        :raises RuntimeError: it is already running.
         """
         if self._thread is not None:
-            raise RuntimeError("This sandbox is running already")
+            raise RuntimeError("This sandbox is already running")
         listening: Future[int] = Future()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listening)), name="etlworks-sandbox", daemon=True
@@ -145,7 +154,7 @@ class Sandbox:
         return self
 
     def stop(self) -> None:
-        """Stop to listen, drop all connections and end the thread. What happened can still be looked at."""
+        """Stop the server, drop all connections and end the thread. Recorded requests and runs stay readable."""
         if self._thread is None or self._loop is None or self._stopping is None:
             return
         self._loop.call_soon_threadsafe(self._stopping.set)
@@ -184,7 +193,7 @@ class Sandbox:
 
     def add_flow(self, flow: SandboxFlow) -> None:
         """
-        Add a flow, or replace the one with its id.
+        Add a flow, or replace the one with the same id.
 
         :raises ValueError: another flow has its name or listener path.
         """
@@ -199,15 +208,15 @@ class Sandbox:
 
     def fault(self, method: str, path: str, fault: Fault, *, times: int | None = 1, after: int = 0) -> None:
         """
-        Arm a fault. Of several that match a request, the one armed first is taken.
+        Arm a fault. If several faults match a request, the one that was armed first applies.
 
         :param method: The HTTP method, or ``*``.
         :param path: The path from the root, still percent-encoded and without the query, such as
-            ``/rest/v1/flows/7/run``; ``*`` stands for any characters.
-        :param fault: What goes wrong.
-        :param times: How many requests it hits; None: all, until ``clear_faults``. Default 1.
-        :param after: How many matching requests it lets pass first. Default 0.
-        :raises ValueError: the path does not begin with ``/`` or ``*``, or a number makes no sense.
+            ``/rest/v1/flows/7/run``; ``*`` matches any characters.
+        :param fault: The fault.
+        :param times: To how many requests it applies; None: to all, until ``clear_faults``. Default 1.
+        :param after: How many matching requests pass first. Default 0.
+        :raises ValueError: the path does not begin with ``/`` or ``*``, or a number is invalid.
         """
         with self._lock:
             self._faults.arm(method, path, fault, times, after)
@@ -220,27 +229,27 @@ class Sandbox:
     def runs(self, flow_id: int | None = None) -> list[SandboxRun]:
         """Return every run started so far, oldest first: of one flow, or of all."""
         with self._lock:
-            book, now = self._organization.runs, self._organization.clock()
-            return [run.seen(now) for run in (book.everything() if flow_id is None else book.of_flow(flow_id))]
+            runs, now = self._organization.runs, self._organization.clock()
+            return [run.snapshot(now) for run in (runs.all_runs() if flow_id is None else runs.of_flow(flow_id))]
 
     def runs_started(self, flow_id: int | None = None) -> int:
-        """Return how many runs were started so far: of one flow, or of all."""
+        """Return the number of runs started so far: of one flow, or of all."""
         with self._lock:
-            book = self._organization.runs
-            return len(book.everything() if flow_id is None else book.of_flow(flow_id))
+            runs = self._organization.runs
+            return len(runs.all_runs() if flow_id is None else runs.of_flow(flow_id))
 
     @property
     def log_ins(self) -> int:
-        """How often somebody logged in with the right login and password."""
+        """The number of successful log-ins."""
         return self._tokens.log_ins
 
     @property
     def refreshes(self) -> int:
-        """How often a token was refreshed."""
+        """The number of refreshed tokens."""
         return self._tokens.refreshes
 
     def revoke_tokens(self) -> None:
-        """Refuse every token given so far. The API key stays good."""
+        """Refuse every token issued so far. The API key stays valid."""
         with self._lock:
             self._tokens.revoke_all()
 
@@ -271,19 +280,19 @@ class Sandbox:
         :param audit_id: The run.
         :param status: The status it ends with.
         :raises KeyError: there is no such run.
-        :raises ValueError: it has ended already, or the status is none a run can end with.
+        :raises ValueError: it has already ended, or a run cannot end with this status.
         """
         if status not in ENDINGS:
             raise ValueError(f"status: expected one of {', '.join(ENDINGS)}, got {status!r}")
         with self._lock:
             run, now = self._run(audit_id), self._organization.clock()
             if run.ended(now) is not None:
-                raise ValueError(f"Run {audit_id} has ended already: {run.status(now)}")
+                raise ValueError(f"Run {audit_id} has already ended: {run.status(now)}")
             run.finished = (now, status)
 
     def forget(self, audit_id: int) -> None:
         """
-        Answer 404 to every question about a run from now on, and leave it out of every list.
+        Answer 404 to every request for a run from now on, and leave it out of every list.
 
         :raises KeyError: there is no such run.
         """
@@ -320,7 +329,7 @@ class Sandbox:
         body = await http.content.read()
         asked = parse_qs(query, keep_blank_values=True)
         request = Request(http.method, path, asked, http.headers, body)
-        # A client that is gone already has no port any more.
+        # A client that has already disconnected has no port.
         recorded = Recorded(http.method, path, asked, http.headers, body, received, peer[1] if peer else 0)
         if self._record:
             self.requests.append(recorded)
@@ -350,7 +359,7 @@ class Sandbox:
         with self._lock:
             outcome = self._api.answer(request)
         while not isinstance(outcome, Answer):
-            await asyncio.sleep(LATER_EVERY)
+            await asyncio.sleep(LATER_POLL_INTERVAL)
             with self._lock:
                 outcome = outcome() or outcome
         return outcome
@@ -363,7 +372,7 @@ def _response(answer: Answer) -> web.Response:
 def _hang_up(http: web.BaseRequest) -> web.Response:
     if http.transport is not None:
         http.transport.abort()
-    # The web server wants something to send; the connection to send it on is gone.
+    # aiohttp requires a response, although the connection is closed.
     return web.Response()
 
 

@@ -1,4 +1,4 @@
-"""Who is asking: the API key, and real signed tokens that run out."""
+"""Authentication: the API key, and signed tokens that expire."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALGORITHM = "HS256"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a request comes from. ``by_key`` says that the API key was sent, and no token."""
+    """The user of a request. ``by_key`` is true for the API key, and false for a token."""
 
     user: str
     tenant: str | None = None
@@ -32,9 +32,9 @@ class Identity:
 
 class Tokens:
     """
-    Gives tokens and checks them.
+    Issues and checks tokens.
 
-    :param lifetime: Seconds a token lives.
+    :param lifetime: Seconds until a token expires.
     :param clock: Returns the time in seconds.
     """
 
@@ -54,7 +54,7 @@ class Tokens:
         return self.issue(Identity(LOGIN))
 
     def refresh(self, identity: Identity) -> str:
-        """Return a new token for whoever sent a valid one; 400 for the API key, which needs none."""
+        """Return a new token in exchange for a valid one; 400 for the API key, which needs none."""
         if identity.by_key:
             raise ApiError(400, "Only a token can be refreshed, not an API key")
         self.refreshes += 1
@@ -66,7 +66,7 @@ class Tokens:
         claims = {
             "sub": identity.user,
             "iat": int(now),
-            # Whole seconds, as most servers write them, and never less than the lifetime asked for.
+            # Whole seconds, as most servers write them, rounded up.
             "exp": math.ceil(now + self._lifetime),
             "jti": uuid.uuid4().hex,
             "generation": self._generation,
@@ -76,18 +76,18 @@ class Tokens:
         return jwt.encode(claims, self._secret, algorithm=_ALGORITHM)
 
     def revoke_all(self) -> None:
-        """Refuse every token given so far."""
+        """Refuse every token issued so far."""
         self._generation += 1
 
     def identify(self, authorization: str) -> Identity:
-        """Read an ``Authorization`` header; 401 where it does not prove who is asking."""
+        """Read an ``Authorization`` header; 401 if it identifies nobody."""
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
             raise ApiError(401, "The Authorization header must be 'Bearer <token or API key>'")
         if token == API_KEY:
             return Identity(LOGIN, by_key=True)
         try:
-            # PyJWT would compare the times with the machine's clock; ours may be another one.
+            # PyJWT would compare the times with the machine's clock; the sandbox may have another one.
             claims = jwt.decode(
                 token, self._secret, algorithms=[_ALGORITHM], options={"verify_exp": False, "verify_iat": False}
             )

@@ -1,4 +1,4 @@
-"""How the watchers of assets learn that flows have ended. Apart from the trigger, since it takes more to import."""
+"""How asset triggers learn that runs have completed. It imports much more than the trigger itself."""
 
 from __future__ import annotations
 
@@ -29,294 +29,309 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.runs.completions import Completion
     from airflow_provider_etlworks.runs.watcher import Watcher
 
 log = logging.getLogger(__name__)
 
-# Seconds in which those who come at about the same time are gathered for one round.
+# Seconds in which triggers that start at about the same time are gathered for one round.
 _GATHER = 1.0
-# Seconds between two rounds at most, while Etlworks cannot be asked; or the interval, if that is longer.
-_LONGEST_PAUSE = 60.0
+# Seconds between two rounds at most, while Etlworks does not answer; or the interval, if that is longer.
+_LONGEST_DELAY = 60.0
 # Seconds until the connection is read again, after its credentials were refused.
-_READ_AGAIN = 180.0
-_COMPLAIN_EVERY = 60.0
-_COMPLAIN_OF_ACCESS_EVERY = 600.0
-# Seconds in which Airflow has surely stored an event, where it does not tell (before 3.3).
+_RECONNECT_DELAY = 180.0
+_WARN_EVERY = 60.0
+_WARN_OF_ACCESS_EVERY = 600.0
+# Seconds in which Airflow has surely stored an event: before 3.3 it does not say when.
 _STORED_WITHIN = 10.0
 
-# The server as a whole does not answer, so that asking about the next flow is of no use.
-_NOBODY_ANSWERS = (EtlworksUnreachable, EtlworksRateLimited, EtlworksUnauthorized)
+# The server as a whole does not answer, so that polling the next flow is of no use.
+_OUT_OF_REACH = (EtlworksUnreachable, EtlworksRateLimited, EtlworksUnauthorized)
 
 
 @dataclass(frozen=True, eq=False)
 class FlowToWatch:
     """
-    What the trigger of an asset's watcher is to do.
+    What an asset trigger hands over.
 
     :ivar flow_id: the flow.
-    :ivar statuses: which ends are told.
+    :ivar statuses: the final statuses for which the trigger yields an event.
     :ivar conn_id: the Airflow connection.
-    :ivar poll_interval: seconds between two looks.
-    :ivar read_notes: reads from Airflow what was noted under a key; ``None`` where there is nothing yet.
-    :ivar write_notes: has Airflow note something under a key.
+    :ivar poll_interval: seconds between two polls.
+    :ivar read_checkpoint: reads what Airflow stored under a key; ``None`` if there is nothing yet.
+    :ivar write_checkpoint: stores something in Airflow under a key.
+    :ivar log: the trigger's own log.
     """
 
     flow_id: int
     statuses: Sequence[str]
     conn_id: str
     poll_interval: float
-    read_notes: Callable[[str], Awaitable[Any]]
-    write_notes: Callable[[str, Any], Awaitable[None]]
+    read_checkpoint: Callable[[str], Awaitable[Any]]
+    write_checkpoint: Callable[[str, Any], Awaitable[None]]
+    log: Log
 
 
-class Watch:
+class FlowSubscription:
     """
-    One trigger that waits for the ends of a flow.
+    One trigger's subscription to the completed runs of a flow.
 
-    :param job: the flow, and which of its ends count.
-    :ivar endings: finds the ends; ``None`` until the trigger's notes have been read.
+    :param flow: the flow, and which of its runs count.
+    :ivar poll_interval: seconds between two polls.
     """
 
-    def __init__(self, job: FlowToWatch) -> None:
-        self.flow_id = job.flow_id
-        self.interval = job.poll_interval
-        self.endings: CompletionTracker | None = None
-        self._statuses = frozenset(job.statuses)
-        self._job = job
-        name = f"etlworks_ends.{job.conn_id}.{job.flow_id}.{'-'.join(job.statuses)}"
+    def __init__(self, flow: FlowToWatch) -> None:
+        self.flow_id = flow.flow_id
+        self.poll_interval = flow.poll_interval
+        self._flow = flow
+        self._statuses = frozenset(flow.statuses)
+        name = f"etlworks_ends.{flow.conn_id}.{flow.flow_id}.{'-'.join(flow.statuses)}"
         self._key = re.sub(r"[^\w.-]", "_", name)
-        self._on_the_way = 0
-        self._is_sound = True
-        self._true: Checkpoint | None = None
-        self._kept: Checkpoint | None = None
-        self._keeping = asyncio.Lock()
+        self._tracker: CompletionTracker | None = None
+        self._pending = 0
+        self._all_stored = True
+        self._confirmed: Checkpoint | None = None
+        self._committed: Checkpoint | None = None
+        self._committing = asyncio.Lock()
 
     async def open(self) -> CompletionTracker:
-        """Read the notes of earlier days, unless that has been done."""
-        if self.endings is None:
-            noted = await self._job.read_notes(self._key)
+        """Return the flow's tracker; the first call reads the checkpoint for it."""
+        if self._tracker is None:
+            stored = await self._flow.read_checkpoint(self._key)
             try:
-                self._kept = None if noted is None else Checkpoint.from_json(noted)
+                self._committed = None if stored is None else Checkpoint.from_json(stored)
             except ValueError as error:
-                log.warning("%s. Flow %s is watched as if for the first time.", error, self.flow_id)
-            self.endings = CompletionTracker(self.flow_id, self._kept, log)
-        return self.endings
+                self._flow.log.warning("%s. Flow %s is watched as if for the first time.", error, self.flow_id)
+            self._tracker = CompletionTracker(self.flow_id, self._committed, self._flow.log)
+        return self._tracker
 
-    def events_for(self, ends: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
-        """Return the ends that are to be told, in the order in which they must be."""
-        told = [
-            PendingEvent(self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), end.notes)
-            for end in ends
-            if (run := end.execution).status in self._statuses
+    def events_for(self, completions: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
+        """
+        Return the events for completed runs with one of the statuses, in the order in which they must be yielded.
+
+        :param completions: the completed runs.
+        :param settings: those of the connection, for the address of a run.
+        """
+        events = [
+            PendingEvent(
+                self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), completion.checkpoint
+            )
+            for completion in completions
+            if (run := completion.execution).status in self._statuses
         ]
-        self._on_the_way += len(told)
-        return told
+        self._pending += len(events)
+        return events
 
-    def acknowledge(self, told: PendingEvent, *, is_stored: bool) -> None:
-        """Note that an end has reached Airflow's database, or that it has not."""
-        self._on_the_way -= 1
-        self._is_sound = self._is_sound and is_stored
-        if self._is_sound:
-            self._true = told.notes
+    def acknowledge(self, event: PendingEvent, *, is_stored: bool) -> None:
+        """Record whether Airflow has stored an event."""
+        self._pending -= 1
+        self._all_stored = self._all_stored and is_stored
+        if self._all_stored:
+            self._confirmed = event.checkpoint
 
     async def commit(self) -> None:
-        """Write down what is true by now. Where Airflow cannot, the next round does."""
-        async with self._keeping:
-            if self.endings is not None and self._is_sound and not self._on_the_way:
-                self._true = self.endings.notes
-            notes = self._true
-            if notes is None or notes == self._kept:
+        """Write the checkpoint up to the last stored event. If Airflow cannot, the next round does."""
+        async with self._committing:
+            if self._tracker is not None and self._all_stored and not self._pending:
+                self._confirmed = self._tracker.checkpoint
+            checkpoint = self._confirmed
+            if checkpoint is None or checkpoint == self._committed:
                 return
             try:
-                await self._job.write_notes(self._key, notes.to_json())
+                await self._flow.write_checkpoint(self._key, checkpoint.to_json())
             except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round writes it
-                log.warning("Airflow could not note what flow %s has told: %s", self.flow_id, error)
+                log.warning("Airflow cannot store the checkpoint of flow %s, trying on: %s", self.flow_id, error)
             else:
-                self._kept = notes
+                self._committed = checkpoint
 
 
 @dataclass(eq=False)
 class PendingEvent:
     """
-    The end of a run, on its way to Airflow.
+    The event of a completed run, until Airflow has stored it.
 
-    :ivar watch: who waits for it.
-    :ivar payload: what the event tells.
-    :ivar notes: what is noted once Airflow has stored the event.
-    :ivar has_left: whether the trigger has yielded the event.
+    :ivar subscription: whose event it is.
+    :ivar payload: what the event contains.
+    :ivar checkpoint: what is true once Airflow has stored the event.
+    :ivar is_yielded: whether the trigger has yielded the event.
     """
 
-    watch: Watch
+    subscription: FlowSubscription
     payload: dict[str, Any]
-    notes: Checkpoint
-    has_left: bool = False
+    checkpoint: Checkpoint
+    is_yielded: bool = False
 
     def acknowledge(self, *, is_stored: bool) -> None:
-        """Note that Airflow has stored the event, or that it has not."""
-        self.watch.acknowledge(self, is_stored=is_stored)
+        """Record whether Airflow has stored the event."""
+        self.subscription.acknowledge(self, is_stored=is_stored)
 
 
 class CompletionStream:
     """
-    Finds the ends of all flows that are watched with one connection. Nothing that fails ends it.
+    Finds the completed runs of all flows that are watched with one connection. No failure ends it.
 
     :param etlworks_conn_id: the Airflow connection.
     """
 
     def __init__(self, etlworks_conn_id: str) -> None:
         self._conn_id = etlworks_conn_id
-        self._watches: list[Watch] = []
-        self._somebody_came = asyncio.Event()
-        self._asking = asyncio.Lock()
-        self._complained_at: dict[object, float] = {}
+        self._subscriptions: list[FlowSubscription] = []
+        self._has_new_subscription = asyncio.Event()
+        self._polling = asyncio.Lock()
+        self._warned_at: dict[object, float] = {}
 
     @contextmanager
-    def watch(self, job: FlowToWatch) -> Iterator[Watch]:
-        """Watch a flow."""
-        watch = Watch(job)
-        self._watches.append(watch)
-        self._somebody_came.set()
-        try:
-            yield watch
-        finally:
-            self._watches.remove(watch)
+    def subscribe(self, flow: FlowToWatch) -> Iterator[FlowSubscription]:
+        """
+        Subscribe to the completed runs of a flow, until the block ends.
 
-    async def ends(self) -> AsyncIterator[PendingEvent]:
-        """Yield each end, for ever."""
+        :param flow: the flow, and which of its runs count.
+        """
+        subscription = FlowSubscription(flow)
+        self._subscriptions.append(subscription)
+        self._has_new_subscription.set()
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+
+    async def events(self) -> AsyncIterator[PendingEvent]:
+        """Yield the events of all subscriptions, without end."""
         refused: Watcher | None = None
         # An earlier poll may be about to end.
-        async with self._asking:
+        async with self._polling:
             while True:
                 try:
                     async with shared_watcher(self._conn_id, instead_of=refused) as watcher:
                         refused = watcher
-                        async for told in self._ends_by(watcher.client):
-                            yield told
+                        async for event in self._events_with(watcher.client):
+                            yield event
                 except (EtlworksUnauthorized, EtlworksConfigError, AirflowNotFoundException) as error:
-                    text = "%s The ends of flows are not seen until connection %s works; it is read again every %.0f s."
-                    self._complain("access", _COMPLAIN_OF_ACCESS_EVERY, text, error, self._conn_id, _READ_AGAIN)
+                    text = "%s No completed run is seen until connection %s works; it is read again every %.0f s."
+                    self._warn("access", _WARN_OF_ACCESS_EVERY, text, error, self._conn_id, _RECONNECT_DELAY)
                 except Exception:  # a fault of Airflow's or ours: a trigger that fails is started again at once
-                    log.exception("Connection %s cannot be watched; trying on.", self._conn_id)
-                await asyncio.sleep(_READ_AGAIN)
+                    log.exception("Connection %s cannot be watched, trying on.", self._conn_id)
+                await asyncio.sleep(_RECONNECT_DELAY)
 
-    async def _ends_by(self, client: AsyncEtlworksClient) -> AsyncIterator[PendingEvent]:
-        rounds = CompletionPlanner(client.clock, log)
+    async def _events_with(self, client: AsyncEtlworksClient) -> AsyncIterator[PendingEvent]:
+        planner = CompletionPlanner(client.clock, log)
         failures = 0
         while True:
             await self._gather()
             try:
-                async for told in self._round(client, rounds):
-                    yield told
+                async for event in self._round(client, planner):
+                    yield event
                 failures = 0
             except EtlworksUnauthorized:
                 raise
             except EtlworksError as error:
                 failures += 1
-                text = "%s The ends of flows are told once Etlworks answers again."
-                self._complain("answer", _COMPLAIN_EVERY, text, error)
-            pause = self._interval()
+                self._warn("answer", _WARN_EVERY, "%s Completed runs are reported once Etlworks answers again.", error)
+            delay = self._poll_interval()
             if failures:
-                pause = max(pause, min(2.0**failures, _LONGEST_PAUSE))
-            await self._wait(pause)
+                delay = max(delay, min(2.0**failures, _LONGEST_DELAY))
+            await self._sleep_until_subscribed(delay)
 
-    async def _round(self, client: AsyncEtlworksClient, rounds: CompletionPlanner) -> AsyncIterator[PendingEvent]:
-        by_endings = await self._opened()
-        for endings in await client.run(rounds.choose(by_endings, self._interval())):
-            rounds.reads(endings)
-            for told in await self._ends_of(by_endings[endings], endings, client):
-                yield told
-        for watch in by_endings.values():
-            await watch.commit()
+    async def _round(self, client: AsyncEtlworksClient, planner: CompletionPlanner) -> AsyncIterator[PendingEvent]:
+        subscriptions = await self._open()
+        for tracker in await client.run(planner.choose(subscriptions, self._poll_interval())):
+            planner.reads(tracker)
+            for event in await self._poll(subscriptions[tracker], tracker, client):
+                yield event
+        for subscription in subscriptions.values():
+            await subscription.commit()
 
-    async def _opened(self) -> dict[CompletionTracker, Watch]:
-        """Return those whose notes are read."""
+    async def _open(self) -> dict[CompletionTracker, FlowSubscription]:
+        """Return the subscriptions whose checkpoint is read, by their tracker."""
         opened = {}
-        for watch in list(self._watches):
+        for subscription in list(self._subscriptions):
             try:
-                opened[await watch.open()] = watch
-            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round reads them
-                text = "Airflow cannot read what flow %s has told: %s Trying on."
-                self._complain(("notes", watch.flow_id), _COMPLAIN_EVERY, text, watch.flow_id, error)
+                opened[await subscription.open()] = subscription
+            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round reads it
+                flow_id = subscription.flow_id
+                text = "Airflow cannot read the checkpoint of flow %s, trying on: %s"
+                self._warn(("checkpoint", flow_id), _WARN_EVERY, text, flow_id, error)
         return opened
 
-    async def _ends_of(
-        self, watch: Watch, endings: CompletionTracker, client: AsyncEtlworksClient
+    async def _poll(
+        self, subscription: FlowSubscription, tracker: CompletionTracker, client: AsyncEtlworksClient
     ) -> list[PendingEvent]:
         try:
-            return watch.events_for(await client.run(endings.look()), client.settings)
-        except _NOBODY_ANSWERS:
+            return subscription.events_for(await client.run(tracker.poll()), client.settings)
+        except _OUT_OF_REACH:
             raise
         except EtlworksError as error:
-            every = _COMPLAIN_EVERY if error.retryable else _COMPLAIN_OF_ACCESS_EVERY
-            text = "%s Trying on. The ends of flow %s are told once its runs can be read."
-            self._complain(("flow", watch.flow_id), every, text, error, watch.flow_id)
+            flow_id = subscription.flow_id
+            every = _WARN_EVERY if error.retryable else _WARN_OF_ACCESS_EVERY
+            text = "%s Trying on. Completed runs of flow %s are reported once they can be read."
+            self._warn(("flow", flow_id), every, text, error, flow_id)
             return []
 
-    def _interval(self) -> float:
-        return min((watch.interval for watch in self._watches), default=_LONGEST_PAUSE)
+    def _poll_interval(self) -> float:
+        return min((each.poll_interval for each in self._subscriptions), default=_LONGEST_DELAY)
 
     async def _gather(self) -> None:
-        """Wait until somebody watches, and for those who come at the same time."""
-        if not self._watches or self._somebody_came.is_set():
-            await self._somebody_came.wait()
+        """Wait for the first subscription, and for the others that come at about the same time."""
+        if not self._subscriptions or self._has_new_subscription.is_set():
+            await self._has_new_subscription.wait()
             await asyncio.sleep(_GATHER)
-            self._somebody_came.clear()
+            self._has_new_subscription.clear()
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait, unless somebody comes."""
-        waiting = asyncio.ensure_future(self._somebody_came.wait())
+    async def _sleep_until_subscribed(self, seconds: float) -> None:
+        """Sleep; a new subscription ends it."""
+        waiting = asyncio.ensure_future(self._has_new_subscription.wait())
         try:
             await asyncio.wait((waiting,), timeout=seconds)
         finally:
             waiting.cancel()
 
-    def _complain(self, about: object, every: float, text: str, *args: Any) -> None:
+    def _warn(self, about: object, every: float, text: str, *args: Any) -> None:
+        """Log a warning, at most once in so many seconds."""
         now = time.monotonic()
-        if now - self._complained_at.get(about, float("-inf")) >= every:
-            self._complained_at[about] = now
+        if now - self._warned_at.get(about, float("-inf")) >= every:
+            self._warned_at[about] = now
             log.warning(text, *args)
 
 
 _STREAMS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CompletionStream]] = WeakKeyDictionary()
 
 
-def stream_of(etlworks_conn_id: str) -> CompletionStream:
-    """Return the stream that all watchers of a connection share in this event loop."""
+def stream_for(etlworks_conn_id: str) -> CompletionStream:
+    """
+    Return the stream that all asset triggers of a connection share in this event loop.
+
+    :param etlworks_conn_id: the Airflow connection.
+    """
     streams = _STREAMS.setdefault(asyncio.get_running_loop(), {})
     return streams.setdefault(etlworks_conn_id, CompletionStream(etlworks_conn_id))
 
 
-@contextmanager
-def watch_of(job: FlowToWatch) -> Iterator[Watch]:
-    """Watch a flow in the stream of its connection."""
-    with stream_of(job.conn_id).watch(job) as watch:
-        yield watch
-
-
-async def payloads_of(job: FlowToWatch) -> AsyncIterator[dict[str, Any]]:
+async def payloads(flow: FlowToWatch) -> AsyncIterator[dict[str, Any]]:
     """
-    Yield what the events of a trigger tell that shares nothing, for ever.
+    Yield the payloads of a trigger's events without end, for a trigger that shares no stream.
 
-    Airflow does not say when an event is stored. So it is noted some seconds later: it may be told twice, and is never
-    lost.
+    Airflow does not say when an event is stored, so the checkpoint follows some seconds later: events are delivered at
+    least once.
+
+    :param flow: the flow, and which of its runs count.
     """
-    stream = CompletionStream(job.conn_id)
-    noting: set[asyncio.Task[None]] = set()
-    with stream.watch(job):
+    stream = CompletionStream(flow.conn_id)
+    confirming: set[asyncio.Task[None]] = set()
+    with stream.subscribe(flow):
         try:
-            async for told in stream.ends():
-                yield told.payload
-                task = asyncio.create_task(_note_later(told))
-                noting.add(task)
-                task.add_done_callback(noting.discard)
+            async for event in stream.events():
+                yield event.payload
+                task = asyncio.create_task(_confirm_later(event))
+                confirming.add(task)
+                task.add_done_callback(confirming.discard)
         finally:
-            for task in noting:
+            for task in confirming:
                 task.cancel()
 
 
-async def _note_later(told: PendingEvent) -> None:
+async def _confirm_later(event: PendingEvent) -> None:
     await asyncio.sleep(_STORED_WITHIN)
-    told.acknowledge(is_stored=True)
-    await told.watch.commit()
+    event.acknowledge(is_stored=True)
+    await event.subscription.commit()

@@ -1,4 +1,4 @@
-"""How a trigger follows its run. Apart from the trigger itself, since it takes much more to import."""
+"""What a run's trigger does in the triggerer. It imports much more than the trigger itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def follow_run(
     :param policy: how often it is polled, and when polling gives up.
     :param conn_id: the Airflow connection.
     :param cancel_on_kill: whether the run is stopped at the deadline.
-    :param log: the trigger's own, so that its lines are in the task's log.
+    :param log: the trigger's own log, so that the lines are in the task's log.
     """
 
     async def follow(watcher: Watcher) -> FollowResult:
@@ -43,17 +43,25 @@ async def follow_run(
 
 
 async def stop_run(run: RunRef, *, conn_id: str, log: Log) -> None:
-    """Stop a run whose task a person marked or cleared."""
+    """
+    Stop a run whose task a person marked or cleared.
+
+    :param run: the run.
+    :param conn_id: the Airflow connection.
+    :param log: the trigger's own log.
+    """
     async with shared_watcher(conn_id) as watcher:
         await _stop(run, watcher.client, log)
 
 
 async def _stop(run: RunRef, client: AsyncEtlworksClient, log: Log) -> str:
-    request = stop.stop_run(run.flow_id, run.audit_id, client.settings.stop_path)
+    request = stop.stop_run(run, client.settings.stop_path)
     try:
         stopped = await asyncio.wait_for(client.run(request), _STOP_WITHIN)
     except asyncio.TimeoutError:
-        stopped = stop.StopResult(accepted=False, detail=f"No answer to the stop of run {run.audit_id}; it may go on.")
+        stopped = stop.StopResult(
+            accepted=False, detail=f"No answer to the stop of run {run.audit_id}; it may still be going."
+        )
     report = log.info if stopped.accepted else log.warning
     report("%s", stopped.detail)
     return stopped.detail

@@ -1,4 +1,4 @@
-"""How the watchers of a connection share one poll, from Airflow 3.3 on."""
+"""How the asset triggers of a connection share one poll, from Airflow 3.3 on."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.triggerer.completions import PendingEvent
 
-# Ends on their way into Airflow's database. Airflow fails a trigger that has too many before it.
-_AT_A_TIME = 32
+# Events that Airflow has not stored yet. Airflow fails a trigger that has too many of them.
+_MAX_PENDING = 32
 
 
-class SharedEnds(SharedStreamProducer):
+class SharedCompletions(SharedStreamProducer):
     """
-    Finds the ends for all watchers of a connection, and has each noted once Airflow has stored its event.
+    Finds the completed runs for all asset triggers of a connection, and records each once Airflow stored its event.
 
     :param etlworks_conn_id: the Airflow connection.
     """
 
     def __init__(self, etlworks_conn_id: str) -> None:
         self._conn_id = etlworks_conn_id
-        self._room = asyncio.Semaphore(_AT_A_TIME)
+        self._slots = asyncio.Semaphore(_MAX_PENDING)
 
     async def open_stream(self) -> AsyncIterator[tuple[PendingEvent, PendingEvent]]:
-        """Yield each end, for ever."""
-        ends = await import_in_thread("airflow_provider_etlworks.triggerer.completions")
-        async for told in ends.stream_of(self._conn_id).ends():
-            await self._room.acquire()
-            yield told, told
+        """Yield an event for each completed run, without end."""
+        completions = await import_in_thread("airflow_provider_etlworks.triggerer.completions")
+        async for event in completions.stream_for(self._conn_id).events():
+            await self._slots.acquire()
+            yield event, event
 
     def get_advance_lane(self, broker_payload: PendingEvent) -> Hashable:
-        """Return whose end it is: the notes of one watcher do not wait for another's."""
-        return broker_payload.watch
+        """Return whose event it is: the checkpoint of one trigger does not wait for another trigger."""
+        return broker_payload.subscription
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
-        """Note ends whose events are stored."""
+        """Record the events that Airflow has stored."""
         for item in batch:
-            self._room.release()
-            told: PendingEvent = item.broker_payload
-            told.acknowledge(is_stored=told.has_left and item.outcome.failed == 0)
-        await batch[-1].broker_payload.watch.commit()
+            self._slots.release()
+            event: PendingEvent = item.broker_payload
+            event.acknowledge(is_stored=event.is_yielded and item.outcome.failed == 0)
+        await batch[-1].broker_payload.subscription.commit()

@@ -1,4 +1,4 @@
-"""One watcher for all the triggers of a connection in one event loop: one pool, one log-in, one budget of requests."""
+"""One watcher for all triggers of a connection in one event loop: one pool, one log-in, one rate limit."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds for which reading the connection is tried.
-_KEEP_READING = 300.0
+# Seconds for which reading the connection is retried.
+_READ_WITHIN = 300.0
 
 
 @dataclass
@@ -50,11 +50,11 @@ _BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = Wea
 @asynccontextmanager
 async def shared_watcher(etlworks_conn_id: str, *, instead_of: Watcher | None = None) -> AsyncIterator[Watcher]:
     """
-    Give the watcher that everybody in this event loop shares, and its client; the last to leave closes both.
+    Yield the watcher of a connection that all triggers in this event loop share; the last user closes it.
 
-    :param etlworks_conn_id: the Airflow connection. It is read once for all.
-    :param instead_of: a watcher whose credentials no longer work: the connection is read again, unless somebody else
-        has done that since.
+    :param etlworks_conn_id: the Airflow connection. It is read once for all users.
+    :param instead_of: a watcher whose credentials no longer work: the connection is read again, unless another user has
+        done that since.
     """
     watchers = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
     shared = watchers.get(etlworks_conn_id)
@@ -81,10 +81,10 @@ async def follow_with_shared_watcher(
     etlworks_conn_id: str, log: Log, follow: Callable[[Watcher], Awaitable[FollowResult]]
 ) -> FollowResult:
     """
-    Let something be followed with the shared watcher, and once more with the connection read anew if it is refused.
+    Follow with the shared watcher. If Etlworks refuses the credentials, read the connection again and follow once more.
 
-    :param etlworks_conn_id: the Airflow connection. One that cannot work ends as ``denied``.
-    :param log: is told that the connection is read again.
+    :param etlworks_conn_id: the Airflow connection. If it cannot work, the result is ``denied``.
+    :param log: receives a line if the connection is read again.
     :param follow: follows with a watcher, and returns how it ended.
     """
     try:
@@ -101,10 +101,10 @@ async def follow_with_shared_watcher(
 
 
 async def _read_settings(etlworks_conn_id: str) -> ClientSettings:
-    """Read the connection, and try again where Airflow itself has a fault: its API server may be restarting."""
+    """Read the connection, and retry if Airflow itself has a fault: its API server may be restarting."""
     retrying = AsyncRetrying(
         retry=retry_if_not_exception_type((EtlworksConfigError, AirflowNotFoundException)),
-        stop=stop_after_delay(_KEEP_READING),
+        stop=stop_after_delay(_READ_WITHIN),
         wait=wait_random_exponential(min=1, max=15),
         before_sleep=before_sleep_log(log, logging.WARNING),
         reraise=True,

@@ -1,4 +1,4 @@
-"""How a trigger begins: not before Airflow is ready for its event, and without an import on the event loop."""
+"""How a trigger starts: not before Airflow is ready for its event, and without an import on the event loop."""
 
 from __future__ import annotations
 
@@ -7,56 +7,52 @@ import importlib
 import random
 from typing import TYPE_CHECKING
 
-# Not by way of compat.py, which imports operators: this module is imported on the triggerer's event loop.
+# Not through compat.py, which imports operators: this module is imported on the triggerer's event loop.
 from airflow.configuration import conf
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from airflow.triggers.base import BaseTrigger
-
 # Seconds, whatever the poll_interval.
 LONGEST_STARTUP_DELAY = 6.0
 SHORTEST_STARTUP_DELAY = 1.0
 
-# Seconds that a scheduler may take to hear from its executor that a task's process has ended.
-SCHEDULER_HEARS_WITHIN = 2.0
+# Seconds until a scheduler has surely seen that a task's process has ended.
+SCHEDULER_NOTICES_WITHIN = 2.0
 
-# Thousands of triggers may begin at once, as when a triggerer starts: their first steps are spread a little.
+# Thousands of triggers may start at once, such as when a triggerer starts: their first polls are spread a little.
 _SPREAD = 0.1
 
 _LOADED: dict[str, ModuleType] = {}
 _LOADING: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ModuleType]] = {}
 
 
-def startup_delay(trigger: BaseTrigger, poll_interval: float) -> float:
+def startup_delay(poll_interval: float, *, for_task: bool) -> float:
     """
-    Return the seconds before which a trigger tells nothing.
+    Return the seconds that a trigger waits before it yields its first event.
 
-    Airflow learns only a while after a task has deferred that its process has ended. An event that overtakes this news
-    makes it take the news for the sudden end of the resumed task, and fail it.
+    If the trigger fires before the scheduler has seen the deferred process exit, Airflow takes that exit for a crash of
+    the resumed task, and fails it.
 
-    :param trigger: the trigger; only one that a task has deferred to waits for this news.
-    :param poll_interval: seconds between two of its looks.
+    :param poll_interval: seconds between two polls of the trigger.
+    :param for_task: whether a task has deferred to the trigger: only then it waits for the scheduler.
     """
     seconds = max(SHORTEST_STARTUP_DELAY, min(LONGEST_STARTUP_DELAY, poll_interval))
-    if trigger.task_instance is not None:
-        seconds = max(seconds, _unheard_of_end() + SCHEDULER_HEARS_WITHIN)
-    return seconds * (1 + random.uniform(0.0, _SPREAD))  # noqa: S311  # no secret
-
-
-def _unheard_of_end() -> int:
-    """Return the seconds for which the end of a task's process can be missed by the one that supervises it."""
-    # Airflow 2 has no such process.
-    return conf.getint("workers", "min_heartbeat_interval", fallback=0)
+    if for_task:
+        # The supervisor of a task's process may notice its end that much later. Airflow 2 has no supervisor.
+        unnoticed = conf.getint("workers", "min_heartbeat_interval", fallback=0)
+        seconds = max(seconds, unnoticed + SCHEDULER_NOTICES_WITHIN)
+    return seconds * (1 + random.uniform(0.0, _SPREAD))  # noqa: S311  # not a secret
 
 
 async def import_in_thread(name: str) -> ModuleType:
     """
-    Import a module in a thread, once for all that ask for it.
+    Import a module in a thread, once for all callers.
 
-    Airflow imports a trigger's module on its event loop, and Airflow 2 even takes a SIGTERM that arrives meanwhile for
-    a failure of the trigger: so that module itself imports next to nothing, and the rest comes by this way.
+    Airflow imports a trigger's module on its event loop, and Airflow 2 treats a SIGTERM that arrives meanwhile as a
+    failure of the trigger. So that module imports next to nothing, and loads the rest with this function.
+
+    :param name: the module's full name.
     """
     if name in _LOADED:
         return _LOADED[name]
@@ -65,7 +61,7 @@ async def import_in_thread(name: str) -> ModuleType:
     if key not in _LOADING:
         _LOADING[key] = loop.run_in_executor(None, importlib.import_module, name)
     try:
-        # Whoever is cancelled meanwhile must not take the module from the others.
+        # A caller that is cancelled meanwhile must not cancel the import for the others.
         module = _LOADED[name] = await asyncio.shield(_LOADING[key])
     finally:
         _LOADING.pop(key, None)

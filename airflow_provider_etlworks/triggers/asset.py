@@ -1,17 +1,20 @@
-"""The trigger that updates an Airflow asset whenever a flow ends. It takes Airflow 3, which brought such triggers."""
+"""The trigger that updates an Airflow asset when a run of a flow completes. It needs Airflow 3 or later."""
 
 from __future__ import annotations
 
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.triggerer.startup import import_in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
+    from datetime import timedelta
     from types import ModuleType
 
     from airflow.triggers.shared_stream import SharedStreamProducer
@@ -26,25 +29,27 @@ FINAL_STATUSES = ("success", "warning", "error", "canceled")
 
 class EtlworksFlowFinishedTrigger(BaseEventTrigger):
     """
-    Tells every end of a flow's runs, whoever started them: for ``AssetWatcher``.
+    Yields an event for each completed run of a flow, whoever started the run: for ``AssetWatcher``.
 
     An asset with such a watcher is updated each time, and DAGs that are scheduled on it run. The event's payload is
     what :class:`~airflow_provider_etlworks.operators.flow.EtlworksRunFlowOperator` returns: ``flow_id``, ``audit_id``,
     ``status``, ``started_at``, ``ended_at``, ``duration_seconds``, ``records`` and ``url``.
 
-    The first start tells nothing of what has ended by then. After that no end is missed: what was told is noted, with
-    the asset from Airflow 3.3 on, as a variable before. None is told twice, unless the triggerer dies in the second or
-    two (ten seconds, before Airflow 3.3) after it has told one. A run that Etlworks repeats by itself is several runs,
-    each with an end of its own.
+    The first start reports no run that has completed before. After that no completed run is missed: a checkpoint says
+    which runs are reported. It is stored with the asset from Airflow 3.3 on, as a variable before. Events are delivered
+    at least once: a run is reported twice only if the triggerer dies within a second or two (ten seconds, before
+    Airflow 3.3) after its event. A run that Etlworks repeats by itself is several runs, with an event for each.
 
     From Airflow 3.3 on, all watchers of a connection share one poll. Before, each reads its flow's history.
 
     :param flow_id: the flow.
-    :param statuses: which ends are told: any of ``success``, ``warning``, ``error`` and ``canceled``.
-    :param etlworks_conn_id: the Airflow connection. Of an administrator, three and more watchers take one request an
-        interval, and one for each end; of others, one request for each flow and interval.
-    :param poll_interval: seconds between two looks. Where watchers share a poll, the shortest counts.
-    :raises ValueError: an argument cannot work.
+    :param statuses: the final statuses that yield an event: any of ``success``, ``warning``, ``error`` and
+        ``canceled``. Default: ``success`` and ``warning``.
+    :param etlworks_conn_id: the Airflow connection. With an administrator's, three and more watchers send one request
+        per interval, and one for each completed run; with another user's, one request per flow and interval.
+    :param poll_interval: seconds between two polls, or a ``timedelta``; default 30. If watchers share a poll, the
+        shortest interval counts.
+    :raises ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -52,22 +57,20 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
         flow_id: int,
         statuses: Sequence[str] = DEFAULT_STATUSES,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = 30.0,
+        poll_interval: float | timedelta = 30.0,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
-        if isinstance(flow_id, bool) or not isinstance(flow_id, int) or flow_id < 1:
+        if isinstance(flow_id, bool) or not hasattr(flow_id, "__index__") or index(flow_id) < 1:
             raise ValueError(f"flow_id is {flow_id!r}; it must be a whole number above 0, such as 12345.")
         chosen = {statuses} if isinstance(statuses, str) else set(statuses)
         if not chosen or not chosen <= set(FINAL_STATUSES):
             raise ValueError(f"statuses is {statuses!r}; it must be some of {', '.join(FINAL_STATUSES)}.")
-        if not poll_interval > 0:
-            raise ValueError(f"poll_interval is {poll_interval!r}; it must be a number of seconds above 0.")
-        self.flow_id = flow_id
+        self.flow_id = index(flow_id)
         # In one order, and as a list: Airflow compares what is stored with what the DAG file says.
         self.statuses = [status for status in FINAL_STATUSES if status in chosen]
         self.etlworks_conn_id = etlworks_conn_id
-        self.poll_interval = float(poll_interval)
+        self.poll_interval = float(parse_seconds("poll_interval", poll_interval))
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -82,40 +85,42 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield an event for each end, for ever. Airflow 3.3 and later share a stream instead."""
-        module = await import_in_thread(_COMPLETIONS)
-        async for payload in module.payloads_of(self._job(module)):
+        """Yield an event for each completed run, without end. Airflow 3.3 and later use the shared stream instead."""
+        completions = await import_in_thread(_COMPLETIONS)
+        async for payload in completions.payloads(self._flow_to_watch(completions)):
             yield TriggerEvent(payload)
 
     def shared_stream_key(self) -> Hashable | None:
-        """Return what all watchers of a connection have in common. Airflow 3.3 and later ask for it."""
+        """Return what all watchers of a connection have in common. Airflow 3.3 and later call this."""
         return "etlworks", self.etlworks_conn_id
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
-        """Return what finds the ends for all watchers of a connection. Airflow 3.3 and later ask for it."""
-        from airflow_provider_etlworks.triggerer.shared_stream import SharedEnds
+        """Return the producer that all watchers of a connection share. Airflow 3.3 and later call this."""
+        from airflow_provider_etlworks.triggerer.shared_stream import SharedCompletions
 
-        return SharedEnds(kwargs["etlworks_conn_id"])
+        return SharedCompletions(kwargs["etlworks_conn_id"])
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
-        """Yield an event for each end that is found for this trigger."""
-        module = await import_in_thread(_COMPLETIONS)
-        with module.watch_of(self._job(module)) as watch:
-            async for told in shared_stream:
-                if told.watch is watch:
-                    told.has_left = True
-                    yield TriggerEvent(told.payload)
+        """Yield this trigger's events. Airflow 3.3 and later call this."""
+        completions = await import_in_thread(_COMPLETIONS)
+        stream = completions.stream_for(self.etlworks_conn_id)
+        with stream.subscribe(self._flow_to_watch(completions)) as subscription:
+            async for event in shared_stream:
+                if event.subscription is subscription:
+                    event.is_yielded = True
+                    yield TriggerEvent(event.payload)
 
-    def _job(self, module: ModuleType) -> FlowToWatch:
-        from airflow_provider_etlworks.compat import read_watcher_notes, write_watcher_notes
+    def _flow_to_watch(self, completions: ModuleType) -> FlowToWatch:
+        from airflow_provider_etlworks.compat import read_checkpoint, write_checkpoint
 
-        job: FlowToWatch = module.FlowToWatch(
+        flow: FlowToWatch = completions.FlowToWatch(
             flow_id=self.flow_id,
             statuses=self.statuses,
             conn_id=self.etlworks_conn_id,
             poll_interval=self.poll_interval,
-            read_notes=partial(read_watcher_notes, self),
-            write_notes=partial(write_watcher_notes, self),
+            read_checkpoint=partial(read_checkpoint, self),
+            write_checkpoint=partial(write_checkpoint, self),
+            log=self.log,
         )
-        return job
+        return flow

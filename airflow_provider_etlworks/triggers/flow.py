@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
@@ -14,31 +15,32 @@ from airflow_provider_etlworks.triggerer.startup import import_in_thread, startu
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import timedelta
 
 _FOLLOW_RUN = "airflow_provider_etlworks.triggerer.follow_run"
 
 
 class EtlworksFlowExecutionTrigger(BaseTrigger):
     """
-    Follows one run of a flow until it ends. Survives restarts of the triggerer, and every transient fault.
+    Follows one run of a flow until it ends. It survives restarts of the triggerer, and every transient fault.
 
     It yields one event, always of the same shape (see
     :class:`~airflow_provider_etlworks.runs.events.ExecutionEvent`). ``ending`` is ``finished``, ``deadline``,
     ``lost_touch`` (the status could not be read for longer than the patience, or the record is gone; the run may still
-    be going) or ``denied`` (the connection no longer works). It never starts anything.
+    be going) or ``denied`` (the connection no longer works). It never starts a run.
 
-    Its arguments are a public contract: a trigger that an older release stored loads in a newer one.
+    The arguments are a public contract: a trigger that an older release stored loads in a newer one.
 
     :param flow_id: the flow.
     :param audit_id: the run.
     :param etlworks_conn_id: the Airflow connection.
-    :param poll_interval: seconds between two looks at a young run; an old one is looked at less often. The first look
-        comes after as long, 6 s at most; for a task, not before Airflow surely knows that the task has deferred
-        (``[workers] min_heartbeat_interval`` and 2 s more).
-    :param deadline: Unix time at which to look a last time; ``None`` is never.
-    :param cancel_on_kill: whether to stop the run at the deadline, and (from Airflow 3.3 on, which tells a trigger)
-        when a person marks or clears the task. Before 3.3 a bare cancellation stops nothing: a deploy looks the same.
-    :param patience: seconds for which the status may be unreadable.
+    :param poll_interval: seconds (or a ``timedelta``) between two polls of a young run; an old run is polled less
+        often. Default 10. The first poll comes after one interval, 6 s at most; for a task, not before Airflow surely
+        knows that the task has deferred (``[workers] min_heartbeat_interval`` and 2 s more).
+    :param deadline: Unix time of the last poll; ``None`` is never.
+    :param cancel_on_kill: whether to stop the run at the deadline, and when a person marks or clears the task (from
+        Airflow 3.3 on, which calls ``on_kill``). Before 3.3 a cancellation stops nothing: a deploy cancels, too.
+    :param patience: seconds (or a ``timedelta``) for which the status may be unreadable. Default 1800.
     """
 
     def __init__(
@@ -46,20 +48,20 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         flow_id: int,
         audit_id: int,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
+        poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
         deadline: float | None = None,
         cancel_on_kill: bool = True,
-        patience: float = DEFAULT_PATIENCE,
+        patience: float | timedelta = DEFAULT_PATIENCE,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
         self.flow_id = flow_id
         self.audit_id = audit_id
         self.etlworks_conn_id = etlworks_conn_id
-        self.poll_interval = poll_interval
+        self.poll_interval = parse_seconds("poll_interval", poll_interval)
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
-        self.patience = patience
+        self.patience = parse_seconds("patience", patience)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -78,7 +80,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Follow the run, and yield the one event."""
-        await asyncio.sleep(startup_delay(self, self.poll_interval))
+        await asyncio.sleep(startup_delay(self.poll_interval, for_task=self.task_instance is not None))
         module = await import_in_thread(_FOLLOW_RUN)
         try:
             event = await module.follow_run(
@@ -89,7 +91,7 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
                 log=self.log,
             )
         except asyncio.CancelledError:
-            self.log.info("No longer watching run %s here. Unless it is stopped, it goes on.", self.audit_id)
+            self.log.info("No longer following run %s here. The run goes on, unless it is stopped.", self.audit_id)
             raise
         yield TriggerEvent(event.to_payload())
 

@@ -38,6 +38,25 @@ def fail_without_retry_on_config_error() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
 
 
+def flat_parameters(parameters: Any) -> dict[str, str]:
+    """
+    Turn parameters into the flat map of texts that Etlworks takes.
+
+    :param parameters: a mapping, or ``None`` for none. :func:`parameter_text` reads its values.
+    :raises EtlworksConfigError: it is not a mapping, or a value cannot be a text; the message names the parameter.
+    """
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, Mapping):
+        raise EtlworksConfigError(
+            f"parameters is a {type(parameters).__name__}; it must be a mapping, such as {{'runDate': '2026-05-09'}}."
+        )
+    for name in parameters:
+        if not isinstance(name, str) or not name:
+            raise EtlworksConfigError(f"The parameter name {name!r} must be text.")
+    return {name: parameter_text(name, value) for name, value in parameters.items()}
+
+
 def parse_ids(name: str, value: Any) -> list[int]:
     """
     Read ids; each is returned once, in the order given.

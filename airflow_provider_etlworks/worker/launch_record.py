@@ -1,4 +1,4 @@
-"""What a task remembers of what it sent, from one try to the next, where Airflow keeps it (3.3 and later)."""
+"""The record of what a task sent, from one try to the next, if Airflow keeps one (3.3 and later)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-NoteT = TypeVar("NoteT", bound="DataclassInstance")
+RecordT = TypeVar("RecordT", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,15 @@ class LaunchRecord:
     """
     A start that this task made, or was about to make.
 
-    :ivar flow_id: the flow.
+    :ivar flow_id: the flow; 0 if a payload was sent to one that the task does not know.
     :ivar watermark: the flow's newest audit id before the start.
     :ivar asked_at: Unix time of the start.
     :ivar max_tries: Airflow's number for the task instance then: clearing a task changes it, a retry does not.
     :ivar audit_id: the run, once it is known.
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
-    :ivar message_uuid: the message that started it, once it is known, where it was a payload's.
+    :ivar run_key: the value of the connection's ``run_key_parameter`` in that start; ``None`` if it carried none.
+    :ivar message_result: ``{"message_uuid", "answer"}``, if it was started by a payload, once that is answered.
     """
 
     flow_id: int
@@ -33,7 +34,8 @@ class LaunchRecord:
     audit_id: int | None = None
     is_ours: bool = True
     stop_asked: bool = False
-    message_uuid: str | None = None
+    message_result: dict[str, Any] | None = None
+    run_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,13 @@ class ImportRecord:
     An import that this task sent, or was about to send.
 
     :ivar sha256: the bundle's hash.
-    :ivar before: what the target had before it, as ``client.importing.flow_versions`` tells.
+    :ivar before: the target's flows before it, from ``bundles.import_once.flow_versions``.
     :ivar max_tries: as above.
-    :ivar backup_path: where the backup is that was made before it.
+    :ivar backup_path: the path of the backup that was made before it.
     :ivar backup_sha256: the backup's hash.
+    :ivar told_by: how it is known that it was applied: by its ``"answer"``, or by the ``"target"``; ``None`` while it
+        is in doubt.
+    :ivar failure: why it failed, if Etlworks answered that it did.
     """
 
     sha256: str
@@ -53,17 +58,19 @@ class ImportRecord:
     max_tries: int
     backup_path: str | None = None
     backup_sha256: str | None = None
+    told_by: str | None = None
+    failure: str | None = None
 
 
-class _Notes(Generic[NoteT]):
+class _RecordStore(Generic[RecordT]):
     """
-    Keeps a note in the task's state store.
+    Keeps one record in the task's state store.
 
     :param store: Airflow's store; ``None`` keeps nothing, as before Airflow 3.3 or with ``durable=False``.
     """
 
     _key: ClassVar[str]
-    _kind: type[NoteT]
+    _kind: type[RecordT]
 
     def __init__(self, store: Any | None) -> None:
         self._store = store
@@ -73,8 +80,8 @@ class _Notes(Generic[NoteT]):
         """Whether anything is kept."""
         return self._store is not None
 
-    def load(self) -> NoteT | None:
-        """Return the note that is kept; ``None`` where there is none that this release can read."""
+    def load(self) -> RecordT | None:
+        """Return the record that is kept; ``None`` if there is none that this release can read."""
         kept = self._store.get(self._key) if self._store is not None else None
         if not isinstance(kept, dict):
             return None
@@ -83,31 +90,31 @@ class _Notes(Generic[NoteT]):
         except TypeError:
             return None
 
-    def save(self, note: NoteT) -> None:
-        """Keep a note, instead of the one before."""
+    def save(self, record: RecordT) -> None:
+        """Keep a record, instead of the one before."""
         if self._store is not None:
-            self._store.set(self._key, asdict(note))
+            self._store.set(self._key, asdict(record))
 
     def update(self, **changes: Any) -> None:
-        """Add to the note that is kept."""
-        note = self.load()
-        if note is not None:
-            self.save(replace(note, **changes))
+        """Change fields of the record that is kept, if there is one."""
+        kept = self.load()
+        if kept is not None and (changed := replace(kept, **changes)) != kept:
+            self.save(changed)
 
     def clear(self) -> None:
-        """Forget the note: it is certain that nothing came of it."""
+        """Forget the record: it is certain that nothing came of it."""
         if self._store is not None:
             self._store.delete(self._key)
 
 
-class LaunchRecordStore(_Notes[LaunchRecord]):
+class LaunchRecordStore(_RecordStore[LaunchRecord]):
     """Keeps the start of a run."""
 
     _key = "etlworks_start"
     _kind = LaunchRecord
 
 
-class ImportRecordStore(_Notes[ImportRecord]):
+class ImportRecordStore(_RecordStore[ImportRecord]):
     """Keeps the sending of an import."""
 
     _key = "etlworks_import"

@@ -1,4 +1,4 @@
-"""What OpenLineage is told of a task's run, where its provider is installed."""
+"""The OpenLineage facets of a task's run, if the OpenLineage provider is installed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def lineage_of(flow_id: Any, run: Mapping[str, Any] | None) -> OperatorLineage[A
     """
     Return the facets of a run: ``etlworks_run`` and ``externalQuery`` of the run, ``etlworks_flow`` of the job.
 
-    :param flow_id: the flow, as the task was given it; it counts where there is no run.
-    :param run: the operator's dict; ``None`` where there is no run. What it does not say is left out.
-    :return: ``None`` where OpenLineage, or its provider, is not installed.
+    :param flow_id: the flow, as the task was given it; it counts if there is no run.
+    :param run: the operator's dict; ``None`` if there is no run. What it does not say is left out.
+    :return: ``None`` if OpenLineage, or its provider, is not installed.
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage
@@ -40,8 +40,8 @@ def lineage_of(flow_id: Any, run: Mapping[str, Any] | None) -> OperatorLineage[A
     from attrs import make_class
 
     digits = str(flow_id)
-    told = run or {"flow_id": int(digits) if digits.isascii() and digits.isdigit() else None}
-    known = {name: told[ours] for name, ours in _RUN_FIELDS.items() if told.get(ours) is not None}
+    known_run = run or {"flow_id": int(digits) if digits.isascii() and digits.isdigit() else None}
+    known = {name: known_run[ours] for name, ours in _RUN_FIELDS.items() if known_run.get(ours) is not None}
     flow = {"flowId": known["flowId"]} if "flowId" in known else {}
     # OpenLineage's facets are attrs classes, which are made here since what they derive from may not be installed.
     run_facet = make_class("EtlworksRunFacet", list(known), bases=(RunFacet,))(**known)

@@ -240,7 +240,7 @@ def test_a_component_that_does_not_end_is_killed(local_airflow: LocalAirflow, mo
     family = process_guard.tree(process.pid)
     monkeypatch.setattr("airflow_provider_etlworks.sandbox.demo.local_airflow.STOP_LIMIT", 1.0)
 
-    with pytest.raises(LocalAirflowError, match="in vain until the triggerer ends after signal"):
+    with pytest.raises(LocalAirflowError, match="waiting until the triggerer ends after signal"):
         local_airflow.kill("triggerer", signal.SIGCONT)
 
     assert eventually(lambda: all_gone(family))

@@ -1,4 +1,4 @@
-"""Logging in: seldom, in time, once for everybody who waits, and never again with what was refused."""
+"""Log-in: rare, in time, once for all callers that wait, and never again with refused credentials."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def etlworks(clock: VirtualClock):
         sandbox.stop()
 
 
-def asked(sandbox: Sandbox, path: str) -> int:
+def count_requests(sandbox: Sandbox, path: str) -> int:
     return sum(request.path == path for request in sandbox.requests)
 
 
@@ -60,7 +60,7 @@ def statuses(sandbox: Sandbox) -> list[int | None]:
     return [request.status for request in sandbox.requests]
 
 
-def test_an_api_key_needs_no_log_in(connect: Connect, etlworks) -> None:
+def test_api_key_needs_no_log_in(connect: Connect, etlworks) -> None:
     sandbox = etlworks()
     connect(sandbox.url).send(CALL)
     (request,) = sandbox.requests
@@ -76,24 +76,24 @@ def test_one_log_in_serves_many_calls(connect: Connect, etlworks, clock: Virtual
     assert json.loads(sandbox.requests[0].body) == LOGIN
 
 
-def test_a_server_that_only_has_the_older_path(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_legacy_log_in_path_is_used_if_the_new_one_is_missing(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks(issue_path_only=True)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
     sandbox.revoke_tokens()
     drive.send(CALL)
-    # The newer path is not asked a second time.
-    assert (asked(sandbox, LOG_IN), asked(sandbox, OLDER), sandbox.log_ins) == (1, 2, 2)
+    # The newer path is not tried a second time.
+    assert (count_requests(sandbox, LOG_IN), count_requests(sandbox, OLDER), sandbox.log_ins) == (1, 2, 2)
 
 
-def test_a_path_that_refuses_the_method_is_as_good_as_none(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_legacy_log_in_path_is_used_if_the_new_one_answers_405(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     sandbox.fault("POST", LOG_IN, status(405), times=None)
     connect(sandbox.url, clock=clock, **LOGIN).send(CALL)
-    assert asked(sandbox, OLDER) == 1
+    assert count_requests(sandbox, OLDER) == 1
 
 
-def test_a_short_lived_token_is_renewed_before_it_ends(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_short_lived_token_is_renewed_before_it_expires(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks(token_lifetime=60)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     for _ in range(300):
@@ -105,7 +105,7 @@ def test_a_short_lived_token_is_renewed_before_it_ends(connect: Connect, etlwork
 
 
 @pytest.mark.parametrize("lifetime", [2, 60, 600, 86_400])
-def test_a_token_is_not_renewed_early(connect: Connect, etlworks, clock: VirtualClock, lifetime: float) -> None:
+def test_token_is_not_renewed_early(connect: Connect, etlworks, clock: VirtualClock, lifetime: float) -> None:
     sandbox = etlworks(token_lifetime=lifetime)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
@@ -118,19 +118,19 @@ def test_a_token_is_not_renewed_early(connect: Connect, etlworks, clock: Virtual
     assert set(statuses(sandbox)) == {200}
 
 
-def test_a_refresh_that_is_refused_leads_to_a_log_in(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_refused_refresh_leads_to_a_log_in(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks(token_lifetime=60)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
     clock.sleep(55)
     sandbox.revoke_tokens()
     drive.send(CALL)
-    assert (asked(sandbox, REFRESH), sandbox.log_ins) == (1, 2)
+    assert (count_requests(sandbox, REFRESH), sandbox.log_ins) == (1, 2)
     assert sandbox.requests[-1].status == 200
 
 
 @pytest.mark.parametrize("code", [404, 405])
-def test_a_server_without_refresh_is_logged_in_to(connect: Connect, etlworks, clock: VirtualClock, code: int) -> None:
+def test_missing_refresh_path_leads_to_a_log_in(connect: Connect, etlworks, clock: VirtualClock, code: int) -> None:
     sandbox = etlworks(token_lifetime=60)
     sandbox.fault("POST", REFRESH, status(code), times=None)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
@@ -141,7 +141,7 @@ def test_a_server_without_refresh_is_logged_in_to(connect: Connect, etlworks, cl
 
 
 @pytest.mark.parametrize("fault", [status(503), hang_up(carried_out=False)], ids=["503", "hang up"])
-def test_a_token_that_cannot_be_renewed_yet_is_used_to_its_end(
+def test_token_that_cannot_be_renewed_yet_is_used_until_it_expires(
     connect: Connect, etlworks, clock: VirtualClock, fault
 ) -> None:
     sandbox = etlworks(token_lifetime=600)
@@ -151,26 +151,26 @@ def test_a_token_that_cannot_be_renewed_yet_is_used_to_its_end(
     clock.sleep(545)
     for _ in range(5):
         drive.send(CALL)
-    # A failed renewal is not tried again with every call.
-    assert asked(sandbox, REFRESH) == 1
+    # Not every call tries a failed renewal again.
+    assert count_requests(sandbox, REFRESH) == 1
     clock.sleep(5)
     drive.send(CALL)
     clock.sleep(5)
     drive.send(CALL)
-    assert (asked(sandbox, REFRESH), sandbox.refreshes, sandbox.log_ins) == (3, 1, 1)
+    assert (count_requests(sandbox, REFRESH), sandbox.refreshes, sandbox.log_ins) == (3, 1, 1)
 
 
-def test_a_token_that_has_ended_is_not_used(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_expired_token_is_not_used(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks(token_lifetime=60)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
     clock.sleep(61)
     drive.send(CALL)
     assert sandbox.log_ins == 2
-    assert asked(sandbox, "/rest/v1/flows/7") == 2
+    assert count_requests(sandbox, "/rest/v1/flows/7") == 2
 
 
-def test_a_revoked_token_costs_one_log_in_for_everybody(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_revoked_token_costs_one_log_in_for_all_callers(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
@@ -184,22 +184,22 @@ def test_a_revoked_token_costs_one_log_in_for_everybody(connect: Connect, etlwor
     assert len(flows) <= 2 * CALLERS
 
 
-def test_the_first_log_in_is_one_for_everybody(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_all_callers_share_the_first_log_in(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     assert [flow.id for flow in drive.send_at_once([CALL] * CALLERS)] == [7] * CALLERS
     assert (sandbox.log_ins, len(sandbox.requests)) == (1, CALLERS + 1)
 
 
-def test_a_token_refused_twice_is_given_up(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_token_refused_twice_is_an_error(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     sandbox.fault("GET", "/rest/v1/flows/7", status(401), times=None)
     with pytest.raises(EtlworksUnauthorized):
         connect(sandbox.url, clock=clock, **LOGIN).send(CALL)
-    assert (asked(sandbox, "/rest/v1/flows/7"), sandbox.log_ins) == (2, 2)
+    assert (count_requests(sandbox, "/rest/v1/flows/7"), sandbox.log_ins) == (2, 2)
 
 
-def test_a_start_is_sent_again_after_401_once(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_start_is_sent_again_once_after_401(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     drive = connect(sandbox.url, clock=clock, **LOGIN)
     drive.send(CALL)
@@ -208,7 +208,7 @@ def test_a_start_is_sent_again_after_401_once(connect: Connect, etlworks, clock:
     assert sandbox.runs_started() == 1
 
 
-def test_an_api_key_that_is_rejected_is_said_at_once(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_rejected_api_key_is_an_error_at_once(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     drive = connect(sandbox.url, clock=clock, password="of-another-server")
     with pytest.raises(EtlworksUnauthorized, match=r"API key.* wrong or has expired"):
@@ -221,24 +221,24 @@ REFUSALS = {"401": reply(401, b'{"message": "Wrong login or password"}'), "403":
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_wrong_password_is_one_request_for_everybody(
+def test_wrong_password_costs_one_request_for_all_callers(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, refusal: str
 ) -> None:
-    everybody_waits = threading.Event()
+    all_callers_wait = threading.Event()
 
     def answer(_: Received) -> bytes:
-        everybody_waits.wait(GENEROUS)
+        all_callers_wait.wait(GENEROUS)
         return REFUSALS[refusal]
 
     with ScriptedServer(answer) as server:
         drive = connect(server.url, login="alice", password=PASSWORD)
-        auth, looks = drive.client._auth, iter(range(1, CALLERS * 10))
+        auth, reads = drive.client._auth, iter(range(1, CALLERS * 10))
         bearer = auth.bearer
 
         def counted_bearer() -> str | None:
-            if next(looks) > CALLERS:
-                # One of the looks is the first caller's second; from the last one to the wait it is only a step.
-                threading.Timer(1, everybody_waits.set).start()
+            if next(reads) > CALLERS:
+                # The first caller asks twice; the last one is about to wait for the lock.
+                threading.Timer(1, all_callers_wait.set).start()
             return bearer()
 
         monkeypatch.setattr(auth, "bearer", counted_bearer)
@@ -249,7 +249,7 @@ def test_a_wrong_password_is_one_request_for_everybody(
     assert drive.clock.slept == []
 
 
-def test_a_wrong_password_is_not_remembered(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_failed_log_in_is_not_remembered(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     sandbox.fault("POST", LOG_IN, status(401))
     drive = connect(sandbox.url, clock=clock, **LOGIN)
@@ -263,9 +263,7 @@ def test_a_wrong_password_is_not_remembered(connect: Connect, etlworks, clock: V
     [(status(503), EtlworksServerError), (hang_up(), EtlworksUnreachable)],
     ids=["503", "hang up"],
 )
-def test_a_start_that_waits_for_a_failing_log_in_was_not_sent(
-    connect: Connect, etlworks, clock: VirtualClock, fault, kind
-) -> None:
+def test_start_is_not_sent_if_its_log_in_fails(connect: Connect, etlworks, clock: VirtualClock, fault, kind) -> None:
     sandbox = etlworks()
     sandbox.fault("POST", LOG_IN, fault, times=None)
     drive = connect(sandbox.url, clock=clock, **LOGIN)
@@ -279,7 +277,7 @@ def test_a_start_that_waits_for_a_failing_log_in_was_not_sent(
     assert sandbox.runs_started() == 1
 
 
-def test_a_tenant_is_switched_to(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_log_in_switches_the_tenant(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks(token_lifetime=60)
     drive = connect(sandbox.url, clock=clock, tenant_id="acme/eu", **LOGIN)
     drive.send(CALL)
@@ -291,7 +289,7 @@ def test_a_tenant_is_switched_to(connect: Connect, etlworks, clock: VirtualClock
     assert [request.path for request in sandbox.requests[:2]] == [LOG_IN, f"{LOG_IN}/tenants/acme%2Feu"]
 
 
-def test_an_api_key_may_switch_the_tenant_too(connect: Connect, etlworks, clock: VirtualClock) -> None:
+def test_api_key_switches_the_tenant(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     drive = connect(sandbox.url, clock=clock, tenant_id="acme")
     drive.send(CALL)
@@ -305,7 +303,7 @@ def test_an_api_key_may_switch_the_tenant_too(connect: Connect, etlworks, clock:
 
 
 class Issuer:
-    """A server that gives tokens of any kind, and accepts only the newest."""
+    """A server that issues tokens of any kind, and accepts only the newest."""
 
     def __init__(self, make: Callable[[int], str]) -> None:
         self.server = ScriptedServer(self.answer)
@@ -316,7 +314,7 @@ class Issuer:
     def answer(self, request: Received) -> bytes:
         if request.target == LOG_IN:
             self.log_ins += 1
-            # A client that logs in for ever would hang the test.
+            # A client that logs in without end would hang the test.
             if self.log_ins > 20:
                 return reply(500)
             self._token = self._make(self.log_ins)
@@ -371,7 +369,7 @@ def test_when_a_token_is_renewed(
             drive.send(CALL)
             assert issuer.log_ins == 2
         else:
-            # Its life cannot be told, so it is used until it is refused.
+            # Its lifetime is unknown, so it is used until it is refused.
             clock.sleep(100 * HOUR)
             drive.send(CALL)
             assert issuer.log_ins == 1
@@ -381,7 +379,7 @@ def test_when_a_token_is_renewed(
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"token": null}', b'{"token": ""}', b'{"token": 5}', b"[]", b"<html>"])
-def test_an_answer_without_a_token(connect: Connect, body: bytes) -> None:
+def test_response_without_a_token_is_an_error(connect: Connect, body: bytes) -> None:
     with ScriptedServer(lambda _: reply(body=body)) as server:
         drive = connect(server.url, login="alice", password=PASSWORD)
         with pytest.raises(EtlworksReplyError, match="token") as raised:
@@ -391,14 +389,14 @@ def test_an_answer_without_a_token(connect: Connect, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["two\\nlines", "spaß"])
-def test_a_token_that_no_header_can_hold(connect: Connect, text: str) -> None:
+def test_token_that_does_not_fit_a_header_is_an_error(connect: Connect, text: str) -> None:
     answer = reply(body=f'{{"token": "{text}"}}'.encode())
     with ScriptedServer(lambda _: answer) as server, pytest.raises(EtlworksReplyError, match="token"):
         connect(server.url, login="alice", password=PASSWORD).send(CALL, attempts=1)
     assert [request.target for request in server.received] == [LOG_IN]
 
 
-def test_a_password_that_the_server_repeats_is_not_told(connect: Connect) -> None:
+def test_password_echoed_by_the_server_is_redacted(connect: Connect) -> None:
     def answer(request: Received) -> bytes:
         return reply(400, b"Cannot read " + request.body)
 

@@ -1,19 +1,14 @@
-"""Proxies, certificates and ``.netrc`` count alike for both transports."""
+"""Both transports treat proxies, certificates and ``.netrc`` alike."""
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
-import ipaddress
 import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from support.client import Drive, ScriptedServer, reply
+from support.tls import self_signed_certificate
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnreachable
@@ -26,14 +21,14 @@ if TYPE_CHECKING:
     Connect = Callable[..., Drive]
 
 CALL = endpoints.list_flows().first()
-# A name that nobody can look up: only through a proxy does a request to it get an answer.
+# A name without an address: only a proxy can answer a request to it.
 NOWHERE = "etlworks.invalid"
 SECRET = "pr0xy-secret"
 
 
 @pytest.fixture
 def proxy() -> Iterator[ScriptedServer]:
-    """Run a proxy that records what it is asked, and answers plain requests itself."""
+    """Run a proxy that records its requests, refuses tunnels, and answers plain requests itself."""
 
     def answer(request) -> bytes:
         return reply(502, b"no way") if request.method == "CONNECT" else reply(body=b"[]")
@@ -48,7 +43,7 @@ def address(proxy: ScriptedServer) -> str:
 
 @pytest.mark.parametrize("written", ["http://{}", "{}"])
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", None])
-def test_a_plain_request_goes_through_the_proxy(
+def test_http_request_goes_through_the_proxy(
     connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str | None, written: str
 ) -> None:
     url = written.format(address(proxy))
@@ -60,7 +55,7 @@ def test_a_plain_request_goes_through_the_proxy(
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", None])
-def test_a_secure_request_goes_through_a_tunnel(
+def test_https_request_goes_through_a_tunnel(
     connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, variable: str | None
 ) -> None:
     url = f"http://alice:{SECRET}@{address(proxy)}"
@@ -69,17 +64,17 @@ def test_a_secure_request_goes_through_a_tunnel(
     drive = connect(f"https://{NOWHERE}", proxy=None if variable else url)
     with pytest.raises(EtlworksUnreachable) as raised:
         drive.send(CALL, attempts=1)
-    (asked,) = proxy.received
-    assert (asked.method, asked.target) == ("CONNECT", f"{NOWHERE}:443")
-    assert asked.headers["Proxy-Authorization"] == "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
-    # Etlworks's own credentials are not for the proxy.
-    assert asked.headers["Authorization"] is None
-    # A tunnel that was never dug carried nothing.
+    (request,) = proxy.received
+    assert (request.method, request.target) == ("CONNECT", f"{NOWHERE}:443")
+    assert request.headers["Proxy-Authorization"] == "Basic " + base64.b64encode(f"alice:{SECRET}".encode()).decode()
+    # The proxy must not receive the credentials of Etlworks.
+    assert request.headers["Authorization"] is None
+    # A refused tunnel carries no request.
     assert raised.value.not_processed
     assert SECRET not in "".join(map(str, drive.errors))
 
 
-def test_the_connection_s_proxy_counts_more_than_the_environment(
+def test_proxy_of_the_connection_overrides_the_environment(
     connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://another.invalid:3128")
@@ -100,7 +95,7 @@ def test_no_proxy_is_honoured(
 
 
 @pytest.mark.parametrize("no_proxy", ["example.com", "127.0.0.1:1", "10.0.0.0/8"])
-def test_no_proxy_names_other_hosts(
+def test_no_proxy_of_other_hosts_is_ignored(
     connect: Connect, proxy: ScriptedServer, monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -109,7 +104,7 @@ def test_no_proxy_names_other_hosts(
     assert len(proxy.received) == 1
 
 
-def test_a_proxy_that_is_not_there(connect: Connect, closed_port: int) -> None:
+def test_unreachable_proxy_is_not_processed(connect: Connect, closed_port: int) -> None:
     for scheme in ("http", "https"):
         drive = connect(f"{scheme}://{NOWHERE}", proxy=f"http://alice:{SECRET}@127.0.0.1:{closed_port}")
         with pytest.raises(EtlworksUnreachable) as raised:
@@ -118,7 +113,7 @@ def test_a_proxy_that_is_not_there(connect: Connect, closed_port: int) -> None:
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://alice:pr0xy-secret@:3128"])
-def test_an_environment_s_proxy_that_cannot_work_is_said(
+def test_invalid_proxy_of_the_environment_is_reported(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", url)
@@ -145,28 +140,8 @@ def test_netrc_does_not_replace_our_credentials(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a certificate for 127.0.0.1 that nobody but its holder has signed, with its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's Etlworks")])
-    now = dt.datetime.now(dt.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
+    """Make a self-signed certificate for 127.0.0.1, with its key."""
+    return self_signed_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -184,7 +159,7 @@ def no_bundle_from_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(connect: Connect, secure: ScriptedServer) -> None:
+def test_untrusted_certificate_is_refused(connect: Connect, secure: ScriptedServer) -> None:
     with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate") as raised:
         connect(secure.url).send(CALL, attempts=1)
     assert raised.value.not_processed
@@ -192,7 +167,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(connect: Connect, secu
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", None])
-def test_a_bundle_vouches_for_it(
+def test_certificate_is_trusted_through_a_ca_bundle(
     connect: Connect, secure: ScriptedServer, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
 ) -> None:
     if variable is not None:
@@ -201,15 +176,38 @@ def test_a_bundle_vouches_for_it(
     assert drive.send(CALL).items == []
 
 
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
-def test_nothing_is_checked_where_that_is_asked(
-    connect: Connect, secure: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", None])
+def test_certificate_is_trusted_through_a_directory(
+    connect: Connect, secure: ScriptedServer, certificate: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
 ) -> None:
+    directory = str(certificate.parent)
+    if variable is not None:
+        monkeypatch.setenv(variable, directory)
+    assert connect(secure.url, verify=True if variable else directory).send(CALL).items == []
+
+
+def test_directory_without_certificates_is_reported(connect: Connect, certificate: Path, tmp_path: Path) -> None:
+    (tmp_path / "certificate.pem").write_bytes(certificate.read_bytes())
+    with pytest.raises(EtlworksConfigError, match=r"^verify .*openssl rehash"):
+        connect(f"https://{NOWHERE}", verify=str(tmp_path))
+
+
+def test_certificate_of_another_directory_is_refused(
+    connect: Connect, secure: ScriptedServer, certificate: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "00000000.0").write_bytes(certificate.read_bytes())
+    with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate") as raised:
+        connect(secure.url, verify=str(tmp_path)).send(CALL, attempts=1)
+    assert raised.value.not_processed
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_verify_false_checks_nothing(connect: Connect, secure: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "there/is/no/such.pem")
     assert connect(secure.url, verify=False).send(CALL).items == []
 
 
-def test_the_bundle_is_for_another_name(connect: Connect, secure: ScriptedServer, certificate: Path) -> None:
+def test_certificate_of_another_name_is_refused(connect: Connect, secure: ScriptedServer, certificate: Path) -> None:
     url = secure.url.replace("127.0.0.1", "localhost")
     with pytest.raises(EtlworksUnreachable, match=r"(?i)certificate"):
         connect(url, verify=str(certificate)).send(CALL, attempts=1)
@@ -217,7 +215,7 @@ def test_the_bundle_is_for_another_name(connect: Connect, secure: ScriptedServer
 
 
 @pytest.mark.parametrize(("variable", "named"), [("REQUESTS_CA_BUNDLE",) * 2, ("SSL_CERT_FILE",) * 2, (None, "verify")])
-def test_a_bundle_that_is_not_there_is_said(
+def test_missing_ca_bundle_is_reported(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, variable: str | None, named: str
 ) -> None:
     if variable is not None:
@@ -226,7 +224,7 @@ def test_a_bundle_that_is_not_there_is_said(
         connect(f"https://{NOWHERE}", verify=True if variable else "there/is/no/such.pem")
 
 
-def test_a_bundle_that_is_none_is_said(connect: Connect, tmp_path: Path) -> None:
+def test_invalid_ca_bundle_is_reported(connect: Connect, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle.pem"
     bundle.write_text("not a certificate")
     with pytest.raises(EtlworksConfigError, match=r"^verify "):

@@ -1,4 +1,4 @@
-"""Credentials go to the connection's host and nowhere else, wherever a server points."""
+"""Credentials go only to the connection's host, wherever a server redirects to."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def call_path(call) -> str:
     return f"/rest{call.path}"
 
 
-def test_no_password_follows_a_log_in_to_another_host(connect: Connect, sandbox: Sandbox) -> None:
+def test_password_does_not_follow_a_redirect_to_another_host(connect: Connect, sandbox: Sandbox) -> None:
     with ScriptedServer() as another:
         sandbox.fault("POST", "/rest/v1/token-auth", redirect(f"{another.url}/rest/v1/token-auth", 308), times=None)
         with pytest.raises(EtlworksRedirected):
@@ -59,14 +59,14 @@ def test_no_password_follows_a_log_in_to_another_host(connect: Connect, sandbox:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_a_get_is_followed_with_its_credentials(connect: Connect, sandbox: Sandbox, code: int) -> None:
+def test_get_is_redirected_with_its_credentials(connect: Connect, sandbox: Sandbox, code: int) -> None:
     sandbox.fault("GET", call_path(GET), redirect("/rest/v1/flows/12346", code))
     assert connect(sandbox.url).send(GET).id == 12346
     assert [each.headers["Authorization"] for each in sandbox.requests] == [f"Bearer {sandbox.api_key}"] * 2
 
 
 @pytest.mark.parametrize("code", [307, 308])
-def test_a_post_is_followed_whole(connect: Connect, sandbox: Sandbox, code: int) -> None:
+def test_post_is_redirected_with_its_body(connect: Connect, sandbox: Sandbox, code: int) -> None:
     sandbox.fault("POST", call_path(POST), redirect(f"{sandbox.url}/rest/v1/flows/12346/run", code))
     assert connect(sandbox.url).send(POST).flow_id == 12346
     first, second = sandbox.requests
@@ -74,7 +74,7 @@ def test_a_post_is_followed_whole(connect: Connect, sandbox: Sandbox, code: int)
 
 
 @pytest.mark.parametrize("code", [301, 302, 303])
-def test_a_post_does_not_turn_into_a_get(connect: Connect, sandbox: Sandbox, code: int) -> None:
+def test_post_does_not_turn_into_a_get(connect: Connect, sandbox: Sandbox, code: int) -> None:
     sandbox.fault("POST", call_path(POST), redirect("/rest/v1/flows/12346", code))
     with pytest.raises(EtlworksRedirected, match="POST"):
         connect(sandbox.url).send(POST)
@@ -82,7 +82,7 @@ def test_a_post_does_not_turn_into_a_get(connect: Connect, sandbox: Sandbox, cod
     assert sandbox.runs_started() == 0
 
 
-def test_a_circle_ends(connect: Connect, sandbox: Sandbox) -> None:
+def test_redirect_loop_ends(connect: Connect, sandbox: Sandbox) -> None:
     sandbox.fault("GET", "/rest/v1/flows/*", redirect("/rest/v1/flows/12345"), times=None)
     with pytest.raises(EtlworksRedirected, match="Too many"):
         connect(sandbox.url).send(GET)
@@ -112,22 +112,22 @@ def test_a_circle_ends(connect: Connect, sandbox: Sandbox) -> None:
     ],
 )
 def test_where_a_redirect_may_lead(here: str, location: str, followed: str | None) -> None:
-    answer = Response(307, {"Location": location}, b"")
+    response = Response(307, {"Location": location}, b"")
     if followed is not None:
-        assert redirect_target(GET, here, answer) == followed
+        assert redirect_target(GET, here, response) == followed
     else:
         with pytest.raises(EtlworksRedirected) as raised:
-            redirect_target(GET, here, answer)
+            redirect_target(GET, here, response)
         assert "alice" not in str(raised.value)
 
 
 @pytest.mark.parametrize("status", [200, 304, 300])
-def test_what_is_no_redirect(status: int) -> None:
-    answer = Response(status, {"Location": "https://elsewhere"}, b"")
-    assert redirect_target(GET, "https://etl", answer) is None
+def test_other_statuses_are_not_redirects(status: int) -> None:
+    response = Response(status, {"Location": "https://elsewhere"}, b"")
+    assert redirect_target(GET, "https://etl", response) is None
 
 
-def test_a_streamed_answer_is_guarded_as_well(sandbox: Sandbox) -> None:
+def test_stream_does_not_follow_a_redirect_to_another_host(sandbox: Sandbox) -> None:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 

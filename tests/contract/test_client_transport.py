@@ -1,4 +1,4 @@
-"""What goes over the wire: headers, bodies, connections, time-outs, and answers that break off."""
+"""On the wire: headers, bodies, connections, time-outs, and broken responses."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def raw(head: str, body: bytes = b"") -> Callable[[Received], bytes]:
-    """Return an answer of these header lines and this body, whether or not they fit."""
+    """Return a response with these header lines and this body, whether or not they match."""
     lines = f"HTTP/1.1 {head}\nConnection: close".replace("\n", "\r\n")
     return lambda _: f"{lines}\r\n\r\n".encode() + body
 
 
-def test_who_is_asking_and_for_what(connect: Connect, sandbox: Sandbox) -> None:
+def test_common_headers(connect: Connect, sandbox: Sandbox) -> None:
     connect(sandbox.url).send(READ)
     (request,) = sandbox.requests
     assert request.headers["User-Agent"] == f"airflow-provider-etlworks/{__version__}"
@@ -69,9 +69,9 @@ def test_who_is_asking_and_for_what(connect: Connect, sandbox: Sandbox) -> None:
     assert "Cookie" not in request.headers
 
 
-def test_a_cookie_is_not_kept(connect: Connect) -> None:
+def test_cookies_are_not_kept(connect: Connect) -> None:
     with ScriptedServer(lambda _: reply(body=FLOW, Set_Cookie="session=1; Path=/")) as server:
-        # A cookie jar may have rules of its own for bare addresses.
+        # A cookie jar may treat IP addresses differently.
         drive = connect(server.url.replace("127.0.0.1", "localhost"))
         drive.send(READ)
         drive.send(READ)
@@ -85,13 +85,21 @@ def test_one_connection_serves_many_calls(connect: Connect, sandbox: Sandbox) ->
         drive.send(READ)
     with pytest.raises(EtlworksNotFound):
         drive.send(READ)
-    drive.send(endpoints.run_flow(7))
     drive.iterate(endpoints.list_flows())
     assert len({request.connection for request in sandbox.requests}) == 1
 
 
+def test_start_goes_on_a_fresh_connection(connect: Connect, sandbox: Sandbox) -> None:
+    drive = connect(sandbox.url)
+    for call in (READ, endpoints.run_flow(7), READ, endpoints.run_flow(7)):
+        drive.send(call)
+    start, _, second_start = [request.connection for request in sandbox.requests][1:]
+    assert start != sandbox.requests[0].connection
+    assert second_start not in {request.connection for request in sandbox.requests[:3]}
+
+
 @pytest.mark.parametrize(("pause", "connections"), [(20, 1), (60, 1), (90, 2)])
-async def test_a_connection_is_kept_between_two_looks_at_a_run(
+async def test_connection_is_kept_between_two_polls(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, pause: float, connections: int
 ) -> None:
     passed = 0.0
@@ -102,7 +110,7 @@ async def test_a_connection_is_kept_between_two_looks_at_a_run(
     async with AsyncEtlworksClient(ClientSettings(sandbox.url, sandbox.api_key)) as client:
         await client.send(READ)
         for _ in range(int(pause)):
-            # In steps, so that whatever the pool has planned happens in its time.
+            # In steps, so that the timers of the pool run on time.
             passed += 1
             await asyncio.sleep(0)
         await client.send(READ)
@@ -132,13 +140,13 @@ def test_the_read_time_out_counts_between_two_parts_of_a_body(connect: Connect) 
         drive = connect(f"http://127.0.0.1:{listening.getsockname()[1]}", read_timeout=0.2)
         held: list[socket.socket] = []
 
-        def begin_an_answer() -> None:
+        def begin_a_response() -> None:
             connection, _ = listening.accept()
             held.append(connection)
             connection.recv(65_536)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
 
-        thread = threading.Thread(target=begin_an_answer)
+        thread = threading.Thread(target=begin_a_response)
         thread.start()
         with pytest.raises(EtlworksUnreachable, match="may have received"):
             drive.send(READ, attempts=1)
@@ -148,7 +156,7 @@ def test_the_read_time_out_counts_between_two_parts_of_a_body(connect: Connect) 
 
 @pytest.fixture
 def nobody_accepts() -> Iterator[str]:
-    """Give the address of a server whose queue is full, so that no further connection comes to be."""
+    """Give the address of a server whose queue is full, so that no further connection succeeds."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
@@ -171,7 +179,7 @@ def test_the_connect_time_out_holds(connect: Connect, nobody_accepts: str) -> No
 
 
 @pytest.mark.timeout(GENEROUS)
-def test_a_proxy_that_never_answers_is_not_waited_for(connect: Connect) -> None:
+def test_silent_proxy_times_out(connect: Connect) -> None:
     with silent_server() as proxy, pytest.raises(EtlworksUnreachable):
         connect("https://etlworks.invalid", proxy=proxy.url, connect_timeout=0.3, read_timeout=0.3).send(
             READ, attempts=1
@@ -193,7 +201,7 @@ def test_a_proxy_that_never_answers_is_not_waited_for(connect: Connect) -> None:
     ],
 )
 @pytest.mark.parametrize("call", [READ, endpoints.run_flow(7)], ids=str)
-def test_an_answer_that_breaks_off_may_have_been_carried_out(
+def test_broken_response_is_in_doubt(
     connect: Connect, answer: Callable[[Received], bytes], call: endpoints.Call[Any]
 ) -> None:
     with ScriptedServer(answer) as server, pytest.raises(EtlworksUnreachable) as raised:
@@ -201,9 +209,9 @@ def test_an_answer_that_breaks_off_may_have_been_carried_out(
     assert (raised.value.retryable, raised.value.not_processed) == (True, False)
 
 
-def test_headers_are_found_however_they_are_spelled(connect: Connect) -> None:
-    told = raw("429 Slow down\nretry-after: 7")
-    with ScriptedServer(told) as server, pytest.raises(EtlworksRateLimited) as raised:
+def test_header_names_ignore_case(connect: Connect) -> None:
+    limited = raw("429 Slow down\nretry-after: 7")
+    with ScriptedServer(limited) as server, pytest.raises(EtlworksRateLimited) as raised:
         connect(server.url).send(READ, attempts=1)
     assert raised.value.retry_after == 7
     odd = raw("200 OK\nCONTENT-TYPE: text/x-odd", b"<p>")
@@ -211,7 +219,7 @@ def test_headers_are_found_however_they_are_spelled(connect: Connect) -> None:
         connect(server.url).send(READ, attempts=1)
 
 
-def test_gzip_and_chunks_are_put_together(connect: Connect) -> None:
+def test_gzip_and_chunks_are_decoded(connect: Connect) -> None:
     packed = gzip.compress(FLOW)
     half = len(packed) // 2
     body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (packed[:half], packed[half:], b""))
@@ -222,7 +230,7 @@ def test_gzip_and_chunks_are_put_together(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("answer", [raw("204 No Content"), raw("200 OK\nContent-Length: 0"), raw("201 Created")])
-def test_no_body_is_no_value(connect: Connect, answer: Callable[[Received], bytes]) -> None:
+def test_empty_response_has_no_value(connect: Connect, answer: Callable[[Received], bytes]) -> None:
     with ScriptedServer(answer) as server:
         drive = connect(server.url)
         assert drive.send(endpoints.request("POST", "/v1/x", root_url=server.url)) is None
@@ -236,18 +244,18 @@ def test_no_body_is_no_value(connect: Connect, answer: Callable[[Received], byte
 @pytest.mark.parametrize(
     ("body", "value"), [(b'{"a": 1}', {"a": 1}), (b"plain", "plain"), (b"<x/>", "<x/>"), (b"7", 7)]
 )
-def test_an_answer_of_unknown_shape(connect: Connect, body: bytes, value: object) -> None:
+def test_response_of_unknown_shape(connect: Connect, body: bytes, value: object) -> None:
     with ScriptedServer(lambda _: reply(body=body)) as server:
         assert connect(server.url).send(endpoints.send_to_listener("orders", b"x", "text/plain")) == value
 
 
-def test_a_long_body_arrives_whole(connect: Connect) -> None:
+def test_long_body_arrives_whole(connect: Connect) -> None:
     bundle = json.dumps({"flows": ["x" * 1_000] * 5_000}).encode()
     with ScriptedServer(lambda request: reply(body=request.body)) as server:
         assert connect(server.url).send(endpoints.import_bundle(bundle)) == json.loads(bundle)
 
 
-def test_every_address_of_a_body_below_a_path(connect: Connect) -> None:
+def test_instance_below_a_path(connect: Connect) -> None:
     with ScriptedServer(lambda _: reply(body=FLOW)) as server:
         drive = connect(f"{server.url}/etlworks")
         drive.send(READ)
@@ -255,7 +263,7 @@ def test_every_address_of_a_body_below_a_path(connect: Connect) -> None:
     assert [request.target for request in server.received] == ["/etlworks/rest/v1/flows/7", "/etlworks/etl/x"]
 
 
-def test_parameters_of_the_url_are_not_told(connect: Connect, closed_port: int) -> None:
+def test_url_parameters_are_not_shown(connect: Connect, closed_port: int) -> None:
     drive = connect(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(EtlworksUnreachable) as raised:
         drive.send(endpoints.run_flow_by_name("Orders", {"card": CARD}), attempts=1)
@@ -263,26 +271,26 @@ def test_parameters_of_the_url_are_not_told(connect: Connect, closed_port: int) 
     assert "POST /v1/flows/flow-name/Orders/run" in str(raised.value)
 
 
-def test_the_async_client_says_how_to_open_it() -> None:
+def test_unopened_async_client_says_how_to_open_it() -> None:
     client = AsyncEtlworksClient(ClientSettings("http://127.0.0.1:9", "key"))
     with pytest.raises(RuntimeError, match="async with"):
         asyncio.run(client.send(READ))
     asyncio.run(client.close())
 
 
-def test_a_client_can_be_left_and_closes_its_connections(sandbox: Sandbox) -> None:
+def test_clients_are_context_managers(sandbox: Sandbox) -> None:
     settings = ClientSettings(sandbox.url, sandbox.api_key)
 
-    async def ask() -> int:
+    async def flow_id() -> int:
         async with AsyncEtlworksClient(settings) as client:
             return (await client.send(READ)).id
 
-    assert asyncio.run(ask()) == 7
+    assert asyncio.run(flow_id()) == 7
     with EtlworksClient(settings) as client:
         assert client.send(READ).id == 7
 
 
-# Streams, which only the client for workers has.
+# Streams: only the sync client has them.
 
 
 @pytest.fixture
@@ -296,44 +304,42 @@ def a_log(client: EtlworksClient) -> endpoints.Call[str]:
     return endpoints.execution_log(7, client.send(endpoints.run_flow(7)).audit_id or 0)
 
 
-def test_a_log_comes_in_pieces(client: EtlworksClient) -> None:
+def test_log_arrives_in_chunks(client: EtlworksClient) -> None:
     call = a_log(client)
-    with client.stream(call) as pieces:
-        parts = list(pieces)
+    with client.stream(call) as chunks:
+        parts = list(chunks)
     assert len(parts) > 1
     assert b"".join(parts).decode() == client.send(call)
 
 
-def test_a_stream_logs_in_again(client: EtlworksClient, sandbox: Sandbox) -> None:
+def test_stream_logs_in_again(client: EtlworksClient, sandbox: Sandbox) -> None:
     call = a_log(client)
     sandbox.revoke_tokens()
-    with client.stream(call) as pieces:
-        assert b"line 19999" in b"".join(pieces)
+    with client.stream(call) as chunks:
+        assert b"line 19999" in b"".join(chunks)
     assert sandbox.log_ins == 2
 
 
-def test_a_stream_that_is_refused(client: EtlworksClient, sandbox: Sandbox) -> None:
+def test_refused_stream_is_an_error(client: EtlworksClient, sandbox: Sandbox) -> None:
     call = a_log(client)
     sandbox.fault("GET", LOG_PATH, status(503))
     with pytest.raises(EtlworksServerError, match="armed fault"), client.stream(call):
         pass
 
 
-def test_a_stream_that_breaks_off(client: EtlworksClient, sandbox: Sandbox) -> None:
+def test_broken_stream_is_an_error(client: EtlworksClient, sandbox: Sandbox) -> None:
     call = a_log(client)
     sandbox.fault("GET", LOG_PATH, truncated())
-    with pytest.raises(EtlworksUnreachable), client.stream(call) as pieces:
-        for _ in pieces:
+    with pytest.raises(EtlworksUnreachable), client.stream(call) as chunks:
+        for _ in chunks:
             pass
 
 
-def test_a_stream_that_is_left_early_gives_its_connection_back_or_drops_it(
-    client: EtlworksClient, sandbox: Sandbox
-) -> None:
+def test_stream_left_early_frees_its_connection(client: EtlworksClient, sandbox: Sandbox) -> None:
     call = a_log(client)
     for _ in range(15):
-        with client.stream(call) as pieces:
-            next(pieces)
+        with client.stream(call) as chunks:
+            next(chunks)
     assert client.send(READ).id == 7
     used = Counter(request.connection for request in sandbox.requests)
     assert sum(used.values()) == 18

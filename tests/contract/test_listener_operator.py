@@ -10,10 +10,13 @@ import pytest
 from support.client import ScriptedServer, reply
 from support.task import BEGINNING, FLOW, RECORD_PATH, Task
 
-from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed
+from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import ObjectStoragePath
-from airflow_provider_etlworks.operators.listener import LONGEST_ANSWER, EtlworksHttpListenerOperator
+from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
+from airflow_provider_etlworks.worker import send_to_listener
+from airflow_provider_etlworks.worker.send_to_listener import LONGEST_ANSWER, SendToListenerTask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -308,6 +311,121 @@ def test_no_connection_sends_nothing_and_the_next_try_may(etlworks: Etlworks, cl
     assert listener.run().colour == "success"
 
 
+def test_result_of_a_try_that_failed_after_sending_is_returned_by_the_retry(etlworks: Etlworks) -> None:
+    listener = task(etlworks, payload={"id": 1})
+    first = listener.operator().execute(listener.next_try())
+
+    retry = listener.run()
+
+    assert (retry.colour, retry.result) == ("success", first)
+    assert first["message_uuid"]
+    assert len(sent(etlworks)) == 1
+
+
+def test_failing_xcom_backend_sends_no_payload_twice(etlworks: Etlworks) -> None:
+    listener = waiting_task(etlworks)
+    context = listener.next_try()
+
+    def broken(key: str, value: Any) -> None:
+        raise ConnectionError("The XCom backend is away.")
+
+    context["ti"].xcom_push = broken
+    with pytest.raises(ConnectionError):
+        listener.operator().execute(context)
+
+    assert listener.run().colour == "success"
+    assert len(sent(etlworks)) == 1
+
+
+def test_cleared_task_sends_its_payload_again(etlworks: Etlworks) -> None:
+    etlworks.flow(running=0, listener=LISTENER)
+    listener = task(etlworks, payload={"id": 1})
+    listener.run()
+    listener.clear()
+
+    assert listener.run().colour == "success"
+    assert len(sent(etlworks)) == 2
+
+
+def test_worker_lost_while_it_sent_without_waiting_sends_nothing_again(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = task(etlworks, payload={"id": 1})
+    lose_worker(monkeypatch, listener, "send", EtlworksClient)
+
+    went = listener.run()
+
+    assert went.colour == "failed for good"
+    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert sent(etlworks) == []
+
+
+@pytest.mark.parametrize("code", [403, 404])
+def test_refused_payload_is_sent_by_the_retry_without_waiting(etlworks: Etlworks, code: int) -> None:
+    etlworks.sandbox.fault("POST", LISTENER_PATH, status(code))
+    listener = task(etlworks, payload={"id": 1})
+
+    assert [listener.run().colour, listener.run().colour] == ["failed", "success"]
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_unforeseen_error_after_sending_sends_nothing_again(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, store: bool
+) -> None:
+    listener = task(etlworks, store=store, payload={"id": 1})
+
+    def broken(*_: Any) -> Any:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(send_to_listener, "bounded_answer", broken)
+
+    went = listener.run()
+
+    assert went.colour == "failed for good"
+    assert "may have been received" in str(went.error)
+
+
+def test_killed_task_sends_nothing(etlworks: Etlworks) -> None:
+    listener = task(etlworks, payload={"id": 1})
+    assert listener.store is not None
+    operator = listener.operator()
+    listener.store.before_the_start = operator.on_kill
+
+    with pytest.raises(EtlworksError, match="killed"):
+        operator.execute(listener.next_try())
+
+    assert sent(etlworks) == []
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        (b'{"a": "x\\u0000y", "b\\ud83d": [1, "\\udc00"]}', {"a": "x\ufffdy", "b\ufffd": [1, "\ufffd"]}),
+        (b'"\\ud83d\\ude00"', "\U0001f600"),
+        (b'{"__classname__": "os.system"}', '{"__classname__": "os.system"}'),
+        (b'[{"a": [{"__type": "set"}]}]', '[{"a": [{"__type": "set"}]}]'),
+        (b'{"a": NaN}', '{"a": NaN}'),
+        (b"[1e999]", "[Infinity]"),
+        (b"[9223372036854775807, -1.5, null, true]", [2**63 - 1, -1.5, None, True]),
+        (b"[9223372036854775808]", "[9223372036854775808]"),
+        (nested(60).encode(), nested(60)),
+    ],
+)
+def test_answer_that_no_xcom_can_hold_is_made_storable(etlworks: Etlworks, body: bytes, answer: Any) -> None:
+    with ScriptedServer(lambda _: reply(body=body)) as server:
+        etlworks.connect(host=server.url)
+        went = task(etlworks).run()
+
+    assert went.colour == "success"
+    assert went.result == {"message_uuid": None, "answer": answer}
+    assert "\\u0000" not in json.dumps(went.result)
+    json.dumps(went.result, allow_nan=False, ensure_ascii=False).encode()
+
+
 # --- Retries and kills ----------------------------------------------------------------------------------------------
 
 
@@ -315,19 +433,21 @@ class WorkerLost(BaseException):
     """The machine is gone."""
 
 
-def lose_worker(monkeypatch: pytest.MonkeyPatch, listener: ListenerTask, at: str) -> None:
+def lose_worker(
+    monkeypatch: pytest.MonkeyPatch, listener: ListenerTask, at: str, owner: type = SendToListenerTask
+) -> None:
     """Make one try, and lose its worker when it comes to a method."""
     with monkeypatch.context() as patch:
 
         def gone(*_: Any, **__: Any) -> Any:
             raise WorkerLost
 
-        patch.setattr(EtlworksHttpListenerOperator, at, gone)
+        patch.setattr(owner, at, gone)
         with pytest.raises(WorkerLost):
             listener.run()
 
 
-@pytest.mark.parametrize("at", ["_run_of_message", "_follow"])
+@pytest.mark.parametrize("at", ["_find_run", "_follow"])
 def test_after_a_lost_worker_the_run_is_followed(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     listener = waiting_task(etlworks)
     lose_worker(monkeypatch, listener, at)
@@ -344,7 +464,7 @@ def test_after_a_worker_lost_while_it_sent_nothing_is_sent_again(
     etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = waiting_task(etlworks)
-    lose_worker(monkeypatch, listener, "_send")
+    lose_worker(monkeypatch, listener, "send", EtlworksClient)
 
     went = listener.run()
 
@@ -390,11 +510,18 @@ def test_a_kill_while_the_run_is_looked_for_stops_it(etlworks: Etlworks) -> None
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(etlworks: Etlworks) -> None:
+def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     listener = waiting_task(etlworks)
     operator = listener.operator()
-    operator._message = (FLOW, "")
 
-    operator.on_kill()
+    def killed(*_: Any, **__: Any) -> Any:
+        operator.on_kill()
+        raise WorkerLost
+
+    monkeypatch.setattr(EtlworksClient, "send", killed)
+    with pytest.raises(WorkerLost):
+        operator.execute(listener.next_try())
 
     assert etlworks.warnings("The task was killed while it sent its payload")

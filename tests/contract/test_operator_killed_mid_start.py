@@ -99,7 +99,7 @@ def test_where_it_cannot_be_told_which_run_it_was_none_is_stopped(
         operator.execute(task.next_try())
 
     assert etlworks.asked("POST", STOP_PATH) == 0
-    assert etlworks.warnings("killed while it started flow", "cannot be told which")
+    assert etlworks.warnings("killed while it started flow", "not certain which run")
 
 
 def test_a_stop_that_fails_does_not_keep_a_killed_task(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:

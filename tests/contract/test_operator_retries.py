@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.task import BEGINNING, FLOW, HISTORY_PATH, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import (
+    EtlworksError,
     EtlworksExecutionTimeout,
     EtlworksServerError,
     EtlworksStartUnknown,
@@ -51,7 +52,7 @@ def lose_the_worker_before_the_answer(etlworks: Etlworks, task: Task, *, carried
         raise WorkerLost
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_etlworks.runs.start.RunStarter.find", die)
+        patch.setattr("airflow_provider_etlworks.runs.start.RunStarter.reconcile", die)
         with pytest.raises(WorkerLost):
             task.operator().execute(task.next_try())
 
@@ -194,8 +195,84 @@ def test_a_start_of_which_it_cannot_be_told_what_came_fails_each_try(etlworks: E
 
     for _ in range(2):
         went = task.run()
+        assert went.colour == "failed for good"
         assert isinstance(went.error, EtlworksStartUnknown)
+        assert sorted(went.error.candidates) == [run.audit_id for run in etlworks.sandbox.runs()]
     assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_start_in_doubt_is_not_retried(etlworks: Etlworks, store: bool) -> None:
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False), times=None)
+
+    went = etlworks.task(store=store).run()
+
+    assert went.colour == "failed for good"
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert "this task is not retried" in str(went.error)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_unforeseen_error_after_the_start_is_a_start_in_doubt(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, store: bool
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("airflow_provider_etlworks.client.models.FlowStart.from_json", broken)
+
+    went = etlworks.task(store=store).run()
+
+    assert went.colour == "failed for good"
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+def test_clearing_a_task_whose_start_is_in_doubt_runs_the_flow_again(etlworks: Etlworks) -> None:
+    etlworks.flow(running=0)
+    task = etlworks.task()
+    lose_the_worker_before_the_answer(etlworks, task)
+    other = etlworks.run_of_somebody_else()
+    assert task.run().colour == "failed for good"
+    task.clear()
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert went.result is not None
+    assert [went.result["audit_id"]] == went.accepted
+    assert etlworks.warnings("The task was cleared, so the flow is started again", str(other))
+
+
+def test_cleared_task_does_not_start_again_if_nothing_can_be_read(etlworks: Etlworks) -> None:
+    task = etlworks.task(patience=60)
+    lose_the_worker_before_the_answer(etlworks, task)
+    task.clear()
+    etlworks.sandbox.fault("GET", HISTORY_PATH, status(503), times=None)
+
+    assert task.run().colour == "failed for good"
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["Airflow 2", "Airflow 3"])
+def test_kill_while_a_start_is_reconciled_stops_its_run(etlworks: Etlworks, goes_on: bool) -> None:
+    etlworks.flow(running=3600)
+    task = etlworks.task()
+    lose_the_worker_before_the_answer(etlworks, task)
+    operator = task.operator()
+    etlworks.sandbox.fault("GET", HISTORY_PATH, status(503))
+
+    def kill() -> None:
+        operator.on_kill()
+        if not goes_on:
+            raise WorkerLost
+
+    etlworks.clock.at(etlworks.clock.time() - BEGINNING + 0.5, kill)
+    with pytest.raises(EtlworksError if goes_on else WorkerLost):
+        operator.execute(task.next_try())
+
+    (stop,) = [each for each in etlworks.sandbox.requests if each.path == STOP_PATH]
+    assert stop.query == {"auditId": [str(etlworks.sandbox.runs()[0].audit_id)]}
 
 
 def test_an_xcom_backend_that_fails_loses_no_run(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:

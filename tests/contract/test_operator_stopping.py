@@ -13,6 +13,7 @@ from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecu
 from airflow_provider_etlworks.client.models import FlowStart
 from airflow_provider_etlworks.sandbox import Fault, hang_up, status
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+from airflow_provider_etlworks.worker import run_flow
 
 if TYPE_CHECKING:
     from support.task import Etlworks, Try
@@ -143,7 +144,7 @@ def test_a_kill_while_the_start_is_answered_stops_the_run_as_soon_as_it_is_known
     task = etlworks.task()
     operator = task.operator()
     # The answer to the start is read, and nobody has seen it yet.
-    monkeypatch.setattr(operator.hook, "find_run", lambda *_: None)
+    monkeypatch.setattr(run_flow, "find_run_at_once", lambda *_: None)
     read, killed = FlowStart.from_json, []
 
     def read_and_kill(value: Any) -> FlowStart:

@@ -55,7 +55,7 @@ def test_a_passing_fault_is_logged_and_survived(etlworks: Etlworks, fault: str, 
 
     assert went.colour == "success"
     assert etlworks.sandbox.runs_started() == 1
-    assert etlworks.warnings("Cannot read the status", "trying on")
+    assert etlworks.warnings("Cannot read the status", "polling continues")
     assert "can be read again" in etlworks.log_text
 
 

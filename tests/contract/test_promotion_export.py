@@ -73,7 +73,7 @@ def test_selections_add_up(promotion: Promotion, selection: dict[str, Any], ids:
         ({"path": "", "flow_ids": 1}, "path is ''"),
         ({"path": "None", "flow_ids": 1}, "path is 'None'"),
         ({"path": "bundles/", "flow_ids": 1}, "path is 'bundles/', a directory"),
-        ({"path": "nowhere://bucket/bundle.json", "flow_ids": 1}, "in no store that Airflow can reach"),
+        ({"path": "nowhere://bucket/bundle.json", "flow_ids": 1}, "is not in a store that Airflow can reach"),
     ],
 )
 def test_a_selection_that_cannot_work_fails_before_anything_is_exported(
@@ -193,14 +193,14 @@ NOT_A_BUNDLE = {
     "a page": (broken_body(), "a page of markup: 'Bad gateway The proxy has no answer.'"),
     "empty": (broken_body(b"", content_type=JSON), "it is empty"),
     "blank": (broken_body(b" \n", content_type=JSON), "it is empty"),
-    "text": (broken_body(b"Service unavailable", content_type="text/plain"), "it is no JSON object"),
+    "text": (broken_body(b"Service unavailable", content_type="text/plain"), "it is not a JSON object"),
     "nothing in it": (broken_body(b"{ }", content_type=JSON), "with nothing in it"),
     "no list in it": (broken_body(b"[]", content_type=JSON), "with nothing in it"),
     "half of it": (broken_body(b'{"flows":[{"name":"Orders"}', content_type=JSON), "it is cut off"),
     "cut in a text": (broken_body(b'{"flows":[{"name":"}]}', content_type=JSON), "it is cut off"),
     "cut in an escape": (broken_body(b'{"flows":[{"name":"}]}\\', content_type=JSON), "it is cut off"),
     "much of it": (broken_body(BIG, content_type=JSON), "it is cut off"),
-    "followed by a page": (broken_body(b'{"flows":[1]}<html>', content_type=JSON), "it is cut off, or is no JSON"),
+    "followed by a page": (broken_body(b'{"flows":[1]}<html>', content_type=JSON), "it is cut off, or is not JSON"),
     "shorter than announced": (truncated(), "The server may have received it"),
 }
 
@@ -296,7 +296,7 @@ def test_the_older_api_is_used_where_the_newer_one_is_missing(promotion: Promoti
     assert promotion.staging.requests[-1].query == {"flows": ["1,3"]}
     manifest = json.loads(Path(promotion.path + ".meta.json").read_text())
     assert (manifest["format"], manifest["include_connections"]) == ("older", True)
-    assert promotion.log_text().count("Using the older export API") == 1
+    assert promotion.log_text().count("Using the legacy export API") == 1
 
 
 @pytest.mark.parametrize(

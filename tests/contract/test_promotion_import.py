@@ -312,7 +312,7 @@ def test_a_refusal_says_what_is_done_and_what_is_not(promotion: Promotion) -> No
     went = promotion.importing().run()
     assert went.colour == "failed for good"
     assert "2 of 3 imported" in went.said
-    assert "Not done: 'flow Invoices | € (no such format)'. Done: 'flow Orders', 'flow Customers'." in went.said
+    assert "Not done: 'flow Invoices | € (no such format)'. None of the bundle's flows has changed" in went.said
 
 
 def test_a_refusal_after_a_part_was_done_is_seen_in_the_target(promotion: Promotion) -> None:
@@ -364,12 +364,13 @@ def test_no_content_is_a_success(promotion: Promotion) -> None:
     assert promotion.importing().run().colour == "success"
 
 
-def test_what_the_server_says_is_missing_is_a_warning(promotion: Promotion) -> None:
+def test_remarks_of_the_target_are_logged(promotion: Promotion) -> None:
     promotion.exported()
-    body = {"success": True, "missingConnections": ["orders-db"]}
+    body = {"success": True, "warnings": ["orders-db is missing\n\x1b[31m", {"message": "password=hunter2"}]}
     promotion.production.fault("POST", IMPORT, broken_body(json.dumps(body), content_type=JSON))
     assert promotion.importing().run().colour == "success"
-    assert "these are missing: 'connection orders-db'" in promotion.log_text()
+    assert "and remarks: orders-db is missing [31m" in promotion.log_text()
+    assert "and remarks: password=***" in promotion.log_text()
 
 
 def test_flows_that_do_not_arrive_are_said(promotion: Promotion) -> None:
@@ -460,6 +461,69 @@ def test_a_change_of_somebody_else_is_not_taken_for_the_import(promotion: Promot
     went = promotion.importing().run()
     assert went.colour == "failed for good"
     assert "Either it was applied" in went.said
+
+
+def log_in_to_production(promotion: Promotion) -> None:
+    promotion.connect("production", promotion.production.url, login="sandbox", password="sandbox")
+
+
+@pytest.mark.parametrize("edit", ["description", "nothing"])
+def test_an_edit_of_somebody_else_is_no_proof_with_an_api_key(promotion: Promotion, edit: str) -> None:
+    promotion.exported(flow_ids=[1])
+    promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
+    edited = SandboxFlow(
+        11, "Orders", description="edited" if edit == "description" else "", connections=("orders-db",)
+    )
+    promotion.clock.at(1010, lambda: promotion.production.add_flow(edited))
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "In the target, changed: 'Orders'. Not changed: none." in went.said
+    assert "neither by our user nor to the bundle's content, as far as known: 'Orders'" in went.said
+    assert promotion.imports() == 1
+
+
+def test_a_change_of_our_user_is_proof(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    log_in_to_production(promotion)
+    monkeypatch.setattr("airflow_provider_etlworks.bundles.transfer._LONGEST_PARSED", 0)
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+
+
+def test_without_user_and_content_an_import_stays_in_doubt(
+    promotion: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_etlworks.bundles.transfer._LONGEST_PARSED", 0)
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "Either it was applied" in went.said
+    assert promotion.imports() == 1
+
+
+def test_a_dump_shows_no_content(promotion: Promotion) -> None:
+    for sandbox in (promotion.staging, promotion.production):
+        sandbox.fault("*", NEWER, status(404), times=None)
+    promotion.exported()
+    promotion.production.fault("POST", OLDER_IMPORT, hang_up())
+    assert promotion.importing().run().colour == "failed for good"
+    log_in_to_production(promotion)
+    promotion.production.fault("POST", OLDER_IMPORT, hang_up())
+    went = promotion.importing().run()
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+
+
+def test_a_flow_that_cannot_be_compared_leaves_the_import_in_doubt(promotion: Promotion) -> None:
+    promotion.exported()
+    promotion.production.fault("POST", IMPORT, hang_up())
+    promotion.production.fault("GET", f"{FLOWS}/11", status(403), times=None)
+    went = promotion.importing().run()
+    assert went.colour == "failed for good"
+    assert "It may have been applied, or not" in went.said
 
 
 def test_a_target_that_cannot_be_read_afterwards_is_said(promotion: Promotion) -> None:
@@ -600,6 +664,65 @@ def test_another_bundle_is_another_import(promotion: Promotion, monkeypatch: pyt
     lose_worker(promotion, monkeypatch, task, when="before")
     promotion.exported(flow_ids=[1, 2])
     assert task.run().colour == "success"
+
+
+def test_a_refused_bundle_leaves_an_earlier_one_in_doubt(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
+    promotion.exported(flow_ids=[1])
+    first = Path(promotion.path).read_bytes(), Path(promotion.path + ".meta.json").read_bytes()
+    task = promotion.importing()
+    lose_worker(promotion, monkeypatch, task, when="before")
+    promotion.exported(flow_ids=[1, 2])
+    promotion.production.fault("POST", IMPORT, status(400))
+    assert task.run().colour == "failed"
+    Path(promotion.path).write_bytes(first[0])
+    Path(promotion.path + ".meta.json").write_bytes(first[1])
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert "the task ended before the answer came" in went.said
+    assert promotion.imports() == 1
+
+
+def test_a_result_that_cannot_be_stored_does_not_import_twice(promotion: Promotion) -> None:
+    promotion.exported()
+    task = promotion.importing()
+    first = task.run()
+    assert first.result is not None
+    # Airflow could not store the result, and tries again; meanwhile somebody has edited a flow.
+    promotion.production.add_flow(SandboxFlow(11, "Orders", description="edited"))
+    again = task.run()
+    assert again.result == {**first.result, "items": []}
+    assert promotion.imports() == 1
+
+
+def test_a_failure_that_cannot_be_stored_stays_a_failure(promotion: Promotion) -> None:
+    promotion.exported()
+    body = {"success": True, "results": [{"flowId": 1, "flowName": "Orders", "success": False, "error": "locked"}]}
+    promotion.production.fault("POST", IMPORT, broken_body(json.dumps(body), content_type=JSON))
+    task = promotion.importing()
+    push = task.context["ti"].xcom_push
+
+    def broken(**_: Any) -> None:
+        raise OSError("the metadata database is away")
+
+    task.context["ti"].xcom_push = broken
+    with pytest.raises(OSError, match="away"):
+        task.run()
+    task.context["ti"].xcom_push = push
+    # All flows changed, but Etlworks has answered that the import failed.
+    went = task.run()
+    assert went.colour == "failed for good"
+    assert "'flow Orders (locked)'" in went.said
+    assert task.context["ti"].xcoms["import_failed"]["flow_names"] == ["Orders", "Customers", "Invoices | €"]
+    assert promotion.imports() == 1
+
+
+def test_names_in_an_answer_are_stored_without_control_characters(promotion: Promotion) -> None:
+    promotion.exported()
+    body = {"success": True, "flows": [{"id": 11, "name": "Or\x00d\ud83ders\x1b[31m", "action": "re\x00placed"}]}
+    promotion.production.fault("POST", IMPORT, says(body))
+    went = promotion.importing().run()
+    assert went.result is not None
+    assert went.result["items"] == [{"kind": "flow", "id": 11, "name": "Or d ers [31m", "status": "re placed"}]
 
 
 @pytest.mark.parametrize("manifest", [True, False])

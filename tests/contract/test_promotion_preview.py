@@ -124,8 +124,10 @@ def test_an_answer_too_long_to_read_is_kept(promotion: Promotion) -> None:
 
 def test_the_result_is_of_bounded_size(promotion: Promotion) -> None:
     promotion.exported()
-    names = [f"{number} {'<b>|' * 500}" for number in range(1_000)]
-    answer = {"flows": [{"name": name, "action": "create"} for name in names], "missingConnections": names}
+    names = [f"{number} {'<b>|' * 200}" for number in range(1_000)]
+    needs = [f"{number} db {'<b>|' * 200}" for number in range(1_000)]
+    answer = {"flows": [{"name": name, "action": name} for name in names[1:]]}
+    answer["flows"].append({"id": 0, "name": names[0], "connections": needs})
     said = previewed(promotion, answer)
     assert len(json.dumps(said)) < 48_000
     assert len(said["markdown"]) <= 8_000
@@ -202,4 +204,4 @@ def test_a_flow_of_the_target_that_cannot_be_read_is_no_error(promotion: Promoti
     answer = {"flows": {"1": {"id": 1, "name": "Orders"}}, "connections": {"1": {"id": 1, "name": "orders-db"}}}
     said = previewed(promotion, answer)
     assert said["unclear"] == [{"kind": "connection", "name": "orders-db"}]
-    assert "| connection | orders-db | not told; please check |" in said["markdown"]
+    assert "| connection | orders-db | not known; please check |" in said["markdown"]

@@ -1,4 +1,4 @@
-"""Flows from YAML files, and what is said where they cannot be used."""
+"""Flows from YAML files, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load(tmp_path):
     return read
 
 
-def test_every_field_can_be_given(load):
+def test_every_field_is_read(load):
     flows = load(
         """
 flows:
@@ -76,7 +76,7 @@ flows:
     [
         ("{name: One}", r"flow 1 \('One'\): id: missing"),
         ("{id: 1}", "flow 1: name: missing"),
-        ("{id: 1, name: One, colour: red}", r"flow 1 \('One'\): colour: no such field"),
+        ("{id: 1, name: One, colour: red}", r"flow 1 \('One'\): colour: unknown field"),
         ("{id: one, name: One}", "id: expected a whole number above 0, got 'one'"),
         ("{id: 0, name: One}", "id: expected"),
         ("{id: true, name: One}", "id: expected"),
@@ -95,7 +95,7 @@ flows:
         ("just text", "flow 1: expected a mapping of fields, got 'just text'"),
     ],
 )
-def test_a_flow_that_cannot_be_used_is_named_with_its_file_and_field(load, flow, complaint):
+def test_invalid_flow_names_file_and_field(load, flow, complaint):
     with pytest.raises(ValueError, match=rf"mine\.yaml: .*{complaint}"):
         load(f"flows:\n  - {flow}\n")
 
@@ -103,7 +103,7 @@ def test_a_flow_that_cannot_be_used_is_named_with_its_file_and_field(load, flow,
 @pytest.mark.parametrize(
     "text", ["", "[]", "flows:", "flows: {}", "other: []", "flows: []\nother: []", "flows: [", b"\xff\xfe\x00flows"]
 )
-def test_a_file_that_holds_no_flows_is_named(load, text):
+def test_file_without_flows_is_named(load, text):
     with pytest.raises(ValueError, match=r"mine\.yaml: "):
         load(text)
 
@@ -112,12 +112,12 @@ def test_a_file_that_holds_no_flows_is_named(load, text):
     ("second", "field"),
     [("id: 1, name: Two", "id"), ("id: 2, name: One", "name"), ("id: 2, name: Two, listener: a", "listener")],
 )
-def test_two_flows_cannot_share_what_tells_them_apart(load, second, field):
+def test_duplicate_flows_are_refused(load, second, field):
     with pytest.raises(ValueError, match=rf"mine\.yaml: {field}: .* two flows, 1 and"):
         load(f"flows:\n  - {{id: 1, name: One, listener: a}}\n  - {{{second}}}\n")
 
 
-def test_a_sandbox_refuses_flows_that_clash():
+def test_sandbox_refuses_duplicate_flows():
     with pytest.raises(ValueError, match="name"):
         Sandbox([SandboxFlow(1, "One"), SandboxFlow(2, "One")])
     with pytest.raises(ValueError, match="id"):
@@ -129,5 +129,5 @@ def test_a_sandbox_refuses_flows_that_clash():
     assert sandbox.flows[1].ends == "error"
 
 
-def test_the_built_in_flows_can_be_read():
+def test_built_in_flows_load():
     assert len(built_in_flows()) >= 4

@@ -55,7 +55,7 @@ def wait_for(condition) -> None:
 # Faults
 
 
-def test_a_status_fault_answers_with_the_documented_error_and_does_nothing(sandbox):
+def test_status_fault_answers_with_the_documented_error(sandbox):
     sandbox.fault("POST", RUN, status(503, headers={"Retry-After": "30"}))
     answer = ask(sandbox, "POST", RUN, json={})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
@@ -70,7 +70,7 @@ def test_a_status_fault_answers_with_the_documented_error_and_does_nothing(sandb
     assert [seen.status for seen in sandbox.requests] == [503, 200]
 
 
-def test_a_status_fault_may_have_a_body_of_its_own(sandbox):
+def test_status_fault_with_its_own_body(sandbox):
     sandbox.fault("GET", FLOWS, status(502, body="<h1>Bad gateway</h1>"))
     sandbox.fault("GET", FLOWS, status(500, body=b"{}", headers={"content-type": "application/json"}))
     first, second = ask(sandbox, "GET", FLOWS), ask(sandbox, "GET", FLOWS)
@@ -79,7 +79,7 @@ def test_a_status_fault_may_have_a_body_of_its_own(sandbox):
 
 
 @pytest.mark.parametrize(("carried_out", "runs"), [(True, 1), (False, 0)])
-def test_a_hang_up_drops_the_connection_after_or_before_carrying_out(sandbox, carried_out, runs):
+def test_hang_up_after_or_before_processing(sandbox, carried_out, runs):
     sandbox.fault("POST", RUN, hang_up(carried_out=carried_out))
     with pytest.raises(requests.ConnectionError):
         ask(sandbox, "POST", RUN, json={})
@@ -87,7 +87,7 @@ def test_a_hang_up_drops_the_connection_after_or_before_carrying_out(sandbox, ca
     assert sandbox.requests[-1].status is None
 
 
-def test_a_hang_up_can_look_like_a_time_out(sandbox):
+def test_hang_up_can_look_like_a_timeout(sandbox):
     sandbox.fault("POST", RUN, hang_up(carried_out=False, delay=PATIENCE))
     with pytest.raises(requests.ReadTimeout):
         ask(sandbox, "POST", RUN, json={}, timeout=0.2)
@@ -95,7 +95,7 @@ def test_a_hang_up_can_look_like_a_time_out(sandbox):
     assert sandbox.runs_started(7) == 0
 
 
-def test_a_delay_carries_out_at_once_and_holds_up_nobody_else(sandbox):
+def test_delay_blocks_no_other_request(sandbox):
     sandbox.fault("POST", RUN, delay(PATIENCE))
     with pytest.raises(requests.ReadTimeout):
         ask(sandbox, "POST", RUN, json={}, timeout=0.2)
@@ -103,7 +103,7 @@ def test_a_delay_carries_out_at_once_and_holds_up_nobody_else(sandbox):
     assert ask(sandbox, "GET", FLOWS).status_code == 200
 
 
-def test_a_delay_can_carry_out_after_the_client_has_gone(sandbox):
+def test_delay_can_process_after_the_client_has_left(sandbox):
     sandbox.fault("POST", RUN, delay(1, carried_out_last=True))
     sent = time.time()
     with pytest.raises(requests.ReadTimeout):
@@ -112,7 +112,7 @@ def test_a_delay_can_carry_out_after_the_client_has_gone(sandbox):
     assert sandbox.runs(7)[0].accepted - sent >= 1
 
 
-def test_a_short_delay_ends_in_the_usual_answer(sandbox):
+def test_short_delay_returns_the_usual_answer(sandbox):
     sandbox.fault("POST", RUN, delay(0.3))
     begin = time.monotonic()
     assert ask(sandbox, "POST", RUN, json={}).json()["status"] == 0
@@ -127,7 +127,7 @@ def test_a_short_delay_ends_in_the_usual_answer(sandbox):
         (broken_body('{"flowId": 7, "aud', content_type="application/json"), '{"flowId": 7, "aud', "application/json"),
     ],
 )
-def test_a_broken_body_comes_after_carrying_out(sandbox, fault, body, content_type):
+def test_broken_body_follows_processing(sandbox, fault, body, content_type):
     sandbox.fault("POST", RUN, fault)
     answer = ask(sandbox, "POST", RUN, json={})
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, content_type)
@@ -135,7 +135,7 @@ def test_a_broken_body_comes_after_carrying_out(sandbox, fault, body, content_ty
     assert sandbox.runs_started(7) == 1
 
 
-def test_a_truncated_answer_promises_more_than_it_sends(sandbox):
+def test_truncated_answer_is_shorter_than_announced(sandbox):
     sandbox.fault("POST", RUN, truncated())
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
         ask(sandbox, "POST", RUN, json={})
@@ -143,14 +143,14 @@ def test_a_truncated_answer_promises_more_than_it_sends(sandbox):
     assert ask(sandbox, "GET", FLOWS).status_code == 200
 
 
-def test_a_redirect_does_nothing_but_redirect(sandbox):
+def test_redirect_processes_nothing(sandbox):
     sandbox.fault("POST", RUN, redirect("https://elsewhere.example/", code=307))
     answer = ask(sandbox, "POST", RUN, json={})
     assert (answer.status_code, answer.headers["Location"]) == (307, "https://elsewhere.example/")
     assert sandbox.runs_started() == 0
 
 
-def test_faults_hit_the_requests_they_are_armed_for(sandbox):
+def test_faults_hit_matching_requests(sandbox):
     sandbox.fault("GET", FLOWS, status(500), times=2, after=1)
     sandbox.fault("GET", FLOWS, status(502))
     codes = [ask(sandbox, "GET", FLOWS).status_code for _ in range(5)]
@@ -163,7 +163,7 @@ def test_faults_hit_the_requests_they_are_armed_for(sandbox):
     assert ask(sandbox, "POST", RUN, json={}).status_code == 200
 
 
-def test_a_fault_path_is_exact_raw_and_without_query(sandbox):
+def test_fault_path_is_exact_and_raw(sandbox):
     sandbox.add_flow(SandboxFlow(8, "a/b"))
     sandbox.fault("GET", f"{FLOWS}?", status(500))
     sandbox.fault("post", "/rest/v1/flows/flow-name/a%2Fb/run", status(502))
@@ -172,7 +172,7 @@ def test_a_fault_path_is_exact_raw_and_without_query(sandbox):
 
 
 @pytest.mark.parametrize("options", [{"path": "v1/flows"}, {"times": 0}, {"after": -1}])
-def test_a_fault_that_cannot_fire_is_refused(sandbox, options):
+def test_fault_that_cannot_fire_is_refused(sandbox, options):
     path = options.pop("path", FLOWS)
     with pytest.raises(ValueError, match=r"path|times"):
         sandbox.fault("GET", path, status(500), **options)
@@ -189,7 +189,7 @@ class Clock:
         return self.now
 
 
-def test_the_limit_is_shared_and_slides():
+def test_rate_limit_is_shared_and_slides():
     clock = Clock()
     with Sandbox([], clock=clock, requests_per_minute=4) as sandbox:
         body = {"login": "sandbox", "password": "sandbox"}
@@ -209,7 +209,7 @@ def test_the_limit_is_shared_and_slides():
         assert [ask(sandbox, "GET", FLOWS).status_code for _ in range(4)] == [200, 200, 200, 429]
 
 
-def test_who_waits_as_long_as_told_is_let_in():
+def test_client_that_obeys_retry_after_is_admitted():
     clock = Clock()
     with Sandbox([], clock=clock, requests_per_minute=1) as sandbox:
         ask(sandbox, "GET", FLOWS)
@@ -219,14 +219,14 @@ def test_who_waits_as_long_as_told_is_let_in():
 
 
 @pytest.mark.parametrize("no_limit", [None, 0])
-def test_the_limit_can_be_off(no_limit):
+def test_rate_limit_can_be_off(no_limit):
     with Sandbox([], requests_per_minute=no_limit) as sandbox, requests.Session() as session:
         assert {session.get(sandbox.url + FLOWS, headers=KEY, timeout=PATIENCE).status_code for _ in range(650)} == {
             200
         }
 
 
-def test_the_limit_is_600_unless_told():
+def test_rate_limit_defaults_to_600():
     with Sandbox([], clock=Clock()) as sandbox, requests.Session() as session:
         codes = [session.get(sandbox.url + FLOWS, headers=KEY, timeout=PATIENCE).status_code for _ in range(601)]
     assert codes.count(200) == 600
@@ -236,7 +236,7 @@ def test_the_limit_is_600_unless_told():
 # What it records
 
 
-def test_every_request_is_recorded_as_it_was_sent(sandbox):
+def test_requests_are_recorded_as_sent(sandbox):
     with requests.Session() as session:
         session.headers.update(KEY)
         session.get(f"{sandbox.url}{FLOWS}?tag=a&tag=b%20c&q=", timeout=PATIENCE)
@@ -260,7 +260,7 @@ def test_recording_can_be_switched_off():
 # Starting and stopping
 
 
-def test_stopping_ends_the_thread_and_frees_the_port_even_in_the_middle_of_answers():
+def test_stop_ends_the_thread_and_frees_the_port():
     sandbox = Sandbox([SandboxFlow(7, "Seven", running=float("inf"))])
     sandbox.start()
     threads = threading.active_count()
@@ -282,7 +282,7 @@ def test_stopping_ends_the_thread_and_frees_the_port_even_in_the_middle_of_answe
         assert again.url == f"http://127.0.0.1:{port}"
 
 
-def test_two_sandboxes_share_nothing_and_one_starts_once(sandbox):
+def test_sandboxes_share_nothing(sandbox):
     with Sandbox([]) as other:
         assert other.url != sandbox.url
         assert ask(other, "GET", FLOWS).json() == []
@@ -292,7 +292,7 @@ def test_two_sandboxes_share_nothing_and_one_starts_once(sandbox):
         Sandbox([], port=int(sandbox.url.rpartition(":")[2])).start()
 
 
-def test_the_airflow_connection_says_where_and_who(sandbox):
+def test_airflow_connection_has_host_and_credentials(sandbox):
     known = json.loads(sandbox.airflow_connection)
     assert (known["conn_type"], known["host"], known["password"]) == ("etlworks", sandbox.url, sandbox.api_key)
     assert "login" not in known
@@ -303,7 +303,7 @@ def test_the_airflow_connection_says_where_and_who(sandbox):
     assert (with_login["login"], with_login["password"]) == (sandbox.login, sandbox.password)
 
 
-def test_the_seconds_of_flows_can_be_scaled():
+def test_flow_seconds_are_scaled():
     clock = Clock()
     with Sandbox([SandboxFlow(1, "One", queued=10, running=20)], clock=clock, seconds_scale=0.1) as sandbox:
         sandbox.run_by_user(1)
@@ -315,7 +315,7 @@ def test_the_seconds_of_flows_can_be_scaled():
         Sandbox([], seconds_scale=0)
 
 
-def test_the_built_in_flows_make_the_demo():
+def test_built_in_flows_fit_the_demo():
     sandbox = Sandbox()
     assert {12345, 12346, 12347, 12348} <= set(sandbox.flows)
     nightly = [flow.ends for flow in sandbox.flows.values() if "nightly" in flow.tags]
@@ -343,7 +343,7 @@ def calls_made(sandbox: Sandbox, request: Request) -> int:
 
 
 @pytest.mark.parametrize("by_audit_id", [True, False])
-def test_the_work_of_a_poll_does_not_grow_with_the_history(sandbox, by_audit_id):
+def test_poll_cost_does_not_grow_with_history(sandbox, by_audit_id):
     def poll() -> int:
         audit_id = sandbox.run_by_user(7)
         query = {"auditId": [str(audit_id)]} if by_audit_id else {}
@@ -378,7 +378,7 @@ def command():
         process.stderr.close()
 
 
-def test_the_command_serves_until_interrupted(command, tmp_path):
+def test_serve_until_interrupted(command, tmp_path):
     flows = tmp_path / "flows.yaml"
     flows.write_text("flows:\n  - {id: 5, name: Five}\n", encoding="utf-8")
     process = command("serve", "--port", "0", "--flows", str(flows))
@@ -400,7 +400,7 @@ def test_the_command_serves_until_interrupted(command, tmp_path):
     assert "Stopped" in rest
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_1(command):
+def test_port_in_use_exits_1_with_one_line(command):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -411,7 +411,7 @@ def test_a_port_in_use_is_one_line_and_exit_code_1(command):
     assert errors == f"etlworks-sandbox: cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_flows_that_cannot_be_used_are_one_line_and_exit_code_1(command, tmp_path):
+def test_invalid_flows_exit_1_with_one_line(command, tmp_path):
     flows = tmp_path / "flows.yaml"
     flows.write_text("flows:\n  - {id: 5, name: Five, ends: well}\n", encoding="utf-8")
     process = command("serve", "--port", "0", "--flows", str(flows))
@@ -422,7 +422,7 @@ def test_flows_that_cannot_be_used_are_one_line_and_exit_code_1(command, tmp_pat
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve", "--port", "99999"], ["serve", "--port", "x"], ["other"]])
-def test_a_wrong_command_line_is_explained(command, arguments):
+def test_wrong_command_line_is_explained(command, arguments):
     process = command(*arguments)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
@@ -456,7 +456,7 @@ def etlworks_sandbox_flows():
 
 
 @pytest.mark.parametrize(("fixture", "first"), [("", 12345), (OWN_FLOWS, 42)])
-def test_users_get_a_sandbox_from_the_plugin(tmp_path, fixture, first):
+def test_plugin_provides_a_sandbox(tmp_path, fixture, first):
     test = tmp_path / "test_mine.py"
     test.write_text(USER_TEST.format(fixture=fixture, first=first), encoding="utf-8")
     outcome = subprocess.run(

@@ -38,7 +38,7 @@ def switch(etlworks: Etlworks, schedule_id: int, on: bool) -> None:
 
 
 def sent(etlworks: Etlworks) -> list[str]:
-    """Return which schedules were told what, in order."""
+    """Return which schedules were switched how, in order."""
     paths = [each.path for each in etlworks.sandbox.requests if each.method == "PUT"]
     return ["/".join(path.split("/")[-2:]) for path in paths]
 
@@ -59,13 +59,13 @@ class Switch:
         return EtlworksScheduleOperator(task_id="switch", **self.arguments).execute(context)
 
 
-def test_all_schedules_of_the_flows_are_paused_and_no_others(etlworks: Etlworks) -> None:
+def test_pause_by_flow_pauses_all_its_schedules_and_no_others(etlworks: Etlworks) -> None:
     assert Switch(action="pause", flow_ids=[NIGHTLY, HOURLY]).run() == [1, 2]
 
     assert enabled(etlworks) == [3]
 
 
-def test_what_was_off_stays_off_when_the_setups_result_is_resumed(etlworks: Etlworks) -> None:
+def test_resume_leaves_off_what_was_off_before_the_pause(etlworks: Etlworks) -> None:
     switch(etlworks, 2, False)
     paused = Switch(action="pause", flow_ids=[NIGHTLY, HOURLY, OTHER]).run()
     assert paused == [1, 3]
@@ -76,7 +76,7 @@ def test_what_was_off_stays_off_when_the_setups_result_is_resumed(etlworks: Etlw
     assert enabled(etlworks) == [1, 3]
 
 
-def test_what_is_as_it_should_be_is_left_alone(etlworks: Etlworks) -> None:
+def test_nothing_is_sent_for_schedules_in_the_wanted_state(etlworks: Etlworks) -> None:
     switch(etlworks, 1, False)
     assert Switch(action="pause", schedule_ids=[1]).run() == []
     assert Switch(action="resume", schedule_ids=[3]).run() == []
@@ -85,13 +85,13 @@ def test_what_is_as_it_should_be_is_left_alone(etlworks: Etlworks) -> None:
 
 
 @pytest.mark.parametrize("written", [[1, 2], (1, 2), ["1", "2"], "[1, 2]", "['1', '2']", "1, 2", [2, 1, 2], {1, 2}])
-def test_ids_may_be_written_as_templates_give_them(etlworks: Etlworks, written: Any) -> None:
+def test_ids_are_read_from_lists_and_texts(etlworks: Etlworks, written: Any) -> None:
     assert sorted(Switch(action="pause", schedule_ids=written).run()) == [1, 2]
     assert enabled(etlworks) == [3]
 
 
 @pytest.mark.parametrize("written", [2, "2", "[2]"])
-def test_one_id_needs_no_list(etlworks: Etlworks, written: Any) -> None:
+def test_single_id_is_read(etlworks: Etlworks, written: Any) -> None:
     assert Switch(action="pause", schedule_ids=written).run() == [2]
     assert enabled(etlworks) == [1, 3]
 
@@ -100,15 +100,13 @@ def test_one_id_needs_no_list(etlworks: Etlworks, written: Any) -> None:
     "written", ["None", "", "1;2", ["1", None], True, [True], -1, 1.0, {"id": 1}, b"12", "[1] [2]"]
 )
 @pytest.mark.parametrize("selection", ["schedule_ids", "flow_ids"])
-def test_what_is_no_list_of_ids_is_refused_before_anything_is_sent(
-    etlworks: Etlworks, selection: str, written: Any
-) -> None:
+def test_invalid_ids_are_refused_before_a_request(etlworks: Etlworks, selection: str, written: Any) -> None:
     with pytest.raises(AirflowFailException, match=f"^{selection} is "):
         Switch(action="pause", **{selection: written}).run()
     assert etlworks.sandbox.requests == []
 
 
-def test_a_result_that_was_lost_is_not_taken_for_an_empty_one(etlworks: Etlworks) -> None:
+def test_missing_xcom_is_not_an_empty_list(etlworks: Etlworks) -> None:
     task = EtlworksScheduleOperator(task_id="resume", action="resume", schedule_ids="{{ nothing }}")
     task.schedule_ids = None  # what an XCom that is not there is rendered to
     with pytest.raises(AirflowFailException, match=r"^schedule_ids is None"):
@@ -116,7 +114,7 @@ def test_a_result_that_was_lost_is_not_taken_for_an_empty_one(etlworks: Etlworks
     assert etlworks.sandbox.requests == []
 
 
-# --- Where schedules cannot be listed -------------------------------------------------------------------------------
+# --- If schedules cannot be listed ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,18 +122,18 @@ def test_a_result_that_was_lost_is_not_taken_for_an_empty_one(etlworks: Etlworks
     [status(404), status(405), status(400), status(403), broken_body("<html>Sign in</html>", content_type="text/html")],
     ids=["404", "405", "400", "403", "a page"],
 )
-def test_a_server_that_does_not_list_schedules_is_told_with_the_remedy(etlworks: Etlworks, answer: Any) -> None:
+def test_missing_list_is_reported_with_the_remedy(etlworks: Etlworks, answer: Any) -> None:
     etlworks.sandbox.fault("GET", "/rest/v1/schedules", answer, times=None)
 
     with pytest.raises(AirflowFailException, match=r"schedules of flow 7 cannot be listed.* schedule_ids instead"):
         Switch(action="pause", flow_ids=[NIGHTLY]).run()
 
     assert Switch(action="pause", schedule_ids=[1, 2]).run() == [1, 2]
-    assert etlworks.warnings("cannot be told which schedules are on")
+    assert etlworks.warnings("Cannot find out which schedules are on")
     assert enabled(etlworks) == [3]
 
 
-def test_a_server_that_does_not_know_the_filter_pauses_no_other_flows_schedules(
+def test_ignored_filter_pauses_no_other_flows_schedules(
     etlworks: Etlworks,
 ) -> None:
     read_all = "[" + ",".join(f'{{"id": {n}, "flowId": {n + 6}, "enabled": true}}' for n in (1, 2, 3)) + "]"
@@ -146,7 +144,7 @@ def test_a_server_that_does_not_know_the_filter_pauses_no_other_flows_schedules(
     assert enabled(etlworks) == [1, 3]
 
 
-def test_schedules_without_a_flow_are_not_paused_on_a_guess(etlworks: Etlworks) -> None:
+def test_schedules_without_a_flow_are_not_paused(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("GET", "/rest/v1/schedules", broken_body('[{"id": 1, "enabled": true}, {"id": 3}]'))
 
     with pytest.raises(AirflowFailException, match=r"does not say which flow.* schedule_ids instead"):
@@ -155,7 +153,7 @@ def test_schedules_without_a_flow_are_not_paused_on_a_guess(etlworks: Etlworks) 
     assert sent(etlworks) == []
 
 
-def test_a_passing_fault_of_the_list_pauses_nothing_that_may_have_been_off(etlworks: Etlworks) -> None:
+def test_unreadable_list_pauses_nothing(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("GET", "/rest/v1/schedules", status(503), times=None)
 
     with pytest.raises(EtlworksServerError):
@@ -164,7 +162,7 @@ def test_a_passing_fault_of_the_list_pauses_nothing_that_may_have_been_off(etlwo
     assert sent(etlworks) == []
 
 
-def test_no_fault_of_the_list_holds_up_a_resume(etlworks: Etlworks) -> None:
+def test_unreadable_list_does_not_prevent_a_resume(etlworks: Etlworks) -> None:
     Switch(action="pause", schedule_ids=[1, 2]).run()
     etlworks.sandbox.fault("GET", "/rest/v1/schedules", status(503), times=None)
 
@@ -173,10 +171,10 @@ def test_no_fault_of_the_list_holds_up_a_resume(etlworks: Etlworks) -> None:
     assert enabled(etlworks) == [1, 2, 3]
 
 
-# --- Where one schedule fails ---------------------------------------------------------------------------------------
+# --- If one schedule fails ------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_that_cannot_be_resumed_does_not_stop_the_others(etlworks: Etlworks) -> None:
+def test_other_schedules_are_resumed_after_one_fails(etlworks: Etlworks) -> None:
     paused = Switch(action="pause", flow_ids=[NIGHTLY, HOURLY, OTHER]).run()
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/1/enable", status(403), times=None)
 
@@ -186,12 +184,12 @@ def test_a_schedule_that_cannot_be_resumed_does_not_stop_the_others(etlworks: Et
     assert enabled(etlworks) == [2, 3]
 
 
-def test_a_schedule_that_is_not_there_is_named(etlworks: Etlworks) -> None:
+def test_missing_schedule_is_named(etlworks: Etlworks) -> None:
     with pytest.raises(EtlworksError, match=r"1 of 1 schedules could not be resumed: \[99\] .*404"):
         Switch(action="resume", schedule_ids=[99, 1]).run()
 
 
-def test_a_pause_that_fails_leaves_everything_as_it_was(etlworks: Etlworks) -> None:
+def test_failed_pause_is_undone(etlworks: Etlworks) -> None:
     switch(etlworks, 1, False)
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/2/disable", status(403), times=None)
 
@@ -202,7 +200,7 @@ def test_a_pause_that_fails_leaves_everything_as_it_was(etlworks: Etlworks) -> N
     assert sent(etlworks) == ["2/disable", "3/disable", "3/enable"]
 
 
-def test_a_pause_whose_answers_are_lost_is_undone_too(etlworks: Etlworks) -> None:
+def test_pause_in_doubt_is_undone(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/2/disable", hang_up(), times=None)
 
     with pytest.raises(EtlworksError, match="could not be paused"):
@@ -211,7 +209,7 @@ def test_a_pause_whose_answers_are_lost_is_undone_too(etlworks: Etlworks) -> Non
     assert enabled(etlworks) == [1, 2, 3]
 
 
-def test_what_cannot_be_turned_on_again_is_named(etlworks: Etlworks) -> None:
+def test_schedules_that_may_stay_off_are_named(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/2/disable", status(403), times=None)
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/1/enable", status(500), times=None)
 
@@ -221,9 +219,9 @@ def test_what_cannot_be_turned_on_again_is_named(etlworks: Etlworks) -> None:
     assert enabled(etlworks) == [2, 3]
 
 
-def test_a_pause_that_is_cut_off_is_undone(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_pause_is_undone(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     class TimeOut(BaseException):
-        """Airflow's time-out is no Exception either."""
+        """Airflow's time-out is not an Exception either."""
 
     pause = EtlworksScheduleOperator(task_id="pause", action="pause", schedule_ids=[1, 2, 3])
     carry_out = pause.hook.pause_schedule
@@ -240,7 +238,7 @@ def test_a_pause_that_is_cut_off_is_undone(etlworks: Etlworks, monkeypatch: pyte
     assert enabled(etlworks) == [1, 2, 3]
 
 
-def test_a_passing_fault_is_met_by_trying_again(etlworks: Etlworks) -> None:
+def test_transient_fault_is_retried(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("PUT", "/rest/v1/schedules/1/disable", hang_up())
     etlworks.sandbox.fault("GET", "/rest/v1/schedules", status(503))
 
@@ -252,7 +250,7 @@ def test_a_passing_fault_is_met_by_trying_again(etlworks: Etlworks) -> None:
 # --- Tries ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_lost_try_paused_counts_on_airflow_3_3(etlworks: Etlworks) -> None:
+def test_schedules_of_a_lost_try_count_on_airflow_3_3(etlworks: Etlworks) -> None:
     task = Switch(StateStore(), action="pause", flow_ids=[NIGHTLY, HOURLY])
     assert task.run() == [1, 2]  # and then the worker is lost, with this result
 
@@ -261,7 +259,7 @@ def test_what_a_lost_try_paused_counts_on_airflow_3_3(etlworks: Etlworks) -> Non
     assert enabled(etlworks) == [3]
 
 
-def test_what_was_paused_before_the_task_was_cleared_does_not_count(etlworks: Etlworks) -> None:
+def test_schedules_of_a_cleared_try_do_not_count(etlworks: Etlworks) -> None:
     task = Switch(StateStore(), action="pause", flow_ids=[NIGHTLY, HOURLY])
     Switch(action="resume", schedule_ids=task.run()).run()
     switch(etlworks, 1, False)  # a person turned it off meanwhile
@@ -270,7 +268,7 @@ def test_what_was_paused_before_the_task_was_cleared_does_not_count(etlworks: Et
     assert task.run() == [2]
 
 
-def test_a_later_try_says_what_it_cannot_tell_before_airflow_3_3(etlworks: Etlworks) -> None:
+def test_later_try_warns_before_airflow_3_3(etlworks: Etlworks) -> None:
     task = Switch(action="pause", flow_ids=[NIGHTLY, HOURLY])
     switch(etlworks, 1, False)
     assert task.run() == [2]

@@ -1,8 +1,8 @@
-"""The sensor: the same colour, the same result and the same reads in each of its modes."""
+"""The sensor: the same state, the same result and the same requests in each of its modes."""
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +10,7 @@ from support.sensor import MODES, POKE_INTERVAL, Waiting
 from support.task import BEGINNING, FLOW, RECORD_PATH, StateStore
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
-from airflow_provider_etlworks.compat import AirflowSensorTimeout, AirflowTaskTimeout
+from airflow_provider_etlworks.compat import AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ ENDINGS = [
 @pytest.mark.parametrize("running", [0, 62])
 @pytest.mark.parametrize("by", ["audit_id", "since"])
 @pytest.mark.parametrize(("ends", "fail_on_warning", "colour"), ENDINGS)
-def test_every_mode_ends_as_the_run(
+def test_every_mode_ends_like_the_run(
     etlworks: Etlworks, waiting: Waiting, ends: str, fail_on_warning: bool, colour: str, by: str, running: int
 ) -> None:
     etlworks.flow(running=running, ends=ends, records=7, exception="it broke")
@@ -81,7 +81,7 @@ def test_every_mode_ends_as_the_run(
 
 
 @modes
-def test_a_run_that_starts_later_is_waited_for(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_later_run_is_waited_for(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=20)
     etlworks.clock.at(300, lambda: etlworks.sandbox.run_by_schedule(FLOW))
 
@@ -93,7 +93,7 @@ def test_a_run_that_starts_later_is_waited_for(etlworks: Etlworks, waiting: Wait
 
 
 @modes
-def test_a_run_that_started_before_since_never_counts(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_run_before_since_never_counts(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=600)
     etlworks.sandbox.run_by_user(FLOW)
     etlworks.clock.sleep(100)
@@ -107,7 +107,7 @@ def test_a_run_that_started_before_since_never_counts(etlworks: Etlworks, waitin
 
 
 @modes
-def test_the_newest_run_counts_when_it_ends(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_newest_run_counts(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=30, ends="error")
     etlworks.sandbox.run_by_user(FLOW)
 
@@ -123,7 +123,7 @@ def test_the_newest_run_counts_when_it_ends(etlworks: Etlworks, waiting: Waiting
 
 
 @modes
-def test_a_run_canceled_in_the_queue_never_started(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_run_canceled_in_the_queue_does_not_count(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     good = etlworks.sandbox.run_by_user(FLOW)
     etlworks.clock.sleep(60)
     etlworks.flow(queued=3600)
@@ -135,7 +135,7 @@ def test_a_run_canceled_in_the_queue_never_started(etlworks: Etlworks, waiting: 
 
 
 @modes
-def test_the_run_of_a_message_is_waited_for(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_run_of_a_message_is_waited_for(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=30, listener="orders/new")
     waiting_for = post(etlworks)
     etlworks.flow(running=30, listener="orders/new", ends="error")
@@ -152,7 +152,7 @@ def post(etlworks: Etlworks) -> Any:
     return EtlworksHook().send_to_listener("orders/new", b"{}")
 
 
-# --- Since when -----------------------------------------------------------------------------------------------------
+# --- Since -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def post(etlworks: Etlworks) -> Any:
         ({}, BEGINNING),
     ],
 )
-def test_by_default_the_dag_runs_own_beginning_counts(
+def test_default_since_is_the_data_start(
     etlworks: Etlworks, waiting: Waiting, extras: dict[str, float | None], since: float
 ) -> None:
     moments = {name: value and datetime.fromtimestamp(value, timezone.utc) for name, value in extras.items()}
@@ -201,9 +201,7 @@ def test_since_is_read_in_every_form(etlworks: Etlworks, waiting: Waiting, since
 @modes
 @pytest.mark.parametrize("by", ["audit_id", "since"])
 @pytest.mark.parametrize("again", ["success", "error"])
-def test_a_repeated_run_is_followed_to_its_last_attempt(
-    etlworks: Etlworks, waiting: Waiting, mode: str, by: str, again: str
-) -> None:
+def test_last_repetition_counts(etlworks: Etlworks, waiting: Waiting, mode: str, by: str, again: str) -> None:
     etlworks.flow(running=30, ends="error", schedule=NIGHTLY)
     first = etlworks.sandbox.run_by_schedule(FLOW)
     repeats(etlworks, at=100, of=first, ends="error")
@@ -213,12 +211,12 @@ def test_a_repeated_run_is_followed_to_its_last_attempt(
     wait = waiting.run(mode, repetition_grace=120, **which)
 
     assert wait.colour == {"success": "success", "error": "failed"}[again]
-    told = wait.result["audit_id"] if again == "success" else wait.error.execution.audit_id
-    assert told == first + 2
+    reported = wait.result["audit_id"] if again == "success" else wait.error.execution.audit_id
+    assert reported == first + 2
 
 
 @modes
-def test_a_bad_end_fails_at_once_where_nothing_can_repeat_it(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+def test_error_fails_at_once_if_no_schedule_repeats_it(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=30, ends="error")
     run = etlworks.sandbox.run_by_user(FLOW)
 
@@ -229,9 +227,7 @@ def test_a_bad_end_fails_at_once_where_nothing_can_repeat_it(etlworks: Etlworks,
 
 
 @modes
-def test_a_schedules_run_that_is_not_repeated_fails_after_the_grace(
-    etlworks: Etlworks, waiting: Waiting, mode: str
-) -> None:
+def test_error_of_a_schedules_run_fails_after_the_grace(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
     etlworks.flow(running=30, ends="error", schedule=NIGHTLY)
     run = etlworks.sandbox.run_by_schedule(FLOW)
 
@@ -242,7 +238,7 @@ def test_a_schedules_run_that_is_not_repeated_fails_after_the_grace(
 
 
 def repeats(etlworks: Etlworks, *, at: float, of: int, ends: str) -> None:
-    """Let Etlworks repeat a run at a time: the new run's record names the one that it repeats."""
+    """Let Etlworks repeat a run at a certain time: the new run's record names the run that it repeats."""
 
     def repeat() -> None:
         etlworks.flow(running=30, ends=ends, schedule=NIGHTLY)
@@ -260,7 +256,7 @@ def repeats(etlworks: Etlworks, *, at: float, of: int, ends: str) -> None:
 
 @modes
 @pytest.mark.parametrize("fault", [status(500), hang_up(), broken_body(), status(429), status(408)], ids=str)
-def test_a_passing_fault_is_never_the_tasks(etlworks: Etlworks, waiting: Waiting, mode: str, fault: Any) -> None:
+def test_transient_fault_never_fails_the_task(etlworks: Etlworks, waiting: Waiting, mode: str, fault: Any) -> None:
     etlworks.flow(running=60)
     run = etlworks.sandbox.run_by_user(FLOW)
     etlworks.sandbox.fault("GET", RECORD_PATH, fault, times=3, after=1)
@@ -273,7 +269,7 @@ def test_a_passing_fault_is_never_the_tasks(etlworks: Etlworks, waiting: Waiting
 
 @modes
 @pytest.mark.parametrize("code", [401, 403, 400])
-def test_a_refusal_for_good_fails_at_once(etlworks: Etlworks, waiting: Waiting, mode: str, code: int) -> None:
+def test_refusal_fails_at_once(etlworks: Etlworks, waiting: Waiting, mode: str, code: int) -> None:
     etlworks.flow(running=600)
     run = etlworks.sandbox.run_by_user(FLOW)
     etlworks.sandbox.fault("GET", RECORD_PATH, status(code), times=None, after=1)
@@ -287,7 +283,7 @@ def test_a_refusal_for_good_fails_at_once(etlworks: Etlworks, waiting: Waiting, 
 
 
 @pytest.mark.parametrize(("mode", "store"), [("poke", False), ("reschedule", True), ("deferrable", False)])
-def test_a_fault_that_does_not_pass_ends_the_wait_after_the_patience(
+def test_permanent_fault_ends_the_wait_after_the_patience(
     etlworks: Etlworks, waiting: Waiting, mode: str, store: bool
 ) -> None:
     waiting.store = StateStore() if store else None
@@ -303,9 +299,7 @@ def test_a_fault_that_does_not_pass_ends_the_wait_after_the_patience(
     assert 300 <= etlworks.clock.time() - BEGINNING <= 1200
 
 
-def test_without_a_store_a_task_that_is_rescheduled_waits_until_its_time_is_over(
-    etlworks: Etlworks, waiting: Waiting
-) -> None:
+def test_rescheduled_task_without_a_store_waits_until_its_timeout(etlworks: Etlworks, waiting: Waiting) -> None:
     etlworks.sandbox.run_by_user(FLOW)
     etlworks.sandbox.fault("GET", RECORD_PATH, status(503), times=None)
 
@@ -315,9 +309,7 @@ def test_without_a_store_a_task_that_is_rescheduled_waits_until_its_time_is_over
 
 
 @pytest.mark.parametrize(("mode", "store"), [("poke", False), ("reschedule", True), ("deferrable", False)])
-def test_a_run_that_is_not_known_is_believed_to_be_late_only_for_a_while(
-    etlworks: Etlworks, waiting: Waiting, mode: str, store: bool
-) -> None:
+def test_unknown_run_fails_after_the_grace(etlworks: Etlworks, waiting: Waiting, mode: str, store: bool) -> None:
     waiting.store = StateStore() if store else None
 
     wait = waiting.run(mode, audit_id=4711)
@@ -328,7 +320,7 @@ def test_a_run_that_is_not_known_is_believed_to_be_late_only_for_a_while(
 
 
 @modes
-def test_a_rotated_password_is_read_again(
+def test_rotated_password_is_read_again(
     etlworks: Etlworks, waiting: Waiting, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_etlworks.sandbox import tokens
@@ -349,17 +341,15 @@ def test_a_rotated_password_is_read_again(
 
 @modes
 @pytest.mark.parametrize("running", [0, 30])
-def test_a_secret_that_a_run_repeats_is_told_to_nobody(
-    etlworks: Etlworks, waiting: Waiting, mode: str, running: int
-) -> None:
+def test_secret_in_a_runs_error_is_redacted(etlworks: Etlworks, waiting: Waiting, mode: str, running: int) -> None:
     etlworks.flow(running=running, ends="error", exception="Cannot log in to warehouse with key sandbox-key")
     run = etlworks.sandbox.run_by_user(FLOW)
 
     wait = waiting.run(mode, audit_id=run)
 
     assert "Cannot log in to warehouse with key ***" in str(wait.error)
-    told = [str(wait.error), str(wait.event), str(wait.xcoms), etlworks.log_text]
-    assert [text for text in told if "sandbox-key" in text] == []
+    visible = [str(wait.error), str(wait.event), str(wait.xcoms), etlworks.log_text]
+    assert [text for text in visible if "sandbox-key" in text] == []
 
 
 # --- Time-outs, skipping --------------------------------------------------------------------------------------------
@@ -368,7 +358,7 @@ def test_a_secret_that_a_run_repeats_is_told_to_nobody(
 @modes
 @pytest.mark.parametrize("found", [True, False])
 @pytest.mark.parametrize("soft_fail", [True, False])
-def test_a_wait_that_takes_too_long(
+def test_timeout_ends_the_wait_and_stops_nothing(
     etlworks: Etlworks, waiting: Waiting, mode: str, found: bool, soft_fail: bool
 ) -> None:
     etlworks.flow(running=86_400)
@@ -384,15 +374,13 @@ def test_a_wait_that_takes_too_long(
 
 
 def test_execution_timeout_holds_while_deferred(etlworks: Etlworks, waiting: Waiting) -> None:
-    from datetime import timedelta
-
     wait = waiting.run("deferrable", execution_timeout=timedelta(seconds=120))
 
     assert isinstance(wait.error, AirflowTaskTimeout)
     assert "execution_timeout (120 s)" in str(wait.error)
 
 
-def test_airflow_ends_a_trigger_that_does_not_end_itself(etlworks: Etlworks, waiting: Waiting) -> None:
+def test_airflow_ends_a_trigger_after_its_deadline(etlworks: Etlworks, waiting: Waiting) -> None:
     etlworks.clock.sleep(0)
     wait = waiting.run("deferrable", timeout=600)
 
@@ -406,7 +394,7 @@ def test_airflow_ends_a_trigger_that_does_not_end_itself(etlworks: Etlworks, wai
 @pytest.mark.parametrize("running", [0, 30])
 @pytest.mark.parametrize("skipping", ["soft_fail", "never_fail"])
 @pytest.mark.parametrize("ends", ["error", "canceled"])
-def test_a_bad_end_skips_where_asked(
+def test_bad_end_skips_if_asked(
     etlworks: Etlworks, waiting: Waiting, mode: str, running: int, skipping: str, ends: str
 ) -> None:
     etlworks.flow(running=running, ends=ends)
@@ -419,7 +407,7 @@ def test_a_bad_end_skips_where_asked(
 
 @modes
 @pytest.mark.parametrize("code", [403])
-def test_never_fail_skips_whatever_happens(etlworks: Etlworks, waiting: Waiting, mode: str, code: int) -> None:
+def test_never_fail_skips_after_a_refusal(etlworks: Etlworks, waiting: Waiting, mode: str, code: int) -> None:
     etlworks.flow(running=600)
     run = etlworks.sandbox.run_by_user(FLOW)
     etlworks.sandbox.fault("GET", RECORD_PATH, status(code), times=None, after=1)
@@ -442,45 +430,76 @@ def test_silent_fail_does_not_hide_a_bad_end(etlworks: Etlworks, waiting: Waitin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"audit_id": 1, "since": "2026-05-09"}, "give one of"),
         ({"audit_id": 1, "message_uuid": "x"}, "give one of"),
         ({"poke_interval": 0}, "poke_interval is 0"),
         ({"patience": float("inf")}, "patience is inf"),
+        ({"patience": float("nan")}, "patience is nan"),
+        ({"patience": timedelta(0)}, "greater than 0"),
+        ({"patience": "300"}, "patience is '300'"),
+        ({"patience": True}, "patience is True"),
+        ({"poke_interval": float("nan")}, "poke_interval"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"repetition_grace": float("nan")}, "repetition_grace is nan"),
         ({"repetition_grace": -1}, "0 or more"),
+        ({"repetition_grace": timedelta(seconds=-1)}, "0 or more"),
     ],
 )
-def test_what_cannot_work_is_said_when_the_dag_is_parsed(waiting: Waiting, arguments: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_are_refused_at_parse_time(waiting: Waiting, arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         waiting.run("poke", **arguments)
 
 
 @modes
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"flow_id": "nightly"}, "flow_id is 'nightly'"),
         ({"audit_id": "None"}, "audit_id is 'None'"),
         ({"message_uuid": " "}, "message_uuid is ' '"),
+        ({"message_uuid": "a\0b"}, "message_uuid is 'a\\x00b'"),
+        ({"message_uuid": "a\ud800"}, "message_uuid is 'a\\ud800'"),
+        ({"message_uuid": 7}, "message_uuid is 7"),
         ({"since": "yesterday"}, "since is 'yesterday'"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_asked(
-    etlworks: Etlworks, waiting: Waiting, mode: str, arguments: Any, said: str
+def test_invalid_templated_arguments_are_refused_before_a_request(
+    etlworks: Etlworks, waiting: Waiting, mode: str, arguments: Any, message: str
 ) -> None:
     wait = waiting.run(mode, **arguments)
 
     assert wait.colour == "failed for good"
-    assert said in str(wait.error)
+    assert message in str(wait.error)
     assert etlworks.sandbox.requests == []
 
 
-def test_an_audit_id_that_renders_to_nothing_is_not_taken_for_none(waiting: Waiting) -> None:
+def test_audit_id_that_renders_to_none_is_refused(etlworks: Etlworks) -> None:
     from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 
     sensor = EtlworksFlowExecutionSensor(task_id="wait", flow_id=FLOW, audit_id="{{ none }}")
     sensor.audit_id = None  # what native rendering makes of it
 
-    with pytest.raises(Exception, match="audit_id is None"):
-        sensor._awaited({})
+    with pytest.raises(AirflowFailException, match="audit_id is None"):
+        sensor.poke({})  # type: ignore[typeddict-item]
+    assert etlworks.sandbox.requests == []
+
+
+@modes
+def test_durations_may_be_timedeltas(etlworks: Etlworks, waiting: Waiting, mode: str) -> None:
+    etlworks.flow(running=30, ends="error", schedule=NIGHTLY)
+    run = etlworks.sandbox.run_by_schedule(FLOW)
+
+    wait = waiting.run(
+        mode,
+        audit_id=run,
+        timeout=timedelta(minutes=10),
+        patience=timedelta(minutes=5),
+        repetition_grace=timedelta(minutes=1),
+    )
+
+    assert wait.colour == "failed"
+    assert BEGINNING + 90 <= etlworks.clock.time() <= BEGINNING + 90 + 2 * POKE_INTERVAL
+    if wait.deferred is not None:
+        assert (wait.deferred.trigger.patience, wait.deferred.trigger.repetition_grace) == (300, 60)

@@ -22,6 +22,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
     EtlworksBadRequest,
     EtlworksConflict,
+    EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
     EtlworksForbidden,
@@ -83,10 +84,6 @@ REFUSALS: dict[str, tuple[Fault, type[Exception]]] = {
     "405": (status(405), EtlworksBadRequest),
     "409": (status(409), EtlworksConflict),
     "415": (status(415), EtlworksBadRequest),
-    "200 that says no": (
-        status(200, body='{"success": false, "message": "An armed fault"}', headers={"Content-Type": JSON}),
-        EtlworksRefused,
-    ),
     "canceled": (
         status(200, body='{"status": 2, "exception": "An armed fault"}', headers={"Content-Type": JSON}),
         EtlworksStartRefused,
@@ -131,7 +128,7 @@ def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, 
     assert went.colour == "success"
     assert len(went.accepted) == 1
     assert etlworks.asked("POST", RUN_PATH) == 2
-    assert etlworks.warnings("The answer to the start was lost")
+    assert etlworks.warnings("The start is in doubt")
     assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
 
 
@@ -171,7 +168,7 @@ def test_the_log_shows_what_came_instead_of_an_answer(etlworks: Etlworks) -> Non
 
     etlworks.task().run()
 
-    assert etlworks.warnings("The answer to the start was lost", "text/html", "The proxy has no answer")
+    assert etlworks.warnings("The start is in doubt", "text/html", "The proxy has no answer")
 
 
 @pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
@@ -194,21 +191,54 @@ def test_of_two_candidates_none_is_guessed(etlworks: Etlworks, login: str | None
 
 
 @pytest.mark.parametrize("whose", ["schedule", "another user"])
-def test_a_run_of_somebody_else_is_not_taken_for_ours(etlworks: Etlworks, whose: str) -> None:
+@pytest.mark.parametrize("carried_out", [False, True])
+def test_run_with_sign_of_another_starter_is_not_adopted_and_forbids_second_start(
+    etlworks: Etlworks, whose: str, carried_out: bool
+) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.flow(running=0)
     task = etlworks.task()
-    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out))
     start = {"schedule": lambda: etlworks.sandbox.run_by_schedule(FLOW), "another user": etlworks.run_of_somebody_else}
     assert task.store is not None
     task.store.before_the_start = start[whose]
 
     went = task.run()
 
-    assert went.colour == "success"
-    assert went.result is not None
-    assert [went.result["audit_id"]] == went.accepted
-    assert etlworks.asked("POST", RUN_PATH) == 2
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert went.error.candidates[-1] == etlworks.sandbox.runs()[0].audit_id
+    assert len(went.error.candidates) == 1 + carried_out
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize(
+    ("code", "body", "kind"),
+    [
+        (200, b'{"success": false, "message": "An armed fault"}', EtlworksRefused),
+        (302, b"An armed fault", EtlworksError),
+        (303, b"An armed fault", EtlworksError),
+        (304, b"", EtlworksError),
+        (402, b"An armed fault", EtlworksError),
+        (418, b"An armed fault", EtlworksError),
+    ],
+)
+def test_answer_that_is_no_certain_refusal_is_reconciled(
+    etlworks: Etlworks, code: int, body: bytes, kind: type[Exception], carried_out: bool
+) -> None:
+    answer = broken_body(body, content_type=JSON, code=code)
+    fault = answer if carried_out else status(code, body=body, headers={"Content-Type": JSON})
+    etlworks.sandbox.fault("POST", RUN_PATH, fault)
+
+    went = etlworks.task().run()
+
+    assert etlworks.asked("POST", RUN_PATH) == 1
+    assert etlworks.warnings("The start is in doubt")
+    if carried_out:
+        assert went.colour == "success"
+    else:
+        assert isinstance(went.error, kind)
+        assert body.rpartition(b"An armed")[1].decode() in str(went.error)
 
 
 def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> None:
@@ -222,6 +252,77 @@ def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> Non
 
     assert went.colour == "success"
     assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+# --- Whose run is it? -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize(
+    "shared",
+    [{"on_already_running": "wait"}, {"on_already_running": "attach"}, {"run_options": {"parallel": True}}, "mapped"],
+    ids=str,
+)
+def test_run_of_shared_flow_is_not_adopted_without_proof(etlworks: Etlworks, shared: Any, carried_out: bool) -> None:
+    etlworks.flow(running=0)
+    task = etlworks.task(**({} if shared == "mapped" else shared))
+    task.map_index = 3 if shared == "mapped" else -1
+    other: list[int] = []
+    assert task.store is not None
+    # Another task with the same login: nothing in its run's record tells it from ours.
+    task.store.before_the_start = lambda: other.append(etlworks.run_of_somebody_else(etlworks.sandbox.login))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out))
+
+    went = task.run()
+
+    assert isinstance(went.error, EtlworksStartUnknown)
+    assert other[0] in went.error.candidates
+    assert "run_key_parameter" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 1
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("place", ["record", "log"])
+def test_key_tells_runs_of_mapped_tasks_apart(etlworks: Etlworks, place: str, carried_out: bool) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+    etlworks.echo_parameters(place)
+    etlworks.flow(running=0)
+    tasks = [etlworks.task(parameters={"part": str(number)}) for number in range(2)]
+    results: list[Any] = []
+    for number, task in enumerate(tasks):
+        task.map_index = number
+    assert tasks[0].store is not None
+    tasks[0].store.before_the_start = lambda: results.append(tasks[1].run())
+    # The second task's start is the first to arrive.
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=carried_out), after=1)
+
+    results.append(tasks[0].run())
+
+    runs = {run.audit_id: run.parameters for run in etlworks.sandbox.runs()}
+    assert [runs[went.result["audit_id"]]["part"] for went in results] == ["1", "0"]
+    assert len(runs) == 2
+    assert len({parameters["airflowRun"] for parameters in runs.values()}) == 2
+    assert runs[results[1].result["audit_id"]]["airflowRun"].startswith("nightly/run_flow/scheduled__2026-05-09/0/1/")
+    etlworks.tries.clear()  # one try was made within the other
+
+
+def test_parameter_of_the_key_cannot_be_set_by_the_task(etlworks: Etlworks) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+
+    went = etlworks.task(parameters={"airflowRun": "mine"}).run()
+
+    assert went.colour == "failed for good"
+    assert "run_key_parameter" in str(went.error)
+    assert etlworks.asked("POST", RUN_PATH) == 0
+
+
+def test_long_log_is_read_to_a_bound(etlworks: Etlworks) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+    etlworks.echo_parameters("log")
+    etlworks.flow(running=0, log=tuple("x" * 1_000_000 for _ in range(20)))
+    etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
+
+    assert etlworks.task(on_already_running="wait").run().colour == "success"
 
 
 # --- The start certainly was not carried out ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The watcher, over HTTP, with hours of virtual time: how often it asks, how late it tells, what lists do to it."""
+"""The watcher, over HTTP, with hours of virtual time: how often it polls, how late it reports, what lists change."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from airflow_provider_etlworks.runs.follow import Ending
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-WATCHER_LOG = "airflow_provider_etlworks.runs.watcher"
+WATCHER_LOG = "airflow_provider_etlworks.runs"
 
 
 def refuse_lists(request: web.Request) -> web.Response | None:
-    """Answer as a user who is no administrator, at a server without histories, is answered."""
+    """Answer as to a user who is not an administrator, at a server without histories."""
     if "metrics" in request.path or request.path.endswith("/history"):
         return web.json_response({"status": 403, "message": "Administrators only"}, status=403)
     return None
@@ -49,35 +49,35 @@ def _signature(test: Callable[..., Any]) -> Any:
 
 
 @virtual
-async def test_one_run_is_asked_for_by_itself_and_its_end_told_in_time() -> None:
+async def test_one_run_is_polled_by_itself_and_its_end_reported_in_time() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         run = etlworks.run(1, ends=3333)
         await following.follow(run, poll_interval=10)
 
-        assert following.told[0].followed.ending is Ending.FINISHED
-        looks = etlworks.looks(1)
+        assert following.done[0].result.ending is Ending.FINISHED
+        polls = etlworks.polls(1)
         assert asked_per_path(etlworks).keys() == {f"/rest/v1/executions/{run.flow_id}"}
-        for before, after in pairwise(looks):
+        for before, after in pairwise(polls):
             assert after - before <= max(10, 0.05 * after)
             assert after - before <= 60
-        assert len(looks) < 150
+        assert len(polls) < 150
 
 
 @virtual
-async def test_a_run_that_two_wait_for_is_asked_for_once() -> None:
+async def test_subscribers_of_a_run_share_its_polls() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         run = etlworks.run(1, ends=60)
         following.follow(run, poll_interval=10)
         await asyncio.sleep(5)
         following.follow(run, poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
-        assert [each.followed.ending for each in following.told] == [Ending.FINISHED] * 2
-        assert len(etlworks.looks(1)) <= 10
+        assert [each.result.ending for each in following.done] == [Ending.FINISHED] * 2
+        assert len(etlworks.polls(1)) <= 10
 
 
 @virtual
-async def test_who_leaves_is_not_waited_for_and_the_other_is_told() -> None:
+async def test_cancelled_subscriber_is_dropped() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         run, left = etlworks.run(1, ends=100), etlworks.run(2)
         first, second, third = following.follow(run), following.follow(run), following.follow(left)
@@ -86,21 +86,21 @@ async def test_who_leaves_is_not_waited_for_and_the_other_is_told() -> None:
         third.cancel()
         await second
 
-        assert [each.followed.ending for each in following.told] == [Ending.FINISHED]
-        assert max(etlworks.looks(2)) < 25
+        assert [each.result.ending for each in following.done] == [Ending.FINISHED]
+        assert max(etlworks.polls(2)) < 25
 
 
 @virtual
-async def test_everybody_hears_in_the_context_they_came_with() -> None:
+async def test_subscriber_logs_in_its_own_context() -> None:
     task_name: contextvars.ContextVar[str] = contextvars.ContextVar("task_name", default="nobody")
-    heard: dict[str, set[str]] = {}
+    logged_in: dict[str, set[str]] = {}
 
     class TaskLog:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def info(self, *_: Any) -> None:
-            heard.setdefault(self.name, set()).add(task_name.get())
+            logged_in.setdefault(self.name, set()).add(task_name.get())
 
         warning = info
 
@@ -109,29 +109,29 @@ async def test_everybody_hears_in_the_context_they_came_with() -> None:
             context = contextvars.copy_context()
             context.run(task_name.set, name)
             context.run(following.follow, etlworks.run(1, ends=30), log=TaskLog(name))
-        await following.all_told()
+        await following.all_done()
 
-    assert heard == {"one": {"one"}, "two": {"two"}}
+    assert logged_in == {"one": {"one"}, "two": {"two"}}
 
 
 # --- Time-outs and faults -------------------------------------------------------------------------------------------
 
 
 @virtual
-async def test_at_the_deadline_the_run_is_looked_at_a_last_time() -> None:
+async def test_run_is_polled_a_last_time_at_its_deadline() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         going, ended = etlworks.run(1), etlworks.run(2, ends=99.5)
         for run in (going, ended):
             following.follow(run, poll_interval=60, deadline=NOON + 100)
-        await following.all_told()
+        await following.all_done()
 
-        endings = {each.audit_id: each.followed.ending for each in following.told}
+        endings = {each.audit_id: each.result.ending for each in following.done}
         assert endings == {1: Ending.DEADLINE, 2: Ending.FINISHED}
-        assert 100 <= etlworks.looks(1)[-1] < 101
+        assert 100 <= etlworks.polls(1)[-1] < 101
 
 
 @virtual
-async def test_a_deadline_is_kept_where_the_last_look_gets_no_answer() -> None:
+async def test_deadline_is_met_although_the_last_poll_gets_no_answer() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
 
         def say_wait(request: web.Request) -> web.Response | None:
@@ -140,24 +140,24 @@ async def test_a_deadline_is_kept_where_the_last_look_gets_no_answer() -> None:
         etlworks.answer = say_wait
         await following.follow(etlworks.run(1), poll_interval=10, deadline=NOON + 100)
 
-        assert following.told[0].followed.ending is Ending.DEADLINE
-        assert following.told[0].at < 130
+        assert following.done[0].result.ending is Ending.DEADLINE
+        assert following.done[0].at < 130
 
 
 @virtual
-async def test_deadlines_come_before_a_long_queue() -> None:
+async def test_deadline_comes_before_a_long_queue() -> None:
     async with BusyEtlworks(answer=refuse_lists) as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 401):
             following.follow(etlworks.run(audit_id), poll_interval=10)
         hurried = following.follow(etlworks.run(5000), poll_interval=10, deadline=NOON + 150)
         await hurried
 
-        assert 150 <= following.told[0].at < 160
-        assert etlworks.looks(5000)[-1] >= 150
+        assert 150 <= following.done[0].at < 160
+        assert etlworks.polls(5000)[-1] >= 150
 
 
 @virtual
-async def test_a_run_read_rarely_is_not_lost_by_one_failed_look() -> None:
+async def test_run_polled_rarely_is_not_lost_by_one_failed_poll() -> None:
     """With lists, a run's own record is read less often than the patience lasts."""
     async with BusyEtlworks() as etlworks, Following(etlworks, requests_per_minute=60) as following:
         for audit_id in range(1, 101):
@@ -172,11 +172,11 @@ async def test_a_run_read_rarely_is_not_lost_by_one_failed_look() -> None:
         etlworks.answer = fail_once
         await asyncio.sleep(300)
 
-        assert following.told == []
+        assert following.done == []
 
 
 @virtual
-async def test_a_refused_credential_is_told_to_all_after_one_refusal() -> None:
+async def test_refused_credentials_end_all_after_one_refusal() -> None:
     def refuse(_: web.Request) -> web.Response:
         return web.json_response({"message": "Key expired"}, status=401)
 
@@ -185,14 +185,14 @@ async def test_a_refused_credential_is_told_to_all_after_one_refusal() -> None:
             following.follow(etlworks.run(audit_id), poll_interval=10)
         await asyncio.sleep(100)
         etlworks.answer, before = refuse, len(etlworks.asked)
-        await following.all_told()
+        await following.all_done()
 
-        assert {each.followed.ending for each in following.told} == {Ending.DENIED}
+        assert {each.result.ending for each in following.done} == {Ending.DENIED}
         assert len(etlworks.asked) - before <= 10
 
 
 @virtual
-async def test_a_fault_of_our_own_is_told_to_who_waits_and_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_reaches_its_subscribers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         send = following.client.send
 
@@ -213,7 +213,7 @@ async def test_a_fault_of_our_own_is_told_to_who_waits_and_harms_nobody_else(mon
 
 
 @virtual
-async def test_a_thousand_runs_without_lists_keep_the_budget_and_are_asked_for_evenly(
+async def test_thousand_runs_without_lists_keep_the_budget_and_are_polled_evenly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, WATCHER_LOG)
@@ -234,7 +234,7 @@ async def test_a_thousand_runs_without_lists_keep_the_budget_and_are_asked_for_e
 
 
 @virtual
-async def test_nobody_asks_while_the_server_wants_to_be_left_alone_and_then_not_all_at_once() -> None:
+async def test_retry_after_stops_all_polls_and_they_resume_gradually() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks, requests_per_minute=0) as following:
         for audit_id in range(1, 201):
             following.follow(etlworks.run(audit_id), poll_interval=10)
@@ -242,36 +242,36 @@ async def test_nobody_asks_while_the_server_wants_to_be_left_alone_and_then_not_
         etlworks.answer = lambda _: web.Response(status=429, headers={"Retry-After": "30"})
         await asyncio.sleep(20)
         etlworks.answer = None
-        told_to_wait = etlworks.asked[-1].at
+        refused_at = etlworks.asked[-1].at
         await asyncio.sleep(120)
 
-        after = [each.at for each in etlworks.asked if each.at > told_to_wait]
-        assert after[0] >= told_to_wait + 29.9
-        assert all(sum(at <= each < at + 1 for each in after) <= 11 for at in after if at < told_to_wait + 60)
+        after = [each.at for each in etlworks.asked if each.at > refused_at]
+        assert after[0] >= refused_at + 29.9
+        assert all(sum(at <= each < at + 1 for each in after) <= 11 for at in after if at < refused_at + 60)
 
 
 # --- Lists ----------------------------------------------------------------------------------------------------------
 
 
 @virtual
-async def test_a_thousand_runs_with_the_administrators_list_take_few_requests() -> None:
+async def test_thousand_runs_with_the_administrators_list_take_few_requests() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 1001):
             ends = 450 + audit_id * 5.0 if audit_id <= 60 else float("inf")
             following.follow(etlworks.run(audit_id, ends=ends), poll_interval=10)
         await asyncio.sleep(800)
 
-        assert len(following.told) == 60
+        assert len(following.done) == 60
         assert etlworks.most_in_a_minute() <= 300
         ended_per_minute = 12
         assert etlworks.most_in_a_minute(since=450) <= 60 + 2 * ended_per_minute
         lags = following.lags()
         assert lags[int(0.95 * len(lags))] <= 15
-        assert all(etlworks.looks(audit_id) for audit_id in range(1, 1001))
+        assert all(etlworks.polls(audit_id) for audit_id in range(1, 1001))
 
 
 @virtual
-async def test_after_a_restart_the_ends_come_before_the_first_looks() -> None:
+async def test_ends_come_before_first_polls_after_a_restart() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 1001):
             ended = audit_id % 20 == 0
@@ -279,7 +279,7 @@ async def test_after_a_restart_the_ends_come_before_the_first_looks() -> None:
             following.follow(run, poll_interval=10)
         await asyncio.sleep(30)
 
-        assert len(following.told) == 50
+        assert len(following.done) == 50
 
 
 @virtual
@@ -291,7 +291,7 @@ async def test_runs_of_one_flow_are_followed_by_its_history() -> None:
         for audit_id in range(1, 41):
             following.follow(etlworks.run(audit_id, flow_id=7, ends=600 + audit_id), poll_interval=10)
         single = following.follow(etlworks.run(90, flow_id=8, ends=500), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
         assert single.done()
         per_path = asked_per_path(etlworks)
@@ -330,20 +330,18 @@ LIST_FAULTS: dict[str, Callable[[BusyEtlworks, int], Any]] = {
 
 @pytest.mark.parametrize("fault", LIST_FAULTS)
 @virtual
-async def test_whatever_a_list_says_no_end_is_lost_invented_or_late(
-    fault: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_no_list_makes_an_end_lost_invented_or_late(fault: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, WATCHER_LOG)
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.day = lambda offset: LIST_FAULTS[fault](etlworks, offset)
         for audit_id in range(1, 21):
             following.follow(etlworks.run(audit_id, ends=100 + 5 * audit_id), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
-        assert {each.followed.ending for each in following.told} == {Ending.FINISHED}
+        assert {each.result.ending for each in following.done} == {Ending.FINISHED}
         lags = following.lags()
         assert lags[0] >= 0
-        # While a list that stands still is believed, the slow round finds the first end.
+        # While a stale list is used, the resync finds the first end.
         assert following.longest_delay() <= (70 if fault == "everything still going" else 2)
         assert etlworks.most_in_a_minute() <= 300
     about_lists = [record.getMessage() for record in caplog.records if "without" in record.getMessage()]
@@ -353,7 +351,7 @@ async def test_whatever_a_list_says_no_end_is_lost_invented_or_late(
 
 
 @virtual
-async def test_a_status_that_is_stale_for_one_run_is_found_by_the_slow_round() -> None:
+async def test_stale_status_of_one_run_is_found_by_the_resync() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
 
         def stale_for_one(offset: int) -> Any:
@@ -368,14 +366,14 @@ async def test_a_status_that_is_stale_for_one_run_is_found_by_the_slow_round() -
             following.follow(etlworks.run(audit_id, ends=100 if audit_id == 7 else 2000), poll_interval=10)
         await asyncio.sleep(400)
 
-        assert [each.audit_id for each in following.told] == [7]
-        # Sixty runs at thirty looks a minute.
+        assert [each.audit_id for each in following.done] == [7]
+        # Sixty runs at thirty polls a minute.
         assert following.lags()[0] <= 130
 
 
 @pytest.mark.parametrize("started", [0.0, -20 * 3600.0], ids=["today", "yesterday by UTC"])
 @virtual
-async def test_a_day_boundary_costs_nothing(started: float) -> None:
+async def test_midnight_costs_nothing(started: float) -> None:
     """The server's midnight is where it is: runs go from the list of today to that of yesterday."""
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         midnight = 400.0
@@ -388,7 +386,7 @@ async def test_a_day_boundary_costs_nothing(started: float) -> None:
         etlworks.day = day
         for audit_id in range(1, 201):
             following.follow(etlworks.run(audit_id, started=started, ends=600 + audit_id), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
         assert following.lags()[-1] <= 15
         around_midnight = [each for each in etlworks.asked if midnight - 60 <= each.at < midnight + 120]
@@ -397,7 +395,7 @@ async def test_a_day_boundary_costs_nothing(started: float) -> None:
 
 
 @virtual
-async def test_a_list_of_forty_thousand_runs_is_read_in_moments(caplog: pytest.LogCaptureFixture) -> None:
+async def test_list_of_forty_thousand_runs_is_read_in_moments(caplog: pytest.LogCaptureFixture) -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         others = [
             {"flowId": 1, "executions": [{"auditId": 10**6 + each, "flowId": 1, "status": "success", "ended": 1}]}
@@ -406,26 +404,26 @@ async def test_a_list_of_forty_thousand_runs_is_read_in_moments(caplog: pytest.L
         etlworks.day = lambda offset: others + etlworks.honest_day(offset)
         for audit_id in range(1, 101):
             following.follow(etlworks.run(audit_id, ends=60 + audit_id), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
         assert following.lags()[-1] <= 15
         assert len(etlworks.asked) < 450
 
 
 @virtual
-async def test_a_slow_list_is_not_waited_for() -> None:
+async def test_slow_list_is_not_waited_for() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.list_takes = 55
         for audit_id in range(1, 21):
             following.follow(etlworks.run(audit_id, ends=300 + audit_id * 10), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
         assert following.longest_delay() <= 2
         assert len(etlworks.lists()) <= 10
 
 
 @virtual
-async def test_a_run_that_starts_after_midnight_is_in_the_new_days_list() -> None:
+async def test_run_that_starts_after_midnight_is_in_the_new_days_list() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         to_midnight = MIDNIGHT - NOON
         await asyncio.sleep(to_midnight - 100)
@@ -436,14 +434,14 @@ async def test_a_run_that_starts_after_midnight_is_in_the_new_days_list() -> Non
         for audit_id in range(101, 201):
             run = etlworks.run(audit_id, started=to_midnight + 100, ends=to_midnight + 400 + audit_id)
             following.follow(run, poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
         assert following.longest_delay() <= 2
         assert etlworks.most_in_a_minute(since=to_midnight + 150) <= 300
 
 
 @virtual
-async def test_one_passing_fault_of_a_list_costs_nothing() -> None:
+async def test_one_transient_fault_of_a_list_costs_nothing() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.day = lambda offset: (
             web.Response(status=503) if len(etlworks.lists()) == 20 else etlworks.honest_day(offset)
@@ -457,41 +455,41 @@ async def test_one_passing_fault_of_a_list_costs_nothing() -> None:
 
 
 @virtual
-async def test_a_list_that_changes_its_mind_does_not_have_runs_read_again_and_again() -> None:
+async def test_list_that_changes_its_mind_does_not_cause_many_polls() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.day = lambda offset: etlworks.honest_day(offset, at=1e9 if len(etlworks.lists()) % 2 else 0.0)
         for audit_id in range(1, 21):
             following.follow(etlworks.run(audit_id, ends=300), poll_interval=10)
-        await following.all_told()
+        await following.all_done()
 
-        assert {each.followed.ending for each in following.told} == {Ending.FINISHED}
+        assert {each.result.ending for each in following.done} == {Ending.FINISHED}
         assert following.lags()[0] >= 0
-        assert max(len(etlworks.looks(audit_id)) for audit_id in etlworks.runs) <= 40
+        assert max(len(etlworks.polls(audit_id)) for audit_id in etlworks.runs) <= 40
 
 
 @virtual
-async def test_a_fault_of_our_own_between_two_looks_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bug_between_two_polls_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         waiting = [following.follow(etlworks.run(audit_id)) for audit_id in (1, 2)]
         await asyncio.sleep(5)
-        choose = following.watcher._choose_lists
+        choose = following.watcher._queue.pick
 
-        def broken_once(now: float) -> None:
-            monkeypatch.setattr(following.watcher, "_choose_lists", choose)
+        def broken_once(_: float) -> None:
+            monkeypatch.setattr(following.watcher._queue, "pick", choose)
             raise ZeroDivisionError
 
-        monkeypatch.setattr(following.watcher, "_choose_lists", broken_once)
+        monkeypatch.setattr(following.watcher._queue, "pick", broken_once)
         for each in waiting:
             with pytest.raises(ZeroDivisionError):
                 await each
         following._tasks.clear()
         await following.follow(etlworks.run(3, ends=60))
 
-        assert [each.followed.ending for each in following.told] == [Ending.FINISHED]
+        assert [each.result.ending for each in following.done] == [Ending.FINISHED]
 
 
 @virtual
-async def test_a_run_that_outlasts_its_deadline_makes_no_liar_of_the_list(caplog: pytest.LogCaptureFixture) -> None:
+async def test_run_that_outlasts_its_deadline_does_not_make_the_list_stale(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, WATCHER_LOG)
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 21):
@@ -499,6 +497,6 @@ async def test_a_run_that_outlasts_its_deadline_makes_no_liar_of_the_list(caplog
             following.follow(etlworks.run(audit_id), poll_interval=10, deadline=deadline)
         await asyncio.sleep(200)
 
-        assert [each.followed.ending for each in following.told] == [Ending.DEADLINE]
+        assert [each.result.ending for each in following.done] == [Ending.DEADLINE]
         assert etlworks.lists()[-1].at > 185
     assert [record for record in caplog.records if "are followed without" in record.getMessage()] == []

@@ -1,4 +1,4 @@
-"""Stand-ins for the tests of the client: a clock, one way to drive both transports, a server that says anything."""
+"""Stand-ins for the tests of the client: a clock, both transports behind one interface, a scripted server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow_provider_etlworks.client.sync import EtlworksClient
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
     from airflow_provider_etlworks.client.procedure import Procedure
@@ -26,7 +26,7 @@ GENEROUS = 60.0
 
 
 class VirtualClock:
-    """Time that passes only while somebody sleeps, and then at once."""
+    """Time that passes only in ``sleep``, and there at once."""
 
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self.now = now
@@ -50,7 +50,7 @@ class VirtualClock:
 
 
 class Drive:
-    """Either client behind the same methods. Every error that it raises is kept in ``errors``."""
+    """Either client behind the same methods. It keeps every raised error in ``errors``."""
 
     def __init__(self, settings: ClientSettings, clock: VirtualClock) -> None:
         self.settings = settings
@@ -58,21 +58,21 @@ class Drive:
         self.errors: list[BaseException] = []
 
     def send(self, call: Call[Any], **options: Any) -> Any:
-        return self._noted(lambda: self._send(call, **options))
+        return self._recorded(lambda: self._send(call, **options))
 
     def iterate(self, paged: PagedCall[Any]) -> list[Any]:
-        return self._noted(lambda: self._iterate(paged))
+        return self._recorded(lambda: self._iterate(paged))
 
-    def run(self, conversation: Procedure[Any]) -> Any:
-        return self._noted(lambda: self._converse(conversation))
+    def run(self, procedure: Procedure[Any]) -> Any:
+        return self._recorded(lambda: self._run(procedure))
 
     def send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         """Send calls concurrently, and return each one's value or error."""
-        outcomes = self._send_at_once(calls, **options)
-        self.errors += [each for each in outcomes if isinstance(each, BaseException)]
-        return outcomes
+        results = self._send_at_once(calls, **options)
+        self.errors += [each for each in results if isinstance(each, BaseException)]
+        return results
 
-    def _noted(self, act: Callable[[], Any]) -> Any:
+    def _recorded(self, act: Callable[[], Any]) -> Any:
         try:
             return act()
         except Exception as error:
@@ -85,7 +85,7 @@ class Drive:
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         raise NotImplementedError
 
-    def _converse(self, conversation: Procedure[Any]) -> Any:
+    def _run(self, procedure: Procedure[Any]) -> Any:
         raise NotImplementedError
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
@@ -108,8 +108,8 @@ class SyncDrive(Drive):
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         return list(self.client.iterate(paged))
 
-    def _converse(self, conversation: Procedure[Any]) -> Any:
-        return self.client.run(conversation)
+    def _run(self, procedure: Procedure[Any]) -> Any:
+        return self.client.run(procedure)
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         together = threading.Barrier(len(calls))
@@ -148,8 +148,8 @@ class AsyncDrive(Drive):
 
         return self._loop.run_until_complete(read_all())
 
-    def _converse(self, conversation: Procedure[Any]) -> Any:
-        return self._loop.run_until_complete(self.client.run(conversation))
+    def _run(self, procedure: Procedure[Any]) -> Any:
+        return self._loop.run_until_complete(self.client.run(procedure))
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         async def together() -> list[Any]:
@@ -167,13 +167,13 @@ DRIVES: Mapping[str, type[Drive]] = {"requests": SyncDrive, "aiohttp": AsyncDriv
 
 
 def whole_text_of(error: BaseException) -> str:
-    """Return all that can be read of an error: its text, its repr, and the tracebacks of everything it came from."""
+    """Return everything that an error can show: its text, its repr, and the tracebacks of its whole chain."""
     return "\n".join([str(error), repr(error), *traceback.format_exception(type(error), error, error.__traceback__)])
 
 
 @dataclass
 class Received:
-    """A request as a :class:`ScriptedServer` got it."""
+    """A request that a :class:`ScriptedServer` received."""
 
     method: str
     target: str
@@ -182,25 +182,25 @@ class Received:
 
 
 def reply(status: int = 200, body: bytes = b"{}", **headers: str) -> bytes:
-    """Return a whole HTTP answer. A header's name is written with ``_`` for ``-``."""
+    """Return a whole HTTP response. The names of headers are written with ``_`` for ``-``."""
     given = {name.replace("_", "-").title(): value for name, value in headers.items()}
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close", **given}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"HTTP/1.1 {status} Said\r\n{head}\r\n".encode() + body
+    return f"HTTP/1.1 {status} Reason\r\n{head}\r\n".encode() + body
 
 
 @dataclass
 class ScriptedServer:
     """
-    Answers every request with the bytes that ``answer`` makes of it, and drops the connection. A context manager.
+    Sends the bytes that ``answer`` returns for a request, and drops the connection. A context manager.
 
-    :ivar answer: makes the whole answer; what it returns is sent as it is.
+    :ivar answer: returns the whole response to a request, which is sent as it is; or yields it part by part.
     :ivar tls: makes it an https server.
     :ivar received: the requests, in order.
     :ivar closing: is set when the server ends, for an ``answer`` that waits.
     """
 
-    answer: Callable[[Received], bytes] = lambda _: reply()
+    answer: Callable[[Received], bytes | Iterable[bytes]] = lambda _: reply()
     tls: ssl.SSLContext | None = None
     received: list[Received] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -216,10 +216,12 @@ class ScriptedServer:
                 request = Received(self.command, self.path, self.headers, body)
                 script.received.append(request)
                 self.close_connection = True
-                self.wfile.write(script.answer(request))
+                answer = script.answer(request)
+                for part in [answer] if isinstance(answer, bytes) else answer:
+                    self.wfile.write(part)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing on the terminal."""
+                """Keep the terminal quiet."""
 
         for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "CONNECT"):
             setattr(Handler, f"do_{method}", Handler.answer)
@@ -230,7 +232,7 @@ class ScriptedServer:
             request_queue_size = 128
 
             def handle_error(self, *_: Any) -> None:
-                """A client that hangs up first is no failure of the server."""
+                """A client that hangs up first is not a failure of the server."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         if self.tls is not None:
@@ -257,10 +259,10 @@ class ScriptedServer:
 
 
 def silent_server() -> ScriptedServer:
-    """Make a server that takes requests and says nothing."""
+    """Make a server that accepts requests and never responds."""
 
     def answer(_: Received) -> bytes:
-        # Without a limit: a client that does not give up must not be helped.
+        # Without a limit: it must not help a client that does not give up.
         server.closing.wait()
         return b""
 

@@ -49,7 +49,7 @@ class TaskInstance(SimpleNamespace):
 @dataclass
 class Wait:
     """
-    How a sensor's task went.
+    The result of a sensor's task.
 
     :ivar colour: ``success``, ``failed``, ``failed for good`` (no retry), ``timed out`` or ``skipped``.
     """
@@ -64,7 +64,7 @@ class Wait:
 
 
 class Waiting:
-    """Runs sensors against an Etlworks, on the clock that both share."""
+    """Runs sensors against an Etlworks, on a clock that both share."""
 
     def __init__(self, etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
         self.etlworks = etlworks
@@ -77,12 +77,12 @@ class Waiting:
         monkeypatch.setattr(base, "time", etlworks.clock)
         clock_of_airflow = SimpleNamespace(utcnow=lambda: _moment(etlworks.clock.time()))
         monkeypatch.setattr(base, "timezone", clock_of_airflow)
-        if hasattr(base, "_orig_start_date"):  # Airflow 2 looks into its database, and these tests have none
+        if hasattr(base, "_orig_start_date"):  # Airflow 2 reads its database, and these tests have none
             monkeypatch.setattr(base, "_orig_start_date", lambda **_: self._first_start)
         self._first_start: datetime | None = None
 
     def run(self, mode: str, **arguments: Any) -> Wait:
-        """Make one try of a task, through reschedules or the triggerer, as the mode has it."""
+        """Run one try of a task, with its reschedules or through the triggerer."""
         chosen = {"flow_id": FLOW, "poke_interval": POKE_INTERVAL, **arguments}
         chosen |= {"deferrable": True} if mode == "deferrable" else {"deferrable": False, "mode": mode}
         wait = Wait("success")
@@ -105,7 +105,7 @@ class Waiting:
 
     def _result(self, arguments: dict[str, Any], wait: Wait, began: datetime) -> Any:
         while True:
-            # A new one each time, as Airflow starts a process for each.
+            # A new sensor each time, as Airflow starts a new process each time.
             sensor = EtlworksFlowExecutionSensor(task_id="wait", **arguments)
             context = self.context(wait, began)
             try:
@@ -139,7 +139,7 @@ class Waiting:
 
     @property
     def reads(self) -> int:
-        """How often a run's state was asked for."""
+        """How many times a run's record was read."""
         return self.etlworks.asked("GET", RECORD_PATH)
 
 

@@ -16,7 +16,7 @@ from airflow.exceptions import AirflowException, TaskDeferred
 
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.client.procedure import Procedure, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import Procedure, ReadHead, SendOnce, Sleep
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException, AirflowTaskTimeout
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
@@ -124,7 +124,7 @@ def carry_out(conversation: Procedure[Any], clock: FastClock, answer: Callable[[
                 clock.sleep(step.seconds)
                 step = conversation.send(None)
                 continue
-            value = answer(step.call if isinstance(step, SendOnce) else step)
+            value = answer(step.call if isinstance(step, (SendOnce, ReadHead)) else step)
             step = conversation.throw(value) if isinstance(value, EtlworksError) else conversation.send(value)
     except StopIteration as end:
         return end.value
@@ -199,6 +199,7 @@ class Task:
     xcoms: dict[str, Any] = field(default_factory=dict)
     started_at: float = 0.0
     dag_run_started_at: float = 0.0
+    map_index: int = -1
 
     def operator(self) -> EtlworksRunFlowOperator:
         return EtlworksRunFlowOperator(task_id="run_flow", **self.arguments)
@@ -207,6 +208,10 @@ class Task:
         return {
             "ti": TaskInstance(
                 start_date=_moment(self.started_at),
+                dag_id="nightly",
+                task_id="run_flow",
+                run_id="scheduled__2026-05-09",
+                map_index=self.map_index,
                 try_number=self.try_number,
                 max_tries=self.max_tries,
                 xcoms=self.xcoms,
@@ -325,6 +330,10 @@ class Etlworks:
         api = self.sandbox._api
         api.settings = replace(api.settings, tells_running_audit_id=True)
 
+    def echo_parameters(self, *places: str) -> None:
+        """Let the record or the log of a run show its parameters."""
+        self.sandbox._organization._echo_parameters = places
+
     def task(self, *, store: bool = True, **arguments: Any) -> Task:
         """Return a task that runs the flow."""
         if "flow_id" not in arguments and "flow_name" not in arguments:
@@ -332,9 +341,9 @@ class Etlworks:
         now = self.clock.time()
         return Task(self, arguments, store=StateStore() if store else None, dag_run_started_at=now, started_at=now)
 
-    def run_of_somebody_else(self) -> int:
+    def run_of_somebody_else(self, user: str = "alice@example.com") -> int:
         """Start a run that is not ours, and return its audit id."""
-        audit_id = self.sandbox.run_by_user(FLOW)
+        audit_id = self.sandbox.run_by_user(FLOW, user)
         self._others.add(audit_id)
         return audit_id
 

@@ -28,7 +28,7 @@ MIDNIGHT = NOON + 12 * 3600
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Does not wait for time to pass: where no message is under way, it is later at once."""
+    """Does not wait for time to pass: if no message is under way, it is later at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,11 +103,11 @@ class Asked:
 
 
 @dataclass
-class Told:
-    """What a follower was told, and when."""
+class Followed:
+    """The result that a follower got, and when."""
 
     audit_id: int
-    followed: FollowResult
+    result: FollowResult
     at: float
 
 
@@ -156,7 +156,7 @@ class BusyEtlworks:
         fields = {"password": "key", "verify": False, **fields}
         return ClientSettings(f"http://127.0.0.1:{self.port}", requests_per_minute=requests_per_minute, **fields)
 
-    def looks(self, audit_id: int) -> list[float]:
+    def polls(self, audit_id: int) -> list[float]:
         """Return when a run's own record was read."""
         return [each.at for each in self.asked if each.audit_id == audit_id]
 
@@ -183,9 +183,9 @@ class BusyEtlworks:
         if own is not None:
             return own
         offset = int(request.query["offset"])
-        told = self.day(offset) if self.day else self.honest_day(offset)
+        listed = self.day(offset) if self.day else self.honest_day(offset)
         await asyncio.sleep(self.list_takes)
-        return _json(told)
+        return _json(listed)
 
     async def _history(self, request: web.Request) -> web.StreamResponse:
         own = self._note(request)
@@ -220,7 +220,7 @@ class Following:
 
     def __init__(self, etlworks: BusyEtlworks, **settings: Any) -> None:
         self.etlworks = etlworks
-        self.told: list[Told] = []
+        self.done: list[Followed] = []
         self._settings = settings
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -238,31 +238,31 @@ class Following:
         await self.client.close()
 
     def follow(self, run: ServedRun, **options: Any) -> asyncio.Task[None]:
-        async def until_told() -> None:
+        async def until_done() -> None:
             log = options.pop("log", logging.getLogger("task"))
-            followed = await self.watcher.follow(RunRef(run.flow_id, run.audit_id), PollPolicy(**options), log=log)
-            self.told.append(Told(run.audit_id, followed, _now()))
+            result = await self.watcher.follow(RunRef(run.flow_id, run.audit_id), PollPolicy(**options), log=log)
+            self.done.append(Followed(run.audit_id, result, _now()))
 
-        task = asyncio.ensure_future(until_told())
+        task = asyncio.ensure_future(until_done())
         self._tasks.append(task)
         return task
 
-    async def all_told(self) -> None:
-        """Wait until everybody was told; an error is raised."""
+    async def all_done(self) -> None:
+        """Wait until everybody has a result; an error is raised."""
         await asyncio.gather(*self._tasks)
 
     def lags(self) -> list[float]:
-        """Return the seconds from each end to its being told, the shortest first."""
-        return sorted(each.at - self.etlworks.runs[each.audit_id].ends for each in self.told)
+        """Return the seconds from each end to its report, the shortest first."""
+        return sorted(each.at - self.etlworks.runs[each.audit_id].ends for each in self.done)
 
     def longest_delay(self, poll_interval: float = 10.0) -> float:
-        """Return how many seconds after the promised time the latest end was told."""
-        runs = [(each.at, self.etlworks.runs[each.audit_id]) for each in self.told]
+        """Return how many seconds after the promised time the latest end was reported."""
+        runs = [(each.at, self.etlworks.runs[each.audit_id]) for each in self.done]
         return max(at - run.ends - max(poll_interval, 0.05 * (run.ends - run.started)) for at, run in runs)
 
 
 def longest_waits(etlworks: BusyEtlworks, since: float, until: float) -> tuple[float, float]:
-    """Return the longest and the mean time between two looks at the same run."""
+    """Return the longest and the mean time between two polls of the same run."""
     waits: list[float] = []
     last: dict[int, float] = {}
     for each in etlworks.asked:

@@ -1,8 +1,10 @@
-"""The trigger of an asset's watcher: its arguments are a public contract, and Airflow compares them."""
+"""The asset trigger's arguments: they are a public contract, and Airflow compares them."""
 
 from __future__ import annotations
 
 import json
+from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,17 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def test_a_trigger_is_stored_and_loaded_whole() -> None:
+def test_all_arguments_are_stored() -> None:
     loaded = stored_and_loaded(EtlworksFlowFinishedTrigger(**ARGUMENTS))
 
     assert {name: getattr(loaded, name) for name in ARGUMENTS} == ARGUMENTS
 
 
-def test_what_this_release_stores_is_what_it_promised() -> None:
+def test_stored_form_is_the_promised_one() -> None:
     assert json.loads(GOLDEN.read_text()) == list(EtlworksFlowFinishedTrigger(**ARGUMENTS).serialize())
 
 
-def test_a_trigger_that_a_newer_release_stored_loads() -> None:
+def test_trigger_of_a_newer_release_loads() -> None:
     path, kwargs = json.loads(GOLDEN.read_text())
 
     loaded = EtlworksFlowFinishedTrigger(**{**kwargs, "of_a_later_release": True})
@@ -41,7 +43,7 @@ def test_a_trigger_that_a_newer_release_stored_loads() -> None:
     assert loaded.serialize() == (path, kwargs)
 
 
-def test_the_same_watcher_is_the_same_trigger_however_it_is_written() -> None:
+def test_equal_watchers_have_equal_triggers() -> None:
     ways: list[dict[str, Any]] = [
         {},
         {"statuses": ("warning", "success"), "poll_interval": 30},
@@ -55,32 +57,55 @@ def test_the_same_watcher_is_the_same_trigger_however_it_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"flow_id": 0}, "flow_id is 0; it must be a whole number above 0"),
         ({"flow_id": "7"}, "flow_id is '7'"),
         ({"flow_id": True}, "flow_id is True"),
         ({"statuses": ()}, "statuses is \\(\\); it must be some of success, warning, error, canceled"),
         ({"statuses": ["done"]}, "statuses is \\['done'\\]"),
-        ({"poll_interval": 0}, "poll_interval is 0; it must be a number of seconds above 0"),
+        ({"poll_interval": 0}, "poll_interval is 0; it is a number of seconds greater than 0"),
+        ({"poll_interval": float("nan")}, "poll_interval is nan"),
+        ({"poll_interval": float("inf")}, "poll_interval is inf"),
+        ({"poll_interval": "5"}, "poll_interval is '5'"),
+        ({"poll_interval": True}, "poll_interval is True"),
+        ({"poll_interval": timedelta(0)}, "poll_interval is datetime.timedelta"),
+        ({"flow_id": 7.0}, "flow_id is 7.0"),
     ],
 )
-def test_what_cannot_work_is_said_where_the_dag_file_is_read(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_are_refused_at_parse_time(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         EtlworksFlowFinishedTrigger(**{"flow_id": 7, **arguments})
 
 
-def test_one_status_may_be_given_by_itself() -> None:
+def test_poll_interval_may_be_a_timedelta() -> None:
+    assert EtlworksFlowFinishedTrigger(7, poll_interval=timedelta(minutes=1)).poll_interval == 60.0
+
+
+class Int64:
+    """A whole number that is not an ``int``, such as numpy's."""
+
+    def __index__(self) -> int:
+        return 7
+
+
+def test_foreign_numbers_are_stored_as_plain_ones() -> None:
+    trigger: Any = EtlworksFlowFinishedTrigger(Int64(), poll_interval=Fraction(60, 2))  # type: ignore[arg-type]
+
+    assert json.loads(json.dumps(trigger.serialize())) == list(EtlworksFlowFinishedTrigger(7).serialize())
+
+
+def test_single_status_needs_no_list() -> None:
     assert EtlworksFlowFinishedTrigger(7, statuses="error").statuses == ["error"]
 
 
-def test_it_is_a_watcher_of_an_asset() -> None:
+def test_asset_takes_the_watcher() -> None:
     watcher = sdk.AssetWatcher(name="ends", trigger=EtlworksFlowFinishedTrigger(7))
 
     assert flow_asset(7, name="seven", watchers=[watcher]).watchers == [watcher]
 
 
-def test_watchers_of_one_connection_share_a_stream_and_others_do_not() -> None:
+def test_watchers_of_one_connection_share_a_stream() -> None:
     keys = [
         EtlworksFlowFinishedTrigger(flow_id, statuses, conn_id, interval).shared_stream_key()
         for flow_id, statuses, conn_id, interval in (

@@ -1,4 +1,4 @@
-"""Flows as assets: one URI for one flow, whatever way it is written, and an error for anything else."""
+"""Flows as assets: one URI for one flow, however it is written, and an error for anything else."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ URI = "etlworks://etl.example.com/flows/12345"
         ("0012345", "ETL.example.com:443"),
     ],
 )
-def test_a_flow_has_one_uri(flow_id: Any, host: str) -> None:
+def test_flow_has_one_uri(flow_id: Any, host: str) -> None:
     assert flow_uri(flow_id, host) == URI
     assert flow_asset(flow_id, host).uri == URI
 
 
-def test_by_default_the_host_is_the_cloud() -> None:
+def test_default_host_is_the_cloud() -> None:
     assert flow_uri(7) == "etlworks://app.etlworks.com/flows/7"
 
 
-def test_a_port_of_its_own_stays() -> None:
+def test_port_stays_in_the_uri() -> None:
     assert flow_uri(7, "http://localhost:8085") == "etlworks://localhost:8085/flows/7"
 
 
@@ -42,7 +42,7 @@ def test_airflow_normalizes_our_uris(written: str) -> None:
     assert Asset(uri=written).uri == URI
 
 
-def test_what_else_airflows_class_takes_is_passed_on() -> None:
+def test_other_arguments_reach_airflows_class() -> None:
     assert flow_asset(7, extra={"owner": "alice"}).extra == {"owner": "alice"}
 
 
@@ -54,26 +54,26 @@ def test_what_else_airflows_class_takes_is_passed_on() -> None:
         ("etlworks://etl.example.com/flows/1/runs/2", "/flows/ and the flow's id"),
         ("etlworks://etl.example.com/schedules/1", "/flows/ and the flow's id"),
         ("etlworks://etl.example.com/flows/1?x=1", "/flows/ and the flow's id"),
-        ("etlworks:///flows/1", "names no host"),
+        ("etlworks:///flows/1", "has no host"),
         ("etlworks://alice:secret@etl.example.com/flows/1", "contains credentials"),
     ],
 )
-def test_what_is_no_flows_uri_is_refused(uri: str, said: str) -> None:
+def test_invalid_uri_is_refused(uri: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as refused:
         normalized(urlsplit(uri))
     assert "secret" not in str(refused.value)
 
 
-def test_airflow_refuses_what_is_no_flows_uri() -> None:
-    # Airflow 2 only warns, unless it is told to be strict.
+def test_airflow_refuses_an_invalid_uri() -> None:
+    # Airflow 2 only warns, unless it is strict.
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        with pytest.raises((ValueError, UserWarning), match="no flow's URI"):
+        with pytest.raises((ValueError, UserWarning), match="not a flow's URI"):
             Asset(uri="etlworks://etl.example.com/flows/nightly")
 
 
 @pytest.mark.parametrize(("flow_id", "host"), [("nightly", "etl.example.com"), (-1, "etl.example.com"), (7, "")])
-def test_a_flow_or_a_host_that_cannot_be_is_refused(flow_id: Any, host: str) -> None:
+def test_invalid_flow_or_host_is_refused(flow_id: Any, host: str) -> None:
     with pytest.raises((ValueError, EtlworksConfigError)):
         flow_asset(flow_id, host)
 

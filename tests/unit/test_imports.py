@@ -46,8 +46,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert own <= {
-        "compat", "links", "operators", "operators.base", "operators.flow", "operators.listener", "provider_info",
-        "runs", "runs.defaults",
+        "client", "client.values", "compat", "links", "operators", "operators.base", "operators.flow",
+        "operators.listener", "provider_info", "runs", "runs.defaults",
     }  # fmt: skip
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
@@ -61,7 +61,16 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert "operators.promotion" in own
-    assert own <= {"compat", "links", "operators", "operators.base", "operators.promotion", "provider_info"}
+    assert own <= {
+        "client",
+        "client.values",
+        "compat",
+        "links",
+        "operators",
+        "operators.base",
+        "operators.promotion",
+        "provider_info",
+    }
     assert not {"requests", "tenacity", "fsspec", "upath"} & set(loaded)
 
 
@@ -78,7 +87,8 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     assert f"airflow_provider_etlworks.{trigger}" in loaded
     own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
-        "provider_info", "runs", "runs.defaults", "runs.types", "triggerer", "triggerer.startup", "triggers", trigger,
+        "client", "client.values", "provider_info", "runs", "runs.defaults", "runs.types", "triggerer",
+        "triggerer.startup", "triggers", trigger,
     ))}  # fmt: skip
     assert set(loaded) <= own
 
@@ -101,12 +111,12 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert {"assets", "sensors.flow"} <= own <= {
-        "assets", "compat", "links", "operators", "operators.base", "provider_info", "runs", "runs.defaults", "sensors",
-        "sensors.flow",
+        "assets", "client", "client.values", "compat", "links", "operators", "operators.base", "provider_info", "runs",
+        "runs.defaults", "sensors", "sensors.flow",
     }  # fmt: skip
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
-    assert "airflow_provider_etlworks.runs.find" in by_hook
+    assert "airflow_provider_etlworks.runs.follow" in by_hook
 
 
 def test_parsing_300_operators_asks_nobody() -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
-from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator, flat_parameters
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker.arguments import (
+    flat_parameters,
     parameter_text,
     parse_datetime,
     parse_ids,
@@ -58,7 +59,7 @@ def options_of(kind: type) -> set[str]:
         *(
             ({"flow_id": 7, name: value}, f"{name} is {value!r}; it is a number of seconds greater than 0")
             for name in ("poll_interval", "timeout", "patience")
-            for value in (0, -1, True, "60", float("nan"), float("inf"))
+            for value in (0, -1, True, "60", float("nan"), float("inf"), timedelta(0), timedelta(seconds=-1))
         ),
         ({"flow_id": 7, "poll_interval": None}, "poll_interval is None"),
         ({"flow_id": 7, "patience": None}, "patience is None"),
@@ -257,6 +258,13 @@ def test_zero_seconds() -> None:
 def test_not_a_time_is_not_a_datetime() -> None:
     with pytest.raises(EtlworksConfigError, match="since is"):
         parse_datetime("since", NaT(2026, 5, 9))
+
+
+@pytest.mark.parametrize("name", ["poll_interval", "timeout", "patience"])
+def test_times_may_be_timedelta(name: str) -> None:
+    operator = EtlworksRunFlowOperator(task_id="load", flow_id=7, **{name: timedelta(minutes=2)})  # type: ignore[arg-type]
+
+    assert getattr(operator, name) == 120.0
 
 
 def test_every_option_is_documented_and_no_other() -> None:

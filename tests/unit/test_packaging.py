@@ -28,7 +28,7 @@ def schema_of_airflow(name: str) -> dict[str, Any]:
 
 
 def modules_and_classes(info: dict[str, Any]) -> Iterator[str]:
-    """Everything importable that the provider info names, as dotted paths."""
+    """Yield the dotted path of everything importable that the provider info names."""
     for group in ("hooks", "operators", "sensors", "triggers"):
         for integration in info.get(group, []):
             yield from integration["python-modules"]
@@ -40,7 +40,7 @@ def modules_and_classes(info: dict[str, Any]) -> Iterator[str]:
     yield from info["cli"]
 
 
-def test_the_entry_point_leads_to_the_provider_info() -> None:
+def test_entry_point_is_the_provider_info() -> None:
     (entry_point,) = [
         entry_point
         for entry_point in importlib.metadata.entry_points(group="apache_airflow_provider")
@@ -49,19 +49,19 @@ def test_the_entry_point_leads_to_the_provider_info() -> None:
     assert entry_point.load() is get_provider_info
 
 
-def test_all_say_the_same_version() -> None:
+def test_versions_agree() -> None:
     assert importlib.metadata.version(PACKAGE_NAME) == VERSION
     assert get_provider_info()["versions"] == [VERSION]
 
 
-def test_the_provider_info_fits_the_schema_that_airflow_checks_it_with() -> None:
+def test_provider_info_fits_airflows_schema() -> None:
     jsonschema.validate(get_provider_info(), schema_of_airflow("provider_info.schema.json"))
 
 
-def test_every_part_of_the_provider_info_fits_the_schema_for_apaches_own_providers() -> None:
+def test_provider_info_fits_apaches_schema() -> None:
     schema = schema_of_airflow("provider.yaml.schema.json")
     assert schema["additionalProperties"] is False
-    # Some fields, such as the state of a release, only Apache's own providers have.
+    # Only Apache's own providers have some of the required fields, such as the state of a release.
     del schema["required"]
     info = get_provider_info()
     if "asset-uris" not in schema["properties"]:  # Airflow 2
@@ -71,18 +71,18 @@ def test_every_part_of_the_provider_info_fits_the_schema_for_apaches_own_provide
     jsonschema.validate(info, schema)
 
 
-def test_the_connection_form_fits_airflows_schema() -> None:
+def test_connection_form_fits_airflows_schema() -> None:
     jsonschema.validate(
         EtlworksHook.get_ui_field_behaviour(), schema_of_airflow("customized_form_field_behaviours.schema.json")
     )
 
 
-# What Airflow must have brought.
+# Modules that need a newer Airflow, and what they import from it.
 NEEDS = {"airflow_provider_etlworks.triggers.asset": "airflow.sdk"}
 
 
 @pytest.mark.parametrize("path", list(modules_and_classes(get_provider_info())))
-def test_what_the_provider_info_names_is_there(path: str) -> None:
+def test_provider_info_names_exist(path: str) -> None:
     pytest.importorskip(NEEDS.get(path, "airflow"))
     try:
         importlib.import_module(path)
@@ -102,5 +102,5 @@ def test_airflow_discovers_the_provider() -> None:
     assert "airflow_provider_etlworks.links.EtlworksExecutionLink" in manager.extra_links_class_names
 
 
-def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+def test_package_is_marked_as_typed() -> None:
     assert importlib.resources.files(airflow_provider_etlworks).joinpath("py.typed").is_file()

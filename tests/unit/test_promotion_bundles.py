@@ -61,7 +61,7 @@ def test_a_bundle_is_sent_byte_for_byte(size: int) -> None:
 @pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE])
 def test_a_dump_is_sent_inside_a_document(size: int) -> None:
     dump = ('"\\\n€ ' * size)[:size]
-    inspected = BundleInspector(Format.OLDER)
+    inspected = BundleInspector(Format.LEGACY)
     inspected.feed(dump.encode())
     body = BundleBody(io.BytesIO(dump.encode()), inspected)
     for _ in range(2):

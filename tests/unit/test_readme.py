@@ -1,4 +1,4 @@
-"""What the README and the guides say is compared with what they speak of, and their code is run."""
+"""The README and the guides agree with the code, and their code blocks run."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ CI = (ROOT / ".ci" / "run").read_text()
 GUIDES = {
     path.name: path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
 }
-# Their code belongs into functions, not into DAG files, and is tested with the sandbox.
+# The code of these guides belongs in functions, not in DAG files, and is tested with the sandbox.
 PYTHON_GUIDES = [name for name in GUIDES if name not in ("sandbox.md", "hook.md")]
 AIRFLOW_3 = not airflow_version.startswith("2.")
-# As the guides say.
+# As the guides explain.
 ON_AIRFLOW_2 = {
     "from airflow.sdk import DAG": "from airflow import DAG",
     "from airflow.sdk import DAG, task": "from airflow import DAG\nfrom airflow.decorators import task",
@@ -66,7 +66,7 @@ def python_blocks() -> Iterator[Any]:
 
 
 def commands(program: str | None = None) -> list[list[str]]:
-    """Return the guides' commands, or those of one program, as words without ``uv run``."""
+    """Return the guides' commands, or those of one program, split into words and without ``uv run``."""
     lines = (line for text in GUIDES.values() for block in blocks(text, "console") for line in block.splitlines())
     found = [shlex.split(line[2:].removeprefix("uv run "), comments=True) for line in lines if line.startswith("$ ")]
     return [words for words in found if program in (None, words[0])]
@@ -81,7 +81,7 @@ def table(text: str, *header: str) -> list[list[str]]:
 
 
 def parameters_of(text: str, heading: str) -> dict[str, str]:
-    """Return the defaults that a guide's table of parameters tells, by name."""
+    """Return the defaults in a guide's table of parameters, by name."""
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     rows = table(section, "parameter", "default", "meaning")
     return {name: default for names, default, _ in rows for name in re.findall(r"`(\w+)`", names)}
@@ -92,12 +92,12 @@ def defaults_of(function: Callable[..., Any]) -> dict[str, str]:
     return {each.name: "" if each.default is each.empty else f"`{each.default!r}`" for each in named[1:]}
 
 
-def test_the_first_dag_takes_twelve_lines() -> None:
+def test_first_dag_takes_twelve_lines() -> None:
     assert len(blocks(README, "python")[0].splitlines()) == 12
 
 
 @pytest.mark.parametrize("block", list(python_blocks()))
-def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_block_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "AssetWatcher" in block and not AIRFLOW_3:
         pytest.skip("Airflow 2 has no watchers of assets")
     first, rest = block.split("\n", 1)
@@ -106,7 +106,7 @@ def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(dag_class, "__enter__", lambda dag: made.append(dag) or enter(dag))
     code = compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec")
     if "promote_flows(" in block and airflow_version.startswith(("2.", "3.0.")):
-        # As its guide says.
+        # As its guide explains.
         with pytest.raises(ValueError, match="approval=False"):
             exec(code, {})  # noqa: S102  # ours
         return
@@ -115,12 +115,12 @@ def test_python_in_the_guides_is_a_dag_file(block: str, monkeypatch: pytest.Monk
     assert dag.tasks
 
 
-def test_every_command_in_the_guides_is_known() -> None:
+def test_commands_are_known() -> None:
     ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", ".ci/run", "benchmarks/watching.py"}
     assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export", "airflow"}
 
 
-def test_every_sandbox_command_in_the_guides_exists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sandbox_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for _, subcommand, *arguments in commands("etlworks-sandbox"):
         with pytest.raises(SystemExit) as end:
             sandbox_command([subcommand, "--help"])
@@ -129,20 +129,20 @@ def test_every_sandbox_command_in_the_guides_exists(capsys: pytest.CaptureFixtur
         assert [word for word in arguments if word.startswith("--") and word not in help_text] == []
 
 
-def test_every_airflow_command_in_the_guides_is_understood() -> None:
+def test_airflow_commands_parse() -> None:
     for _, group, *words in commands("airflow"):
         assert group == "etlworks"
         parser_of_commands().parse_args(words)
 
 
-def test_every_option_of_the_commands_is_in_their_guide() -> None:
+def test_every_command_option_is_documented() -> None:
     (group,) = get_etlworks_cli_commands()
     flags = {flag for command in group.subcommands for argument in command.args for flag in argument.flags}
-    told = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
-    assert told - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
+    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
+    assert shown - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
 
 
-def test_every_connection_in_the_guides_works() -> None:
+def test_connections_are_valid() -> None:
     for _, assignment in commands("export"):
         name, _, value = assignment.partition("=")
         assert name.startswith("AIRFLOW_CONN_ETLWORKS_")
@@ -151,7 +151,7 @@ def test_every_connection_in_the_guides_works() -> None:
         assert settings_from(connection_of(connection)).password.startswith("YOUR-")
 
 
-def test_ci_runs_every_check_in_the_guides() -> None:
+def test_ci_runs_every_documented_check() -> None:
     for tool in ("ruff", "mypy", "lint-imports"):
         for command in commands(tool):
             assert f"uv run --quiet {' '.join(command)}" in CI
@@ -164,7 +164,7 @@ def connection_of(written: dict[str, Any]) -> Any:
     return SimpleNamespace(**{**empty, **written, "extra": json.dumps(written.get("extra", {}))})
 
 
-def test_every_spelling_of_host_in_the_guide_is_the_same_instance() -> None:
+def test_host_spellings_are_one_instance() -> None:
     (spellings,) = blocks(GUIDES["connection.md"], "text")
     hosts = spellings.splitlines()
     assert len(hosts) > 3
@@ -173,7 +173,7 @@ def test_every_spelling_of_host_in_the_guide_is_the_same_instance() -> None:
     }
 
 
-def test_the_connections_extras_are_in_the_readme_with_their_defaults() -> None:
+def test_connection_extras_are_documented() -> None:
     rows = [row for row in table(README, "field", "default", "meaning") if row[0].startswith("extra ")]
     assert [row[0] for row in rows] == [f"extra `{name}`" for name in CONNECTION_FIELDS]
     defaults = {each.name: each.default for each in fields(ClientSettings)}
@@ -186,7 +186,7 @@ def test_the_connections_extras_are_in_the_readme_with_their_defaults() -> None:
             assert said == f"`{shown}`"
 
 
-def test_the_compatibility_table_is_the_grid_of_ci() -> None:
+def test_compatibility_table_is_the_ci_grid() -> None:
     grid = re.search(r"^# Airflow \| Python .*?\n(.*?)^END$", CI, re.MULTILINE | re.DOTALL)
     assert grid is not None
     proven = []
@@ -213,40 +213,56 @@ def test_the_compatibility_table_is_the_grid_of_ci() -> None:
         EtlworksFlowExecutionTrigger,
     ],
 )
-def test_the_reference_has_every_parameter_with_its_default(documented: type) -> None:
-    told = parameters_of(GUIDES["operators.md"], documented.__name__)
+def test_reference_has_every_parameter_and_default(documented: type) -> None:
+    shown = parameters_of(GUIDES["operators.md"], documented.__name__)
     real = defaults_of(vars(documented)["__init__"])
     if "deferrable" in real:
-        # Airflow's setting, not a value.
-        real["deferrable"] = told["deferrable"]
-    assert told == real
+        # The default is a setting of Airflow, not a value.
+        real["deferrable"] = shown["deferrable"]
+    assert shown == real
 
 
-def test_the_guide_to_promotion_has_every_parameter_with_its_default() -> None:
+def test_promotion_guide_has_every_parameter_and_default() -> None:
     real = inspect.signature(promote_flows).parameters.values()
     named = {each.name: each.default for each in real if each.kind is not each.VAR_KEYWORD}
     written = {name: "" if default is inspect.Parameter.empty else f"`{default!r}`" for name, default in named.items()}
     assert parameters_of(GUIDES["promotion.md"], "Parameters") == written
 
 
-def test_the_guide_to_promotion_has_every_task() -> None:
-    told = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
+def test_promotion_guide_has_every_task() -> None:
+    shown = {row[0].strip("`") for row in table(GUIDES["promotion.md"], "task", "does", "is there")}
     documented = set(re.findall(r"^``(\w+)`` ", inspect.getdoc(promote_flows) or "", re.MULTILINE))
-    assert told == documented
-    assert len(told) == 9
+    assert shown == documented
+    assert len(shown) == 9
 
 
-def test_every_method_of_the_hook_in_the_reference_exists() -> None:
+def test_hook_reference_has_every_method() -> None:
     rows = table(GUIDES["hook.md"], "to", "methods")
     named = {name for _, methods in rows for name in re.findall(r"`(\w+)", methods)}
     public = {name for name, value in vars(EtlworksHook).items() if inspect.isfunction(value) and name[0] != "_"}
     not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings"}
-    for_operators = {"find_run", "find_run_of_message"}
-    assert named == public - not_for_dag_authors - for_operators
+    assert named == public - not_for_dag_authors
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_links_between_the_guides_lead_somewhere(name: str) -> None:
+def test_links_between_guides_resolve(name: str) -> None:
     folder = ROOT if name in ("README.md", "CONTRIBUTING.md") else ROOT / "docs"
     targets = [target for target in re.findall(r"\]\(([^)#]+)", GUIDES[name]) if "://" not in target]
     assert [target for target in targets if not (folder / target).exists()] == []
+
+
+def test_architecture_answers_each_question_with_existing_files() -> None:
+    rows = table(GUIDES["architecture.md"], "question", "file")
+    assert len(rows) >= 25
+    files = [re.findall(r"`([^`]+)`", cell) for _, cell in rows]
+    assert all(files)
+    package = ROOT / "airflow_provider_etlworks"
+    assert [path for paths in files for path in paths if not (package / path).is_file()] == []
+
+
+def test_architecture_names_every_layer_in_order() -> None:
+    (arrows,) = blocks(GUIDES["architecture.md"], "text")
+    layers = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    shown = [layer.replace("airflow_provider_etlworks.", "") for layer in re.findall(r'"(.+)"', layers[1])]
+    assert [part.strip() for part in arrows.split(">")] == shown

@@ -1,3 +1,5 @@
+"""The schedule operator's arguments, when a DAG file is parsed."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,10 +18,10 @@ from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperato
         ({"action": "pause", "flow_ids": [7], "schedule_ids": []}, "exactly one .* both are given"),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_at_parse_time(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^switch: .*{message}"):
         EtlworksScheduleOperator(task_id="switch", **arguments)
 
 
-def test_the_selections_and_the_connection_are_templated() -> None:
+def test_selections_and_connection_are_templated() -> None:
     assert set(EtlworksScheduleOperator.template_fields) == {"schedule_ids", "flow_ids", "etlworks_conn_id"}

@@ -30,17 +30,17 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def test_a_trigger_is_stored_and_loaded_whole() -> None:
+def test_all_arguments_are_stored() -> None:
     loaded = stored_and_loaded(EtlworksFlowSensorTrigger(**ARGUMENTS))
 
     assert {name: getattr(loaded, name) for name in ARGUMENTS} == ARGUMENTS
 
 
-def test_what_this_release_stores_is_what_it_promised() -> None:
+def test_stored_form_is_the_promised_one() -> None:
     assert json.loads(GOLDEN.read_text()) == list(EtlworksFlowSensorTrigger(**ARGUMENTS).serialize())
 
 
-def test_a_trigger_that_a_newer_release_stored_loads() -> None:
+def test_trigger_of_a_newer_release_loads() -> None:
     path, kwargs = json.loads(GOLDEN.read_text())
 
     loaded = EtlworksFlowSensorTrigger(**{**kwargs, "of_a_later_release": True})
@@ -59,7 +59,7 @@ RUN = Execution(7, 8, status="success", started_at=datetime(2026, 5, 9, tzinfo=t
         FollowResult(Ending.DENIED, RUN, "403"),
     ],
 )
-def test_an_event_is_read_back(followed: FollowResult) -> None:
+def test_event_is_read_back(followed: FollowResult) -> None:
     payload = json.loads(json.dumps(WaitEvent(7, followed).to_payload()))
 
     assert set(payload) == {"ending", "flow_id", "audit_id", "status", "detail", "execution"}
@@ -68,6 +68,6 @@ def test_an_event_is_read_back(followed: FollowResult) -> None:
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"ending": "over", "flow_id": 7}, {"ending": "finished"}, "finished"])
-def test_an_event_that_is_none_is_said(payload: Any) -> None:
+def test_invalid_event_is_refused(payload: Any) -> None:
     with pytest.raises(EtlworksReplyError, match="Cannot read the trigger's event"):
         WaitEvent.from_payload(payload)

@@ -1,20 +1,23 @@
-"""What is stored in Airflow's database stays readable: triggers and their events, from every release."""
+"""What Airflow's database stores stays readable: triggers and their events, from every release."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import json
+from datetime import timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.task import stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import Execution
-from airflow_provider_etlworks.runs.events import ExecutionEvent
+from airflow_provider_etlworks.runs.events import ExecutionEvent, WaitEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
@@ -22,7 +25,7 @@ from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 GOLDEN = Path(__file__).parent.parent / "golden"
 TRIGGERS = sorted(GOLDEN.glob("trigger-*.json"))
 EVENTS = sorted(GOLDEN.glob("event-*.json"))
-# Another value than the default for everything that a trigger takes.
+# For each argument of a trigger, a value other than the default.
 ARGUMENTS: dict[str, Any] = {
     "flow_id": 7,
     "audit_id": 8721934,
@@ -34,7 +37,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def test_every_argument_of_a_trigger_is_stored() -> None:
+def test_all_arguments_are_stored() -> None:
     parameters = inspect.signature(EtlworksFlowExecutionTrigger.__init__).parameters.values()
     named = {each.name: each.default for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
     del named["self"]
@@ -45,7 +48,7 @@ def test_every_argument_of_a_trigger_is_stored() -> None:
 
 
 @pytest.mark.parametrize("stored", TRIGGERS, ids=lambda path: path.stem)
-def test_a_trigger_that_an_older_release_stored_loads(stored: Path) -> None:
+def test_trigger_of_an_older_release_loads(stored: Path) -> None:
     path, kwargs = json.loads(stored.read_text())
 
     assert path == EtlworksFlowExecutionTrigger(7, 1).serialize()[0]
@@ -53,20 +56,36 @@ def test_a_trigger_that_an_older_release_stored_loads(stored: Path) -> None:
     assert {name: now.get(name) for name in kwargs} == kwargs
 
 
-def test_this_release_is_among_the_stored_ones() -> None:
+def test_golden_files_include_this_release() -> None:
     from airflow_provider_etlworks import __version__
 
     assert f"trigger-{__version__}" in [path.stem for path in TRIGGERS]
     assert f"event-{__version__}" in [path.stem for path in EVENTS]
 
 
-def test_a_trigger_that_a_newer_release_stored_loads() -> None:
+def test_trigger_of_a_newer_release_loads() -> None:
     trigger = EtlworksFlowExecutionTrigger(**ARGUMENTS, from_a_newer_release={"x": 1})
 
     assert trigger.serialize()[1] == ARGUMENTS
 
 
-def test_a_trigger_needs_no_more_than_which_run() -> None:
+@pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
+def test_durations_are_stored_as_seconds(trigger_class: Any) -> None:
+    trigger = trigger_class(7, 41, poll_interval=timedelta(seconds=5), patience=timedelta(minutes=1))
+
+    stored = json.loads(json.dumps(trigger.serialize()[1]))
+    assert (stored["poll_interval"], stored["patience"]) == (5, 60)
+
+
+@pytest.mark.parametrize("trigger_class", [EtlworksFlowExecutionTrigger, EtlworksFlowSensorTrigger])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -1, "10", None, True])
+@pytest.mark.parametrize("name", ["poll_interval", "patience"])
+def test_invalid_durations_are_refused(trigger_class: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is "):
+        trigger_class(7, 41, **{name: value})
+
+
+def test_run_is_the_only_required_argument() -> None:
     trigger = EtlworksFlowExecutionTrigger(7, 8721934)
 
     assert trigger.serialize()[1]["etlworks_conn_id"] == "etlworks_default"
@@ -78,7 +97,7 @@ def test_a_trigger_needs_no_more_than_which_run() -> None:
     ("poll_interval", "deferred", "startup_delay"),
     [(0.1, False, 1.0), (3.0, False, 3.0), (60.0, False, 6.0), (0.1, True, 9.0), (60.0, True, 9.0)],
 )
-async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
+async def test_first_event_waits_until_airflow_has_seen_the_deferral(
     monkeypatch: pytest.MonkeyPatch, trigger_class: Any, poll_interval: float, deferred: bool, startup_delay: float
 ) -> None:
     class Slept(Exception):
@@ -101,22 +120,22 @@ async def test_nothing_is_told_before_airflow_knows_of_the_deferral(
 # --- Events ---------------------------------------------------------------------------------------------------------
 
 
-def event(**changes: Any) -> dict[str, Any]:
+def payload_with(**changes: Any) -> dict[str, Any]:
     execution = Execution(flow_id=7, audit_id=41, status="success", records=3)
     payload = ExecutionEvent(7, 41, FollowResult(Ending.FINISHED, execution)).to_payload()
     return {**payload, **changes}
 
 
 @pytest.mark.parametrize("stored", EVENTS, ids=lambda path: path.stem)
-def test_an_event_of_an_older_release_is_read(stored: Path) -> None:
+def test_event_of_an_older_release_is_read(stored: Path) -> None:
     for payload in json.loads(stored.read_text()):
-        told = ExecutionEvent.from_payload(payload)
-        again = json.loads(json.dumps(told.to_payload()))
+        event = ExecutionEvent.from_payload(payload)
+        again = json.loads(json.dumps(event.to_payload()))
 
         assert {name: again[name] for name in payload} == payload
 
 
-def test_events_of_all_endings_are_stored() -> None:
+def test_golden_events_include_all_endings() -> None:
     endings = [each["ending"] for path in EVENTS for each in json.loads(path.read_text())]
 
     assert set(endings) == {ending.value for ending in Ending}
@@ -124,7 +143,7 @@ def test_events_of_all_endings_are_stored() -> None:
 
 @pytest.mark.parametrize("ending", list(Ending))
 @pytest.mark.parametrize("execution", [None, Execution(flow_id=7, audit_id=41, status="archiving")])
-def test_an_event_always_has_the_same_shape(ending: Ending, execution: Execution | None) -> None:
+def test_event_always_has_the_same_shape(ending: Ending, execution: Execution | None) -> None:
     payload = ExecutionEvent(7, 41, FollowResult(ending, execution, "why")).to_payload()
 
     assert set(payload) == {"ending", "flow_id", "audit_id", "status", "detail", "execution"}
@@ -143,16 +162,16 @@ def test_an_event_always_has_the_same_shape(ending: Ending, execution: Execution
         "finished",
         7,
         {"ending": "finished", "flow_id": 7},
-        event(ending="exploded"),
-        event(ending=None),
-        event(flow_id="seven"),
-        event(execution="success"),
-        event(execution={"flow_id": 7}),
-        event(execution={"flow_id": 7, "audit_id": 41, "started_at": "yesterday"}),
+        payload_with(ending="exploded"),
+        payload_with(ending=None),
+        payload_with(flow_id="seven"),
+        payload_with(execution="success"),
+        payload_with(execution={"flow_id": 7}),
+        payload_with(execution={"flow_id": 7, "audit_id": 41, "started_at": "yesterday"}),
     ],
     ids=str,
 )
-def test_an_event_that_cannot_be_read_says_so_and_names_the_run_where_known(payload: Any) -> None:
+def test_unreadable_event_is_refused_and_names_its_run(payload: Any) -> None:
     with pytest.raises(EtlworksReplyError) as unreadable:
         ExecutionEvent.from_payload(payload)
 
@@ -162,8 +181,8 @@ def test_an_event_that_cannot_be_read_says_so_and_names_the_run_where_known(payl
         assert "run 41" in str(unreadable.value)
 
 
-def test_an_event_with_more_or_less_than_needed_is_read() -> None:
-    more = event(from_a_newer_release=1, execution={"flow_id": 7, "audit_id": 41, "status": "success", "new": 1})
+def test_event_with_more_or_fewer_keys_is_read() -> None:
+    more = payload_with(from_a_newer_release=1, execution={"flow_id": 7, "audit_id": 41, "status": "success", "new": 1})
     less = {"ending": "lost_touch", "flow_id": 7, "audit_id": 41}
 
     read = ExecutionEvent.from_payload(more)
@@ -173,7 +192,7 @@ def test_an_event_with_more_or_less_than_needed_is_read() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "東", "😀"])
-def test_an_event_is_small_whatever_the_server_says(letter: str) -> None:
+def test_event_is_small_whatever_the_server_sends(letter: str) -> None:
     execution = Execution(flow_id=7, audit_id=41, status="error", exception=letter * 5_000_000)
     followed = FollowResult(Ending.LOST_TOUCH, execution, letter * 5_000_000)
 
@@ -181,3 +200,55 @@ def test_an_event_is_small_whatever_the_server_says(letter: str) -> None:
 
     assert len(json.dumps(payload)) < 48_000
     assert len(payload["execution"]["exception"]) >= 1_000
+
+
+# Any text, with NULs, control characters and halves of surrogate pairs; some of them far too long.
+TEXTS = st.builds(
+    str.__mul__, st.text(st.characters(codec=None, exclude_categories=())), st.sampled_from([1, 1, 1, 50, 100_000])
+)
+MOMENTS = st.none() | st.datetimes(timezones=st.just(timezone.utc))
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
+EXECUTIONS = st.builds(
+    Execution,
+    flow_id=NUMBERS,
+    audit_id=NUMBERS,
+    records=st.none() | NUMBERS,
+    parent_audit_id=st.none() | NUMBERS,
+    started_at=MOMENTS,
+    ended_at=MOMENTS,
+    **{name: st.none() | TEXTS for name in ("status", "user", "exception", "flow_name", "event_id", "message_uuid")},
+)
+
+
+@given(st.sampled_from(Ending), st.none() | EXECUTIONS, TEXTS)
+def test_any_run_gives_an_event_that_airflow_can_store(
+    ending: Ending, execution: Execution | None, detail: str
+) -> None:
+    followed = FollowResult(ending, execution, detail)
+    for event in (ExecutionEvent(7, 41, followed), WaitEvent(7, followed)):
+        payload = event.to_payload()
+
+        for stored in (json.dumps(payload).encode(), json.dumps(payload, ensure_ascii=False).encode()):
+            assert len(stored) < 64 * 1024
+            assert b"\0" not in stored
+            assert b"\\u0000" not in stored.replace(b"\\\\", b"")
+            assert json.loads(stored) == payload
+        assert type(event).from_payload(payload).to_payload() == payload
+
+
+@given(st.text(max_size=100), st.text(max_size=100))
+def test_short_harmless_texts_reach_the_task_unchanged(text: str, detail: str) -> None:
+    text, detail = text.replace("\0", "?"), detail.replace("\0", "?")
+    event = ExecutionEvent(7, 41, FollowResult(Ending.FINISHED, Execution(7, 41, status=text, flow_name=text), detail))
+
+    assert ExecutionEvent.from_payload(json.loads(json.dumps(event.to_payload()))) == event
+
+
+@pytest.mark.parametrize("field", ["status", "user", "exception", "flow_name", "event_id", "message_uuid"])
+def test_cut_text_is_marked(field: str) -> None:
+    execution = Execution(7, 41, **{field: "x" * 5_000_000})  # type: ignore[arg-type]
+
+    record = ExecutionEvent(7, 41, FollowResult(Ending.FINISHED, execution)).to_payload()["execution"]
+
+    assert record[field].startswith("xxx")
+    assert record[field].endswith("x…")

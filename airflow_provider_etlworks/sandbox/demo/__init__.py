@@ -1,1 +1,1 @@
-"""The demos: they start a real Airflow beside the sandbox, and run example DAGs in it."""
+"""The demos: they start a real Airflow next to the sandbox, and run example DAGs in it."""

@@ -27,21 +27,21 @@ RUNS_LIMIT = 240.0
 WIDTH_WITHOUT_TERMINAL = 160
 LOG_TAIL_LINES = 20
 
-# Each example DAG, and how many of its tasks fail because their flow ends in error on purpose.
+# Each example DAG, and how many of its tasks fail because their flow is meant to end with an error.
 EXAMPLES = {"etlworks_run_flow": 0, "etlworks_fan_out": 1}
 
 COLORS = {"success": "green", "failed": "red", "running": "cyan", "deferred": "magenta"}
-_BAD_ENDINGS = ("error", "canceled")
+_FAILED_STATUSES = ("error", "canceled")
 
 
 @dataclass(frozen=True)
 class Outcome:
     """
-    How a task of an example DAG stands.
+    The state of a task of an example DAG.
 
     :param dag_id: The DAG.
     :param run_id: The DAG run.
-    :param task: The task, as Airflow has it.
+    :param task: The task instance in Airflow.
     :param flow_run: The run in Etlworks that it started, if any.
     """
 
@@ -52,39 +52,39 @@ class Outcome:
 
     @property
     def label(self) -> str:
-        """The task as people call it."""
+        """The name of the task for people."""
         index = f" #{self.task.map_index}" if self.task.map_index >= 0 else ""
         return f"{self.dag_id} / {self.task.task_id}{index}"
 
     @property
     def state(self) -> str:
-        """Airflow's word for how it stands."""
+        """Its state in Airflow, or ``waiting``."""
         return self.task.state or "waiting"
 
     @property
-    def took(self) -> str:
-        """The time from its start to its end; empty before that."""
+    def duration(self) -> str:
+        """The time from its start to its end; empty before the end."""
         if self.task.start_date is None or self.task.end_date is None:
             return ""
         taken = datetime.fromisoformat(self.task.end_date) - datetime.fromisoformat(self.task.start_date)
         return f"{taken.total_seconds():.1f} s"
 
     @property
-    def flow_ended_badly(self) -> bool:
-        """Whether its run in Etlworks ended in error or was stopped."""
-        return self.flow_run is not None and self.flow_run.status in _BAD_ENDINGS
+    def flow_run_failed(self) -> bool:
+        """Whether its run in Etlworks ended with an error or was stopped."""
+        return self.flow_run is not None and self.flow_run.status in _FAILED_STATUSES
 
     @property
-    def right(self) -> bool:
-        """Whether its state is what its run in Etlworks deserves."""
-        return self.state == ("failed" if self.flow_ended_badly else "success")
+    def is_expected(self) -> bool:
+        """Whether its state matches the status of its run in Etlworks."""
+        return self.state == ("failed" if self.flow_run_failed else "success")
 
 
-class Narrator:
+class Reporter:
     """
-    Tells what happens, with the time since the beginning.
+    Prints the progress of a demo, with the time since its start.
 
-    :ivar console: Where.
+    :ivar console: Where it prints.
     """
 
     def __init__(self) -> None:
@@ -93,19 +93,19 @@ class Narrator:
         if not self.console.is_terminal:
             self.console = Console(width=WIDTH_WITHOUT_TERMINAL)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """
-        Print a line with the time since the beginning.
+        Print a line with the time since the start.
 
         :param text: The line.
         """
         self.console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False, markup=False)
 
-    def complain(self, text: str) -> None:
+    def error(self, text: str) -> None:
         """
-        Print what is wrong.
+        Print an error.
 
-        :param text: What to print.
+        :param text: The text.
         """
         self.console.print(text, style="red", highlight=False, markup=False)
 
@@ -114,35 +114,35 @@ class Demo:
     """
     The example DAGs in a running Airflow.
 
-    :param narrator: Tells what happens.
+    :param reporter: Prints the progress.
     :param sandbox: The running sandbox.
-    :param airflow: The running Airflow, connected to it.
+    :param airflow: The running Airflow, connected to the sandbox.
     """
 
-    def __init__(self, narrator: Narrator, sandbox: Sandbox, airflow: LocalAirflow) -> None:
-        self.narrator = narrator
-        self.console = narrator.console
+    def __init__(self, reporter: Reporter, sandbox: Sandbox, airflow: LocalAirflow) -> None:
+        self.reporter = reporter
+        self.console = reporter.console
         self.sandbox = sandbox
         self.airflow = airflow
         self.runs: Mapping[str, str] = {}
 
     def run(self) -> bool:
         """
-        Run the example DAGs to their end and tell how each task ended.
+        Run the example DAGs until they end, and report how each task ended.
 
-        :return: Whether everything ended as the examples document.
+        :return: Whether every task ended as documented.
         :raises LocalAirflowError: if Airflow cannot run them.
         """
         self.runs = {dag_id: self.airflow.trigger_dag(dag_id) for dag_id in EXAMPLES}
-        self.narrator.say(f"Running {' and '.join(self.runs)}")
+        self.reporter.info(f"Running {' and '.join(self.runs)}")
         self._follow()
         outcomes = self._outcomes()
         self.console.print(self._table(outcomes))
-        self._tell_where_to_look()
-        self._tell_what_is_intended(outcomes)
+        self._print_links()
+        self._explain_intended_failures(outcomes)
         problems = list(self._problems(outcomes))
         for problem in problems:
-            self.narrator.complain(problem)
+            self.reporter.error(problem)
         return not problems
 
     def _outcomes(self) -> list[Outcome]:
@@ -157,7 +157,7 @@ class Demo:
         return int(self.airflow.xcom(dag_id, run_id, task.task_id, task.map_index, key="audit_id") or 0)
 
     def _follow(self) -> None:
-        """Show the progress until all DAG runs have ended: as a table that changes, or as one line for each change."""
+        """Show the progress until all DAG runs have ended: as a live table, or as a line per change."""
         if not self.console.is_terminal:
             shown: dict[str, str] = {}
             self.airflow.wait_until("the example DAGs have ended", lambda: self._print_changes(shown), RUNS_LIMIT)
@@ -179,7 +179,7 @@ class Demo:
         for outcome in self._outcomes():
             if shown.get(outcome.label) != outcome.state:
                 shown[outcome.label] = outcome.state
-                self.narrator.say(f"{outcome.label}: {outcome.state}")
+                self.reporter.info(f"{outcome.label}: {outcome.state}")
         return ended
 
     def _table(self, outcomes: list[Outcome]) -> Table:
@@ -195,7 +195,7 @@ class Demo:
             table.add_row(
                 outcome.label,
                 f"[{COLORS.get(outcome.state, 'default')}]{outcome.state}",
-                outcome.took,
+                outcome.duration,
                 f"{run.audit_id} of flow {run.flow_id}: {run.status}" if run else "",
                 self._page(run) if run else "",
             )
@@ -205,18 +205,18 @@ class Demo:
         url = self.sandbox.url + RUN_PATH.format(flow_id=run.flow_id, audit_id=run.audit_id)
         return f"[link={url}]{url}[/link]"
 
-    def _tell_where_to_look(self) -> None:
+    def _print_links(self) -> None:
         self.console.print("In the Airflow UI:")
         for dag_id, run_id in self.runs.items():
-            self.console.print(f"  {page_of(self.airflow, dag_id, run_id)}", soft_wrap=True)
+            self.console.print(f"  {dag_run_url(self.airflow, dag_id, run_id)}", soft_wrap=True)
 
-    def _tell_what_is_intended(self, outcomes: list[Outcome]) -> None:
+    def _explain_intended_failures(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
-            if outcome.flow_run and outcome.flow_ended_badly and outcome.right:
+            if outcome.flow_run and outcome.flow_run_failed and outcome.is_expected:
                 name = self.sandbox.flows[outcome.flow_run.flow_id].name
                 self.console.print(
                     f"{outcome.label} is red, and that is intended: the sandbox's flow {outcome.flow_run.flow_id}"
-                    f" ({name}) ends in error on purpose. Only its own task fails.",
+                    f" ({name}) is meant to end with an error. Only its own task fails.",
                     highlight=False,
                     markup=False,
                 )
@@ -226,14 +226,14 @@ class Demo:
             of_this_dag = [outcome for outcome in outcomes if outcome.dag_id == dag_id]
             failures = sum(outcome.state == "failed" for outcome in of_this_dag)
             if failures != intended_failures:
-                yield f"{dag_id}: tasks that should have failed: {intended_failures}; that did: {failures}."
+                yield f"{dag_id}: expected {intended_failures} failed tasks, got {failures}."
             if not any(outcome.flow_run for outcome in of_this_dag):
                 yield f"{dag_id}: no task has started a run in Etlworks."
             for outcome in of_this_dag:
-                if not outcome.right:
-                    yield self._wrong(outcome)
+                if not outcome.is_expected:
+                    yield self._unexpected(outcome)
 
-    def _wrong(self, outcome: Outcome) -> str:
+    def _unexpected(self, outcome: Outcome) -> str:
         task = outcome.task
         log = self.airflow.task_log(outcome.dag_id, outcome.run_id, task.task_id, task.map_index).splitlines()
         return "\n".join(
@@ -243,41 +243,41 @@ class Demo:
 
 def main(keep: bool = False) -> int:
     """
-    Run the example DAGs through a real Airflow and the sandbox, and tell what happened.
+    Run the example DAGs in a real Airflow against the sandbox, and report what happened.
 
-    :param keep: Leave both running afterwards, until Ctrl-C. Default ``False``.
-    :return: The exit code: 0 if everything ended as the examples document, 1 if not, 130 after Ctrl-C.
+    :param keep: Keep both running afterwards, until Ctrl-C. Default ``False``.
+    :return: The exit code: 0 if every task ended as documented, 1 if not, 130 after Ctrl-C.
     """
-    return carry_out(lambda narrator: _run_examples(narrator, keep))
+    return run_demo(lambda reporter: _run_examples(reporter, keep))
 
 
-def _run_examples(narrator: Narrator, keep: bool) -> bool:
+def _run_examples(reporter: Reporter, keep: bool) -> bool:
     with Sandbox() as sandbox:
         airflow = LocalAirflow(example_dags_folder(), {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection})
-        narrator.say(f"Etlworks sandbox at {sandbox.url}")
-        with running(airflow, narrator):
-            good = Demo(narrator, sandbox, airflow).run()
+        reporter.info(f"Etlworks sandbox at {sandbox.url}")
+        with running(airflow, reporter):
+            good = Demo(reporter, sandbox, airflow).run()
             if keep:
-                keep_running(narrator)
+                keep_running(reporter)
     return good
 
 
 @contextmanager
-def running(airflow: LocalAirflow, narrator: Narrator) -> Iterator[None]:
+def running(airflow: LocalAirflow, reporter: Reporter) -> Iterator[None]:
     """
-    Run an Airflow for the length of a block, and say so.
+    Run an Airflow during a ``with`` block, and report its start.
 
     :param airflow: The Airflow.
-    :param narrator: Tells what happens.
+    :param reporter: Prints the progress.
     """
-    narrator.say(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
+    reporter.info(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
     with airflow:
         yield
 
 
-def page_of(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
+def dag_run_url(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     """
-    Return where Airflow's UI shows a DAG run.
+    Return the URL of a DAG run in Airflow's UI.
 
     :param airflow: The Airflow.
     :param dag_id: The DAG.
@@ -287,44 +287,44 @@ def page_of(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     return f"{airflow.base_url}/dags/{dag_id}/{page}"
 
 
-def keep_running(narrator: Narrator) -> None:
+def keep_running(reporter: Reporter) -> None:
     """
     Wait until Ctrl-C.
 
-    :param narrator: Tells what happens.
+    :param reporter: Prints the progress.
     :raises KeyboardInterrupt: always.
     """
-    narrator.console.print("Airflow and the sandbox keep running. Ctrl-C ends and removes everything.")
+    reporter.console.print("Airflow and the sandbox keep running. Ctrl-C stops and removes everything.")
     threading.Event().wait()
 
 
-def carry_out(demo: Callable[[Narrator], bool]) -> int:
+def run_demo(demo: Callable[[Reporter], bool]) -> int:
     """
-    Carry out a demo, and tell how it went.
+    Run a demo, and report its result.
 
-    :param demo: What to do; returns whether everything ended as it should.
-    :return: The exit code: 0 if it did, 1 if not, 130 after Ctrl-C.
+    :param demo: The demo; it returns whether everything ended as expected.
+    :return: The exit code: 0 if so, 1 if not, 130 after Ctrl-C.
     """
-    narrator = Narrator()
+    reporter = Reporter()
     try:
-        good = demo(narrator)
+        good = demo(reporter)
     except KeyboardInterrupt:
-        narrator.console.print("Interrupted. Everything is ended and removed.")
+        reporter.console.print("Interrupted. Everything is stopped and removed.")
         return 130
     except (LocalAirflowError, FileNotFoundError) as error:
-        narrator.complain(f"The demo could not be carried out: {error}")
+        reporter.error(f"The demo failed: {error}")
         return 1
     if good:
-        narrator.say("Everything ended as it should. Run the demo with --keep to look around in the UI.")
+        reporter.info("Everything ended as it should. Run the demo with --keep to look around in the UI.")
     return 0 if good else 1
 
 
 def example_dags_folder() -> Path:
     """
-    Find the example DAGs: inside the installed package, or beside it in a checkout.
+    Find the example DAGs: inside the installed package, or next to it in a checkout.
 
     :return: Their folder.
-    :raises FileNotFoundError: if they are in neither place.
+    :raises FileNotFoundError: if they are in neither folder.
     """
     package = Path(__file__).parents[2]
     candidates = (package / "example_dags", package.parent / "example_dags")

@@ -1,8 +1,8 @@
 """
-A real Airflow on this machine, for as long as a ``with`` block lasts.
+A real Airflow on this machine, during a ``with`` block.
 
 It has its own directory, database, ports and keys, listens on loopback only, and shares nothing with an Airflow that is
-set up for the user. It runs the Airflow that is installed beside this package, 2.11 or 3.
+set up for the user. It runs the installed Airflow, 2.11 or 3.
 """
 
 import base64
@@ -47,12 +47,12 @@ _LOG_CONTEXT = {"dag_id", "run_id", "task_id", "ti_id", "map_index", "try_number
 
 
 class LocalAirflowError(RuntimeError):
-    """The local Airflow did not do what it was asked to; the message says why, as far as its logs tell."""
+    """The local Airflow did not work as expected; the message contains the reason, if its logs show it."""
 
 
 @dataclass(frozen=True)
 class TaskInstance:
-    """One task of one DAG run, as Airflow's database has it now."""
+    """One task of one DAG run: its present row in Airflow's database."""
 
     task_id: str
     map_index: int
@@ -65,7 +65,7 @@ class TaskInstance:
 
 @dataclass(frozen=True)
 class StoredTrigger:
-    """One trigger that waits in the database for, or runs in, a triggerer."""
+    """One trigger in the database, which waits for a triggerer or runs in one."""
 
     id: int
     classpath: str
@@ -74,19 +74,19 @@ class StoredTrigger:
 
 class LocalAirflow:
     """
-    Start an Airflow, and end every process of it at the end of the ``with`` block.
+    Start an Airflow, and kill all its processes at the end of the ``with`` block.
 
-    The processes also end, and the directory is removed, when the process that entered the block is killed. Nothing
+    If the process that entered the block is killed, the processes are killed and the directory is removed, too. Nothing
     else on the machine is touched.
 
     :param dags_folder: Directory with the DAG files; new files are found within a few seconds.
     :param environment: Further environment variables for Airflow, such as ``AIRFLOW_CONN_…`` or ``AIRFLOW__…``. They
-        win over the settings made here. Variables of the calling process that begin with ``AIRFLOW`` are not passed on.
-    :param home: Directory for configuration, database and logs. It is made if it does not exist, and removed at the
-        end. Default: a new temporary one.
-    :param keep_home: Leave the directory where it is at the end. Default ``False``.
+        override the settings made here. Variables of the calling process that begin with ``AIRFLOW`` are not inherited.
+    :param home: Directory for configuration, database and logs. It is created if it does not exist, and removed at
+        the end. Default: a new temporary one.
+    :param keep_home: Keep the directory at the end. Default ``False``.
     :raises ValueError: if the directory is inside the folder with the DAG files.
-    :raises LocalAirflowError: on entering, if a component does not come up.
+    :raises LocalAirflowError: on entering, if a component does not start.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class LocalAirflow:
         self.dags_folder = dags_folder.resolve()
         self.home = (home or Path(tempfile.gettempdir(), f"airflow-{secrets.token_hex(4)}")).resolve()
         if self.home.is_relative_to(self.dags_folder):
-            raise ValueError(f"{self.home} is inside {self.dags_folder}: Airflow would look for DAGs in its own files")
+            raise ValueError(f"{self.home} is inside {self.dags_folder}: Airflow would find DAGs in its own files")
         self.keep_home = keep_home
         self.port = _free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
@@ -113,12 +113,12 @@ class LocalAirflow:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Names of the components, as Airflow's command line has them."""
+        """Names of the components, as in Airflow's command line."""
         if self.version < (3,):
             return ("webserver", "scheduler", "triggerer")
         return ("api-server", "scheduler", "dag-processor", "triggerer")
 
-    # ------------------------------------------------------------------ life
+    # ------------------------------------------------------- start and stop
 
     def __enter__(self) -> "LocalAirflow":
         try:
@@ -145,7 +145,7 @@ class LocalAirflow:
             (self.home / "webserver_config.py").write_text('AUTH_ROLE_PUBLIC = "Admin"\n')
         migration = self.cli("db", "migrate")
         if migration.returncode:
-            raise LocalAirflowError(f"Airflow's database could not be made:\n{_tail(migration.stderr)}")
+            raise LocalAirflowError(f"Airflow's database could not be created:\n{_tail(migration.stderr)}")
         self._prepare_database()
         ready_conditions = [(component, self._spawn(component)) for component in self.components]
         for component, ready in ready_conditions:
@@ -154,7 +154,7 @@ class LocalAirflow:
     def _end_all(self) -> None:
         if self._process_guard is None:
             return
-        assert self._process_guard.stdin is not None  # noqa: S101  # it was asked for
+        assert self._process_guard.stdin is not None  # noqa: S101  # stdin is a pipe
         self._process_guard.stdin.close()
         for process in self._running.values():
             process.wait(STOP_LIMIT)
@@ -165,10 +165,10 @@ class LocalAirflow:
 
     def start(self, component: str) -> None:
         """
-        Start a component and wait until it works.
+        Start a component and wait until it is ready.
 
         :param component: One of :attr:`components`.
-        :raises LocalAirflowError: if it ends at once, or does not come up in three minutes.
+        :raises LocalAirflowError: if it ends at once, or is not ready within three minutes.
         """
         if component in self._running:
             raise LocalAirflowError(f"The {component} is already running")
@@ -176,23 +176,23 @@ class LocalAirflow:
 
     def stop(self, component: str) -> None:
         """
-        Ask a component to end (SIGTERM), as a deployment does, and wait until it has.
+        Ask a component to end (SIGTERM), as a deployment does, and wait until it has ended.
 
         :param component: One of :attr:`components`.
-        :raises LocalAirflowError: if it is still there after a minute.
+        :raises LocalAirflowError: if it is still running after a minute.
         """
         self.kill(component, signal.SIGTERM)
 
     def kill(self, component: str, signal_number: int = signal.SIGKILL) -> None:
         """
-        Send a signal to a component and wait until it and all its child processes are gone.
+        Send a signal to a component and wait until it and all its child processes have ended.
 
-        SIGKILL goes to all of them at the same moment, as when their machine fails. Any other signal goes to the
-        component's main process alone.
+        SIGKILL is sent to all of them at the same moment, as if their machine failed. Any other signal is sent to the
+        component's main process only.
 
         :param component: One of :attr:`components`.
         :param signal_number: Default SIGKILL.
-        :raises LocalAirflowError: if it does not run, or is still there after a minute. It is killed then.
+        :raises LocalAirflowError: if it does not run, or is still running after a minute. Then it is killed.
         """
         process = self._running.pop(component, None)
         if process is None:
@@ -213,7 +213,7 @@ class LocalAirflow:
             process.wait()
 
     def _spawn(self, component: str) -> Callable[[], bool]:
-        """Start a component; return the question whether it works."""
+        """Start a component; return a function that checks whether it is ready."""
         job_type = _JOB_TYPES.get(component)
         last_job = self._last_job(job_type) if job_type else 0
         with self.component_log(component).open("ab") as log:
@@ -227,12 +227,12 @@ class LocalAirflow:
                 start_new_session=True,
             )
         if job_type is None:
-            return self._ui_answers
-        return lambda: self._beats(job_type, last_job)
+            return self._ui_is_ready
+        return lambda: self._has_heartbeat(job_type, last_job)
 
     def _arguments(self, component: str) -> tuple[str, ...]:
         if component in ("scheduler", "triggerer"):
-            # The UI reads the log files themselves; a server for them would cost three more processes.
+            # The UI reads the log files directly; a log server would take three more processes.
             return ("--skip-serve-logs",)
         if component in ("webserver", "api-server"):
             return ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
@@ -245,12 +245,12 @@ class LocalAirflow:
         ((last,),) = self._query("SELECT coalesce(max(id), 0) FROM job WHERE job_type = ?", job_type)
         return int(last)
 
-    def _beats(self, job_type: str, last_job: int) -> bool:
-        # Not as soon as the job is there: a SIGTERM that comes before Airflow 3.0's triggerer goes round is lost.
+    def _has_heartbeat(self, job_type: str, last_job: int) -> bool:
+        # A job row is not enough: Airflow 3.0's triggerer loses a SIGTERM that arrives before its first loop.
         statement = "SELECT 1 FROM job WHERE job_type = ? AND id > ? AND latest_heartbeat > start_date"
         return bool(self._query(statement, job_type, last_job))
 
-    def _ui_answers(self) -> bool:
+    def _ui_is_ready(self) -> bool:
         path = "/health" if self.version < (3,) else "/api/v2/monitor/health"
         with contextlib.suppress(requests.ConnectionError, requests.Timeout):
             return self._http("GET", path).ok
@@ -266,17 +266,17 @@ class LocalAirflow:
             process_guard.MARKER: self.marker,
             "AIRFLOW_HOME": str(self.home),
             **{f"AIRFLOW__{name}": value for name, value in self._settings().items()},
-            # Airflow 2's executor looks for the command `airflow` there.
+            # Airflow 2's executor searches the command `airflow` there.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
-            # Keeps process titles from overwriting the environment by which our processes are found.
+            # Process titles must not overwrite the environment, which contains our marker.
             "SPT_NOENV": "1",
-            # What killed tasks leave behind goes with the rest.
+            # Files that killed tasks leave behind are removed with the directory.
             "TMPDIR": str(self._temporary),
             "SCARF_ANALYTICS": "false",
             "DO_NOT_TRACK": "1",
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
-            # Airflow forks, which macOS otherwise answers with a crash.
+            # Airflow forks, and macOS otherwise crashes the child.
             "OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES",
             "PYTHONUNBUFFERED": "1",
         }
@@ -299,7 +299,7 @@ class LocalAirflow:
             "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
             "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
             "TRIGGERER__JOB_HEARTBEAT_SEC": "1",
-            # Another triggerer takes over what a killed one left after that many seconds.
+            # After so many seconds, another triggerer takes over the triggers of a killed one.
             "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
         }
         if self.version < (3,):
@@ -324,12 +324,12 @@ class LocalAirflow:
             "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "1",
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": LOST_TASK_LIMIT,
-            # A supervisor that just misses the end of its task's process looks again only after that many seconds, and
-            # triggers tell nothing until it surely has.
+            # A supervisor that just misses the exit of its task's process checks again only after this interval, and
+            # triggers yield nothing before that.
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         }
 
-    # ------------------------------------------------------- what people do
+    # -------------------------------------------------------------- actions
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """
@@ -338,7 +338,7 @@ class LocalAirflow:
         :param arguments: What follows ``airflow`` on the command line.
         :return: Exit code, standard output and standard error.
         """
-        return subprocess.run(  # noqa: S603  # the arguments are the caller's own
+        return subprocess.run(  # noqa: S603  # the arguments come from the caller
             [sys.executable, "-m", "airflow", *arguments],
             env=self.env,
             cwd=self.home,
@@ -380,7 +380,7 @@ class LocalAirflow:
         path = f"/dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}/taskInstances/{_quoted(task_id)}"
         if map_index >= 0:
             path += f"/{map_index}"
-        # Airflow 2 only pretends unless told otherwise; Airflow 3 does not know the word.
+        # Airflow 2 has dry runs by default; Airflow 3 does not know the field.
         really = {"dry_run": False} if self.version < (3,) else {}
         self._call("PATCH", path, {"new_state": state, **really})
 
@@ -408,14 +408,14 @@ class LocalAirflow:
 
     def wait_for_question(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120.0) -> dict[str, Any]:
         """
-        Wait until a task asks a person something. Airflow before 3.1 has no such tasks.
+        Wait until a task asks a person for input. Airflow before 3.1 has no such tasks.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
         :param task_id: The task.
         :param timeout: Seconds. Default 120.
-        :return: What it asks, as Airflow's API tells it: ``subject``, ``body`` in Markdown, ``options``, ….
-        :raises LocalAirflowError: if it does not ask in time, or a component died meanwhile.
+        :return: The question, as Airflow's API returns it: ``subject``, ``body`` in Markdown, ``options``, ….
+        :raises LocalAirflowError: if it does not ask in time, or a component died in the meantime.
         """
         self.wait_for_deferral(dag_id, run_id, task_id, timeout=timeout)
         question: dict[str, Any] = self._call("GET", _question_path(dag_id, run_id, task_id))
@@ -423,7 +423,7 @@ class LocalAirflow:
 
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
         """
-        Answer a task that asks a person, as the buttons in the UI do.
+        Answer a task that asks a person for input, as the buttons in the UI do.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
@@ -450,24 +450,24 @@ class LocalAirflow:
 
     def _http(self, method: str, path: str, **arguments: Any) -> requests.Response:
         with requests.Session() as session:
-            # A proxy from the environment must not come between two processes of this machine.
+            # Requests within this machine must not use a proxy of the environment.
             session.trust_env = False
             return session.request(method, self.base_url + path, timeout=60, **arguments)
 
-    # ----------------------------------------------------- what can be seen
+    # --------------------------------------------------------------- queries
 
     def wait_until(
         self, what: str, condition: Callable[[], T], timeout: float, describe: Callable[[], object] = str
     ) -> T:
         """
-        Wait for a condition while the components live.
+        Wait for a condition while the components run.
 
-        :param what: What is awaited, for the error message.
-        :param condition: Looked at a few times a second, until it returns something that counts as true.
+        :param what: The condition in words, for the error message.
+        :param condition: Checked a few times a second, until it returns a true value.
         :param timeout: Seconds.
-        :param describe: Tells how things stand, for the error message. Default: nothing.
+        :param describe: Returns the present state, for the error message. Default: nothing.
         :return: What ``condition`` returned.
-        :raises LocalAirflowError: if that does not happen in time, or a component died meanwhile.
+        :raises LocalAirflowError: if the condition is not met in time, or a component died in the meantime.
         """
         give_up = time.monotonic() + timeout
         while not (value := condition()):
@@ -478,17 +478,17 @@ class LocalAirflow:
                     )
             if time.monotonic() > give_up:
                 logs = "\n".join(f"--- {component}\n{self._log_tail(component)}" for component in self._running)
-                raise LocalAirflowError(f"Waited {timeout:.0f} s in vain until {what}. {describe()}\n{logs}")
+                raise LocalAirflowError(f"Timed out after {timeout:.0f} s waiting until {what}. {describe()}\n{logs}")
             time.sleep(POLL_INTERVAL)
         return value
 
     def wait_for_dag(self, dag_id: str, timeout: float = 120.0) -> None:
         """
-        Wait until a DAG is parsed and can be run.
+        Wait until a DAG is parsed and can run.
 
         :param dag_id: The DAG.
         :param timeout: Seconds. Default 120.
-        :raises LocalAirflowError: if it is not there in time, or its file cannot be imported.
+        :raises LocalAirflowError: if it is not parsed in time, or its file cannot be imported.
         """
 
         def parsed() -> bool:
@@ -511,7 +511,7 @@ class LocalAirflow:
 
     def dag_run_state(self, dag_id: str, run_id: str) -> str:
         """
-        Look up the state of a DAG run.
+        Return the state of a DAG run.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
@@ -528,7 +528,7 @@ class LocalAirflow:
         :param run_id: The DAG run.
         :param timeout: Seconds. Default 240.
         :return: ``success`` or ``failed``.
-        :raises LocalAirflowError: if it has not ended in time, or a component died meanwhile.
+        :raises LocalAirflowError: if it has not ended in time, or a component died in the meantime.
         """
 
         def ended() -> str:
@@ -557,11 +557,11 @@ class LocalAirflow:
 
     def task_states(self, dag_id: str, run_id: str) -> dict[tuple[str, int], str | None]:
         """
-        Look up the states of a DAG run's tasks.
+        Return the states of a DAG run's tasks.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
-        :return: State by task id and map index; -1 where the task is not mapped. ``None``: not scheduled yet.
+        :return: State by task id and map index; -1 if the task is not mapped. ``None``: not scheduled yet.
         """
         return {(task.task_id, task.map_index): task.state for task in self.task_instances(dag_id, run_id)}
 
@@ -578,7 +578,7 @@ class LocalAirflow:
         :param map_index: Which instance of a mapped task. Default -1: the task is not mapped.
         :param timeout: Seconds. Default 120.
         :return: The state it is in.
-        :raises LocalAirflowError: if it is in none of them in time, or a component died meanwhile.
+        :raises LocalAirflowError: if it is in none of them in time, or a component died in the meantime.
         """
 
         def reached() -> str:
@@ -594,16 +594,16 @@ class LocalAirflow:
 
     def wait_for_deferral(self, dag_id: str, run_id: str, task_id: str, timeout: float = 120.0) -> None:
         """
-        Wait until a task has deferred, or asks a person, and the scheduler knows it.
+        Wait until a task has deferred, or asks a person for input, and the scheduler knows it.
 
-        A trigger that fires, or a person who answers, before the scheduler has heard of the end of the process that
-        deferred makes Airflow take it for the end of the task that goes on, and fail it.
+        If a trigger fires, or a person answers, before the scheduler has seen the deferred process exit, Airflow takes
+        that exit for a crash of the resumed task.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
         :param task_id: The task, which is not mapped.
         :param timeout: Seconds. Default 120.
-        :raises LocalAirflowError: if it has not deferred in time, or a component died meanwhile.
+        :raises LocalAirflowError: if it has not deferred in time, or a component died in the meantime.
         """
         self.wait_for_task_state(dag_id, run_id, task_id, "deferred", "awaiting_input", timeout=timeout)
         try_number = {task.task_id: task.try_number for task in self.task_instances(dag_id, run_id)}[task_id]
@@ -618,7 +618,7 @@ class LocalAirflow:
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
         """
-        Read what a task pushed.
+        Read an XCom of a task.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
@@ -649,14 +649,14 @@ class LocalAirflow:
         self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, try_number: int | None = None
     ) -> str:
         """
-        Read a task's log, the triggerer's part included.
+        Read a task's log, including the part of the triggerer.
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
         :param task_id: The task.
         :param map_index: Which instance of a mapped task. Default -1: the task is not mapped.
         :param try_number: Which try. Default: all of them.
-        :return: Its lines in the order of time; empty if nothing was logged.
+        :return: Its lines, sorted by time; empty if nothing was logged.
         """
         folder = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}"
         if map_index >= 0:
@@ -665,14 +665,14 @@ class LocalAirflow:
         for file in sorted(folder.glob(f"attempt={try_number or '*'}.log*")):
             written = ""
             for line in map(_log_line, file.read_text(errors="replace").splitlines()):
-                # A line without a time belongs to the one before it.
+                # A line without a time belongs to the previous line.
                 written = found.group() if (found := _LOG_TIME.search(line)) else written
                 lines.append((written, line))
         return "\n".join(line for _, line in sorted(lines, key=itemgetter(0)))
 
     def component_log(self, component: str) -> Path:
         """
-        Tell where a component's output goes.
+        Return the log file of a component.
 
         :param component: One of :attr:`components`.
         :return: The file.
@@ -690,12 +690,12 @@ class LocalAirflow:
         return self.home / "tmp"
 
     def _decrypted(self, text: str) -> str:
-        # Airflow encrypts a trigger's arguments on some of its ways, and leaves them as JSON on others.
+        # Airflow encrypts a trigger's arguments in some cases, and stores them as JSON in others.
         return text if text.startswith("{") else Fernet(self._fernet_key).decrypt(text.encode()).decode()
 
     def _prepare_database(self) -> None:
         with contextlib.closing(sqlite3.connect(self._database)) as connection:
-            # Otherwise every writer locks out every reader, and Airflow has five of them.
+            # Otherwise each writer blocks all readers, and Airflow has five processes that write.
             connection.execute("PRAGMA journal_mode=WAL")
 
     def _query(self, statement: str, *values: Any) -> Sequence[Any]:
@@ -733,7 +733,7 @@ def _tail(text: str) -> str:
 
 
 def _log_line(line: str) -> str:
-    """Make one line of Airflow 3's JSON logs readable; Airflow 2's are text already."""
+    """Format a line of Airflow 3's JSON logs as text; lines of Airflow 2 already are text."""
     try:
         entry = json.loads(line)
         start = [entry.pop("timestamp"), entry.pop("level").upper(), entry.pop("event")]
@@ -744,7 +744,7 @@ def _log_line(line: str) -> str:
 
 
 def _plain(stored: Any) -> Any:
-    """Take the values out of the envelopes in which Airflow's serialization keeps them."""
+    """Return the values without the envelopes of Airflow's serialization."""
     if isinstance(stored, dict):
         for envelope in ("__var", "__data__"):
             if envelope in stored:

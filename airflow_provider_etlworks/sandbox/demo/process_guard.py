@@ -1,11 +1,11 @@
 """
-Ends the processes of a local Airflow as soon as the process that started it is done with them, or is gone.
+Kills the processes of a local Airflow when the process that started it no longer needs them, or has died.
 
 Airflow's processes start further processes, some in sessions of their own, so neither a process group nor a process
-tree holds them together. Their environment does: each inherits the variable :data:`MARKER`.
+tree contains all of them. But each inherits the environment variable :data:`MARKER`.
 
-``LocalAirflow`` starts this file as a process of its own and holds the other end of its standard input. That end closes
-when ``LocalAirflow`` is left, and also when its process is killed, so there is one way out for every case.
+``LocalAirflow`` starts this file as a separate process and holds a pipe to its standard input. The pipe closes when the
+``with`` block ends, and also when the process of ``LocalAirflow`` is killed. So one rule covers both cases.
 """
 
 import shutil
@@ -17,15 +17,15 @@ from contextlib import suppress
 import psutil
 
 MARKER = "ETLWORKS_SANDBOX_AIRFLOW"
-"""Environment variable whose value tells which local Airflow a process belongs to."""
+"""Environment variable whose value identifies the local Airflow that a process belongs to."""
 
 
 def alive(process: psutil.Process) -> bool:
     """
-    Tell whether a process is still there and not only waiting to be collected by its parent.
+    Return whether a process is running. A zombie, which only waits for its parent, is not.
 
     :param process: The process.
-    :return: ``True`` while it can still do something.
+    :return: ``True`` if it is running.
     """
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -35,10 +35,10 @@ def alive(process: psutil.Process) -> bool:
 
 def tree(pid: int) -> list[psutil.Process]:
     """
-    Find a process and everything it started.
+    Find a process and its descendants.
 
     :param pid: Process id.
-    :return: The process first, then its descendants; nothing if it is gone.
+    :return: The process first, then its descendants; empty if the process has ended.
     """
     try:
         process = psutil.Process(pid)
@@ -49,14 +49,14 @@ def tree(pid: int) -> list[psutil.Process]:
 
 def marked(marker: str) -> set[psutil.Process]:
     """
-    Find the living processes of one local Airflow.
+    Find the running processes of one local Airflow.
 
     :param marker: Value of :data:`MARKER` in their environment.
-    :return: Those processes and all their descendants.
+    :return: These processes and all their descendants.
     """
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
-        # Processes of other users cannot be read, and those that end meanwhile need no ending.
+        # Processes of other users cannot be read, and some processes end in the meantime.
         with suppress(psutil.AccessDenied, psutil.NoSuchProcess, OSError):
             if process.environ().get(MARKER) == marker:
                 found.update(tree(process.pid))
@@ -67,7 +67,7 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     """
     Kill processes at once (SIGKILL).
 
-    :param processes: Which ones; those that are gone already are passed over.
+    :param processes: The processes; those that have already ended are skipped.
     """
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -76,25 +76,25 @@ def kill(processes: Iterable[psutil.Process]) -> None:
 
 def end_all(marker: str) -> None:
     """
-    Kill every process of one local Airflow; returns when none is left.
+    Kill every process of one local Airflow, and return when none is left.
 
     :param marker: Value of :data:`MARKER` in their environment.
     """
-    empty_looks = 0
-    # One look can miss a process that is just being started.
-    while empty_looks < 2:
+    empty_scans = 0
+    # A scan can miss a process that is just being started.
+    while empty_scans < 2:
         processes = marked(marker)
         kill(processes)
-        empty_looks = 0 if processes else empty_looks + 1
+        empty_scans = 0 if processes else empty_scans + 1
         time.sleep(0.1)
 
 
 def main(marker: str, home_to_remove: str = "") -> None:
     """
-    Wait for the end of standard input, then end the Airflow and remove its directory.
+    Wait until standard input closes, then kill the Airflow and remove its directory.
 
     :param marker: Value of :data:`MARKER` in the environment of its processes.
-    :param home_to_remove: Directory to remove afterwards; empty leaves it.
+    :param home_to_remove: Directory to remove afterwards; empty for none.
     """
     sys.stdin.read()
     end_all(marker)

@@ -1,4 +1,4 @@
-"""The demo of promotions: a real Airflow moves flows from one sandbox to another, asks a person, and rolls back."""
+"""The promotion demo: a real Airflow moves flows from one sandbox to another, asks for approval, and rolls back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from airflow_provider_etlworks.sandbox.demo.examples import (
     COLORS,
     LOG_TAIL_LINES,
     RUNS_LIMIT,
-    Narrator,
-    carry_out,
+    Reporter,
+    dag_run_url,
     example_dags_folder,
     keep_running,
-    page_of,
+    run_demo,
     running,
 )
 from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
@@ -49,34 +49,34 @@ class PromotionDemo:
     """
     Two environments, and an Airflow that promotes flows from one to the other.
 
-    :param narrator: Tells what happens.
-    :param staging: The sandbox that flows come from.
-    :param production: The sandbox that they go to.
+    :param reporter: Prints the progress.
+    :param staging: The source sandbox.
+    :param production: The target sandbox.
     :param airflow: The running Airflow, connected to both.
     """
 
-    def __init__(self, narrator: Narrator, staging: Sandbox, production: Sandbox, airflow: LocalAirflow) -> None:
-        self.narrator = narrator
+    def __init__(self, reporter: Reporter, staging: Sandbox, production: Sandbox, airflow: LocalAirflow) -> None:
+        self.reporter = reporter
         self.staging = staging
         self.production = production
         self.airflow = airflow
 
     @property
-    def asks(self) -> bool:
+    def can_ask_people(self) -> bool:
         """Whether this Airflow can ask people."""
         return self.airflow.version >= (3, 1)
 
     def run(self) -> bool:
         """
-        Promote a release that works, then one that does not.
+        Promote a release that works, then one that fails.
 
-        :return: Whether production has the first at the end, and its schedules are on.
-        :raises LocalAirflowError: if Airflow cannot carry it out.
+        :return: Whether production has the first release at the end, and its schedules are enabled.
+        :raises LocalAirflowError: if Airflow cannot run it.
         """
         self.release(GOOD_RELEASE)
         promoted = self._promote("a release that works", "success")
         self.release(BROKEN_RELEASE, ends="error", exception="Cannot rebuild fact_sales: column 'region' is missing")
-        rolled_back = self._promote("a release that does not", "failed")
+        rolled_back = self._promote("a release that fails", "failed")
         is_intact = self._production_is(GOOD_RELEASE)
         return promoted and rolled_back and is_intact
 
@@ -84,8 +84,8 @@ class PromotionDemo:
         """
         Change the flows in staging, as developers do.
 
-        :param description: What the changed flow says of itself.
-        :param behaviour: How its runs go from now on.
+        :param description: The new description of the flow.
+        :param behaviour: The new behaviour of its runs.
         """
         flow = self.staging.flows[SMOKE_FLOW]
         self.staging.add_flow(replace(flow, description=description, **behaviour))  # type: ignore[arg-type]
@@ -93,26 +93,26 @@ class PromotionDemo:
 
     def wait_for_approval(self) -> str:
         """
-        Start a promotion, and leave it to somebody else to approve.
+        Start a promotion, and wait until it needs an approval.
 
-        :return: The page where that is done.
+        :return: The URL of the page to approve it.
         """
         run_id = self.airflow.trigger_dag(DAG_ID)
         self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL)
-        return f"{page_of(self.airflow, DAG_ID, run_id)}/tasks/{APPROVAL}/required_actions"
+        return f"{dag_run_url(self.airflow, DAG_ID, run_id)}/tasks/{APPROVAL}/required_actions"
 
     def _promote(self, what: str, expected: str) -> bool:
         run_id = self.airflow.trigger_dag(DAG_ID)
-        self.narrator.say(f"Promoting {what}: {page_of(self.airflow, DAG_ID, run_id)}")
-        if self.asks:
+        self.reporter.info(f"Promoting {what}: {dag_run_url(self.airflow, DAG_ID, run_id)}")
+        if self.can_ask_people:
             question = self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL)
-            self.narrator.console.print(Panel(Markdown(question["body"]), title=question["subject"]))
-            self.narrator.say("Approving it, as a person does in the UI")
+            self.reporter.console.print(Panel(Markdown(question["body"]), title=question["subject"]))
+            self.reporter.info("Approving it, as a person does in the UI")
             self.airflow.answer(DAG_ID, run_id, APPROVAL, "Approve")
         ended = self.airflow.wait_for_dag_run(DAG_ID, run_id, RUNS_LIMIT)
         self._show(run_id)
         if ended != expected:
-            self.narrator.complain(f"It ended in {ended} and should have ended in {expected}.{self._logs(run_id)}")
+            self.reporter.error(f"It ended with {ended}; expected {expected}.{self._logs(run_id)}")
         return ended == expected
 
     def _show(self, run_id: str) -> None:
@@ -120,7 +120,7 @@ class PromotionDemo:
         for task in sorted(self.airflow.task_instances(DAG_ID, run_id), key=lambda each: each.end_date or "~"):
             state = task.state or "none"
             table.add_row(task.task_id, f"[{COLORS.get(state, 'default')}]{state}")
-        self.narrator.console.print(table)
+        self.reporter.console.print(table)
 
     def _logs(self, run_id: str) -> str:
         failed = [task.task_id for task in self.airflow.task_instances(DAG_ID, run_id) if task.state == "failed"]
@@ -129,44 +129,44 @@ class PromotionDemo:
 
     def _production_is(self, description: str) -> bool:
         flow = self.production.flows[SMOKE_FLOW]
-        self.narrator.say(f"Production's flow {flow.id} now says: {flow.description}")
+        self.reporter.info(f"Production's flow {flow.id} now says: {flow.description}")
         off = [schedule["name"] for schedule in self.production.schedules.values() if not schedule["enabled"]]
         if off:
-            self.narrator.complain(f"These schedules of production are off: {', '.join(off)}")
+            self.reporter.error(f"These schedules of production are off: {', '.join(off)}")
         return flow.description == description and not off
 
 
 def main(keep: bool = False) -> int:
     """
-    Promote flows between two sandboxes through a real Airflow, and tell what happened.
+    Promote flows between two sandboxes with a real Airflow, and report what happened.
 
-    :param keep: Leave all three running afterwards, until Ctrl-C, with one promotion that waits for an approval.
+    :param keep: Keep all three running afterwards, until Ctrl-C, with one promotion that waits for an approval.
         Default ``False``.
-    :return: The exit code: 0 if everything ended as it should, 1 if not, 130 after Ctrl-C.
+    :return: The exit code: 0 if everything ended as expected, 1 if not, 130 after Ctrl-C.
     """
-    return carry_out(lambda narrator: _promote_releases(narrator, keep))
+    return run_demo(lambda reporter: _promote_releases(reporter, keep))
 
 
-def _promote_releases(narrator: Narrator, keep: bool) -> bool:
+def _promote_releases(reporter: Reporter, keep: bool) -> bool:
     with Sandbox() as staging, Sandbox() as production, tempfile.TemporaryDirectory(prefix="bundles-") as bundles:
-        airflow = LocalAirflow(example_dags_folder(), environment_of(staging, production, bundles))
-        narrator.say(f"Staging at {staging.url}, production at {production.url}")
-        with running(airflow, narrator):
-            demo = PromotionDemo(narrator, staging, production, airflow)
+        airflow = LocalAirflow(example_dags_folder(), airflow_environment(staging, production, bundles))
+        reporter.info(f"Staging at {staging.url}, production at {production.url}")
+        with running(airflow, reporter):
+            demo = PromotionDemo(reporter, staging, production, airflow)
             good = demo.run()
             if keep:
-                if demo.asks:
-                    narrator.say(f"This one is for you to approve or reject: {demo.wait_for_approval()}")
-                keep_running(narrator)
+                if demo.can_ask_people:
+                    reporter.info(f"This one is for you to approve or reject: {demo.wait_for_approval()}")
+                keep_running(reporter)
     return good
 
 
-def environment_of(staging: Sandbox, production: Sandbox, bundles: str) -> Mapping[str, str]:
+def airflow_environment(staging: Sandbox, production: Sandbox, bundles: str) -> Mapping[str, str]:
     """
-    Return what the example DAG needs of Airflow.
+    Return the environment that the example DAG needs.
 
-    :param staging: The sandbox that flows come from.
-    :param production: The sandbox that they go to.
+    :param staging: The source sandbox.
+    :param production: The target sandbox.
     :param bundles: A folder for the bundles.
     :return: Environment variables.
     """

@@ -34,10 +34,10 @@ Timeline = Callable[[float], Execution | EtlworksError]
 
 @dataclass
 class Story:
-    """How following went: its end, and the seconds from the beginning at which the run was looked at."""
+    """How following went: its result, and the seconds from the beginning at which the run was polled."""
 
-    followed: FollowResult
-    looks: list[float]
+    result: FollowResult
+    polls: list[float]
     log: list[str]
 
     def lines(self, part: str) -> list[str]:
@@ -50,17 +50,17 @@ def record(status: str | None, **fields: Any) -> Execution:
 
 def followed(caplog: pytest.LogCaptureFixture, timeline: Timeline, **options: Any) -> Story:
     """Follow a run whose record, or the failure to read it, depends on the seconds since the beginning."""
-    clock, looks = FastClock(), list[float]()
+    clock, polls = FastClock(), list[float]()
     caplog.set_level(logging.INFO)
     caplog.clear()
 
     def answer(_: Any) -> Execution | EtlworksError:
-        looks.append(clock.time() - BEGINNING)
-        assert len(looks) < 100_000, "nobody ever gives up"
-        return timeline(looks[-1])
+        polls.append(clock.time() - BEGINNING)
+        assert len(polls) < 100_000, "nobody ever gives up"
+        return timeline(polls[-1])
 
-    conversation = follow(RunRef(7, 1), PollPolicy(**options), clock=clock, log=logging.getLogger("follow"))
-    return Story(carry_out(conversation, clock, answer), looks, [each.getMessage() for each in caplog.records])
+    procedure = follow(RunRef(7, 1), PollPolicy(**options), clock=clock, log=logging.getLogger("follow"))
+    return Story(carry_out(procedure, clock, answer), polls, [each.getMessage() for each in caplog.records])
 
 
 def running_until(seconds: float, ends: str = "success") -> Timeline:
@@ -71,29 +71,29 @@ def away(begin: float, end: float, fault: EtlworksError, then: Timeline) -> Time
     return lambda now: fault if begin <= now < end else then(now)
 
 
-# --- What a failed look means ---------------------------------------------------------------------------------------
+# --- What a failed poll means ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [3, VISIBILITY_GRACE - 5])
-def test_a_record_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
+def test_record_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
     story = followed(caplog, away(0, seconds, GONE, running_until(100)), poll_interval=1)
 
-    assert story.followed.ending is Ending.FINISHED
-    assert story.followed.execution == record("success")
+    assert story.result.ending is Ending.FINISHED
+    assert story.result.execution == record("success")
 
 
 @pytest.mark.parametrize("poll_interval", [1, 10, 60, 300])
 @pytest.mark.parametrize("gone_at", [0, 200])
-def test_a_record_that_stays_away_is_gone_and_no_verdict(
+def test_record_that_stays_away_is_gone_and_not_failed(
     caplog: pytest.LogCaptureFixture, gone_at: float, poll_interval: float
 ) -> None:
     story = followed(
         caplog, away(gone_at, HOUR, GONE, running_until(HOUR)), poll_interval=poll_interval, patience=2 * HOUR
     )
 
-    assert story.followed.ending is Ending.LOST_TOUCH
-    assert "gone" in story.followed.detail
-    missed = [look for look in story.looks if look >= gone_at]
+    assert story.result.ending is Ending.LOST_TOUCH
+    assert "gone" in story.result.detail
+    missed = [poll for poll in story.polls if poll >= gone_at]
     assert len(missed) >= 3
     assert missed[-1] - missed[0] >= VISIBILITY_GRACE
 
@@ -109,130 +109,126 @@ def test_a_record_that_stays_away_is_gone_and_no_verdict(
     ],
     ids=str,
 )
-def test_an_outage_within_the_patience_is_survived_quietly(
-    caplog: pytest.LogCaptureFixture, fault: EtlworksError
-) -> None:
+def test_outage_within_the_patience_is_survived(caplog: pytest.LogCaptureFixture, fault: EtlworksError) -> None:
     story = followed(caplog, away(60, 60 + 1200, fault, running_until(HOUR)), patience=1800)
 
-    assert story.followed.ending is Ending.FINISHED
+    assert story.result.ending is Ending.FINISHED
     assert 1 <= len(story.lines("Cannot read the status")) <= 21
     assert len(story.lines("can be read again")) == 1
 
 
-def test_an_outage_longer_than_the_patience_loses_touch_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_outage_longer_than_the_patience_loses_touch(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(caplog, away(60, 9 * HOUR, DOWN, running_until(HOUR)), patience=1800)
 
-    assert story.followed.ending is Ending.LOST_TOUCH
-    assert story.followed.error is DOWN
-    assert "Connection refused." in story.followed.detail
-    assert story.followed.execution == record("running")
-    assert 1800 <= story.looks[-1] - 60 < 1800 + 120
+    assert story.result.ending is Ending.LOST_TOUCH
+    assert story.result.error is DOWN
+    assert "Connection refused." in story.result.detail
+    assert story.result.execution == record("running")
+    assert 1800 <= story.polls[-1] - 60 < 1800 + 120
 
 
-def test_patience_begins_anew_after_each_good_look(caplog: pytest.LogCaptureFixture) -> None:
+def test_patience_starts_again_after_each_good_poll(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(
         caplog, lambda now: DOWN if now < HOUR and now % 1000 > 100 else running_until(HOUR)(now), patience=1000
     )
 
-    assert story.followed.ending is Ending.FINISHED
+    assert story.result.ending is Ending.FINISHED
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 405, 415])
-def test_a_refusal_ends_the_watch_at_once(caplog: pytest.LogCaptureFixture, code: int) -> None:
+def test_refusal_ends_following_at_once(caplog: pytest.LogCaptureFixture, code: int) -> None:
     refused = api_error("GET /x", code, "Not for you")
 
     story = followed(caplog, away(100, HOUR, refused, running_until(HOUR)))
 
-    assert story.followed.ending is Ending.DENIED
-    assert story.followed.error is refused
-    assert "Not for you" in story.followed.detail
-    assert len([look for look in story.looks if look >= 100]) == 1
+    assert story.result.ending is Ending.DENIED
+    assert story.result.error is refused
+    assert "Not for you" in story.result.detail
+    assert len([poll for poll in story.polls if poll >= 100]) == 1
 
 
 @pytest.mark.parametrize("fault", [api_error("GET /x", 409, "Busy"), EtlworksRefused("Not now", status=200)])
-def test_what_may_pass_does_not_end_the_watch(caplog: pytest.LogCaptureFixture, fault: EtlworksError) -> None:
+def test_transient_error_does_not_end_following(caplog: pytest.LogCaptureFixture, fault: EtlworksError) -> None:
     story = followed(caplog, away(100, 500, fault, running_until(HOUR)))
 
-    assert story.followed.ending is Ending.FINISHED
+    assert story.result.ending is Ending.FINISHED
 
 
-def test_an_unknown_status_is_watched_on_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_status_is_polled_on_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
     recovers = followed(caplog, lambda now: record("archiving") if now < 500 else record("success"), patience=600)
     stays = followed(caplog, lambda _: record("archiving"), patience=600)
 
-    assert recovers.followed.ending is Ending.FINISHED
-    assert stays.followed.ending is Ending.LOST_TOUCH
-    assert "'archiving'" in stays.followed.detail
+    assert recovers.result.ending is Ending.FINISHED
+    assert stays.result.ending is Ending.LOST_TOUCH
+    assert "'archiving'" in stays.result.detail
 
 
-# --- When it looks --------------------------------------------------------------------------------------------------
+# --- When it polls --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("poll_interval", [1.0, DEFAULT_POLL_INTERVAL, 300.0])
-def test_an_old_run_is_looked_at_less_often_but_often_enough(
-    caplog: pytest.LogCaptureFixture, poll_interval: float
-) -> None:
+def test_old_run_is_polled_less_often_but_often_enough(caplog: pytest.LogCaptureFixture, poll_interval: float) -> None:
     story = followed(caplog, running_until(3 * HOUR), poll_interval=poll_interval)
 
-    pauses = [after - before for before, after in zip(story.looks, story.looks[1:], strict=False)]
-    assert min(pauses) >= 0.9 * poll_interval
-    assert max(pauses) <= max(60.0, poll_interval)
-    assert pauses[-1] >= max(54.0, 0.9 * poll_interval)
-    assert len(pauses) < 400
-    assert len({round(pause, 6) for pause in pauses}) > len(pauses) // 2  # nobody marches in step
+    delays = [after - before for before, after in zip(story.polls, story.polls[1:], strict=False)]
+    assert min(delays) >= 0.9 * poll_interval
+    assert max(delays) <= max(60.0, poll_interval)
+    assert delays[-1] >= max(54.0, 0.9 * poll_interval)
+    assert len(delays) < 400
+    assert len({round(delay, 6) for delay in delays}) > len(delays) // 2  # nobody marches in step
 
 
-def test_the_age_of_a_run_is_the_servers_where_that_is_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_age_of_a_run_is_the_servers_if_that_is_more(caplog: pytest.LogCaptureFixture) -> None:
     began = datetime.fromtimestamp(BEGINNING - 5 * HOUR, tz=timezone.utc)
     story = followed(caplog, lambda now: record("running" if now < 1000 else "success", started_at=began))
 
-    assert story.looks[1] >= 50
+    assert story.polls[1] >= 50
 
 
-@pytest.mark.parametrize(("age", "interval", "pause"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
-def test_pause_before_next_look(age: float, interval: float, pause: float) -> None:
-    assert poll_delay(age, interval) == pause
+@pytest.mark.parametrize(("age", "interval", "delay"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
+def test_poll_delay(age: float, interval: float, delay: float) -> None:
+    assert poll_delay(age, interval) == delay
     assert poll_delay(1e6, 300) == 300
 
 
-def test_failed_looks_come_less_and_less_often_and_wait_as_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_polls_back_off_and_respect_retry_after(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(caplog, away(0, 1000, DOWN, running_until(1000)), poll_interval=2)
     asked = followed(
         caplog, away(0, 1, api_error("GET /x", 429, "", retry_after=200), running_until(10)), poll_interval=2
     )
 
-    pauses = [after - before for before, after in zip(story.looks, story.looks[1:], strict=False)]
-    assert pauses[:6] == [2, 4, 8, 16, 32, 60]
-    assert asked.looks[1] == 200
+    delays = [after - before for before, after in zip(story.polls, story.polls[1:], strict=False)]
+    assert delays[:6] == [2, 4, 8, 16, 32, 60]
+    assert asked.polls[1] == 200
 
 
 # --- When it ends ---------------------------------------------------------------------------------------------------
 
 
-def test_a_deadline_is_met_with_a_last_look(caplog: pytest.LogCaptureFixture) -> None:
+def test_deadline_brings_a_last_poll(caplog: pytest.LogCaptureFixture) -> None:
     in_time = followed(caplog, running_until(95), deadline=BEGINNING + 95)
     late = followed(caplog, running_until(96), deadline=BEGINNING + 95)
     unreadable = followed(caplog, lambda _: DOWN, deadline=BEGINNING + 95)
     past = followed(caplog, running_until(HOUR), deadline=BEGINNING - 1)
 
-    assert in_time.followed.ending is Ending.FINISHED
-    assert late.followed.ending is Ending.DEADLINE
-    assert late.followed.execution == record("running")
-    assert in_time.looks[-1] == late.looks[-1] == 95
-    assert unreadable.followed.ending is Ending.DEADLINE
-    assert "Connection refused." in unreadable.followed.detail
-    assert past.followed.ending is Ending.DEADLINE
-    assert past.looks == [0]
+    assert in_time.result.ending is Ending.FINISHED
+    assert late.result.ending is Ending.DEADLINE
+    assert late.result.execution == record("running")
+    assert in_time.polls[-1] == late.polls[-1] == 95
+    assert unreadable.result.ending is Ending.DEADLINE
+    assert "Connection refused." in unreadable.result.detail
+    assert past.result.ending is Ending.DEADLINE
+    assert past.polls == [0]
 
 
-def test_a_run_that_never_ends_is_not_silent(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_that_never_ends_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(caplog, running_until(49 * HOUR))
 
     assert len(story.lines("more than a day")) == 1
     assert 49 * 6 - 30 <= len(story.lines("is still running")) <= 49 * 6 + 10
 
 
-def test_the_log_tells_each_change_of_status(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_change_of_status_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def timeline(now: float) -> Execution:
         return record("queued" if now < 20 else "running" if now < 40 else "error")
 

@@ -1,9 +1,10 @@
-"""The trigger of an asset's watcher against an Etlworks, in an event loop that treats it as a triggerer does."""
+"""The asset trigger against an Etlworks, in an event loop that treats it as a triggerer does."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 FLOW = 7
 HISTORY = f"/rest/v1/executions/{FLOW}/history"
 DAY = "/rest/v1/metrics/executions"
-ENDS_LOG = completions.log.name
+COMPLETIONS_LOG = completions.log.name
+TRIGGER_LOG = "seen.EtlworksFlowFinishedTrigger"
 
 
 class Store:
@@ -56,14 +58,14 @@ class Store:
 
 class Triggerer:
     """
-    Runs triggers as Airflow's triggerer does, and keeps what they tell.
+    Runs triggers as Airflow's triggerer does, and keeps their events.
 
-    :ivar told: what the events tell, with the trigger's number.
+    :ivar events: the payloads of the events, with the trigger's number.
     :ivar stores: whether events reach the database.
     """
 
     def __init__(self, shares: bool, **settings: Any) -> None:
-        self.told: list[tuple[int, dict[str, Any]]] = []
+        self.events: list[tuple[int, dict[str, Any]]] = []
         self.stores = True
         self.tasks: list[asyncio.Task[None]] = []
         self._manager: Any = None
@@ -81,7 +83,7 @@ class Triggerer:
 
     async def _run(self, trigger: Any, number: int) -> None:
         async for event in trigger.run():
-            self.told.append((number, json.loads(json.dumps(event.payload))))
+            self.events.append((number, json.loads(json.dumps(event.payload))))
 
     async def _share(self, trigger: Any, number: int) -> None:
         key = trigger.shared_stream_key()
@@ -90,14 +92,14 @@ class Triggerer:
             async for event in trigger.filter_shared_stream(stream):
                 seq = self._manager.bind_pending_event(trigger_id=number, key=key)
                 if self.stores:
-                    self.told.append((number, json.loads(json.dumps(event.payload))))
+                    self.events.append((number, json.loads(json.dumps(event.payload))))
                     asyncio.get_running_loop().call_later(0.05, self._manager.confirm_persisted, [seq])
         finally:
             await self._manager.unsubscribe(number, key)
 
     @property
-    def runs_told(self) -> list[int]:
-        return [payload["audit_id"] for _, payload in self.told]
+    def runs_reported(self) -> list[int]:
+        return [payload["audit_id"] for _, payload in self.events]
 
     async def end(self) -> None:
         for task in self.tasks:
@@ -118,14 +120,14 @@ sharing = pytest.mark.skipif(not can_share(), reason="Airflow 3.3 brought shared
 
 @pytest.fixture(params=[pytest.param(True, marks=sharing, id="shared"), pytest.param(False, id="alone")])
 def triggerers(request: pytest.FixtureRequest) -> Callable[[], Any]:
-    """Return what makes a triggerer; it ends with its block."""
+    """Return a factory of triggerers; each ends with its block."""
 
     @asynccontextmanager
     async def make() -> AsyncIterator[Triggerer]:
         triggerer = Triggerer(request.param)
         try:
             yield triggerer
-            assert not any(task.done() for task in triggerer.tasks), "a trigger of a watcher never ends by itself"
+            assert not any(task.done() for task in triggerer.tasks), "an asset trigger never ends by itself"
         finally:
             await triggerer.end()
 
@@ -137,11 +139,12 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     for name, seconds in {
         "_GATHER": 0.05,
         "_STORED_WITHIN": 0.3,
-        "_READ_AGAIN": 0.2,
-        "_LONGEST_PAUSE": 0.2,
-        "_COMPLAIN_EVERY": 3600.0,
+        "_RECONNECT_DELAY": 0.2,
+        "_LONGEST_DELAY": 0.2,
+        "_WARN_EVERY": 3600.0,
     }.items():
         monkeypatch.setattr(completions, name, seconds)
+    monkeypatch.setattr(EtlworksFlowFinishedTrigger, "log", logging.getLogger(TRIGGER_LOG))
     with Sandbox([SandboxFlow(FLOW, "Watched", records=3)], requests_per_minute=None) as sandbox:
         monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox))
         yield sandbox
@@ -161,7 +164,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 
 async def a_few_rounds(sandbox: Sandbox, rounds: int = 3) -> None:
-    """Wait until Etlworks has been asked some more times."""
+    """Wait until Etlworks has received some more requests."""
     enough = len(sandbox.requests) + rounds
     await until(lambda: len(sandbox.requests) >= enough, "more rounds")
 
@@ -177,19 +180,19 @@ def asked(sandbox: Sandbox, path: str) -> int:
 # --- One watcher ----------------------------------------------------------------------------------------------------
 
 
-async def test_each_end_is_told_once_with_what_the_operator_returns(
+async def test_each_run_is_reported_once_with_the_operators_result(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         first, second = sandbox.run_by_schedule(FLOW), sandbox.run_by_user(FLOW)
-        await until(lambda: str(second) in store.text, "both are noted")
+        await until(lambda: str(second) in store.text, "both are stored")
         await a_few_rounds(sandbox)
 
-    assert triggerer.runs_told == [first, second]
-    payload = triggerer.told[0][1]
+    assert triggerer.runs_reported == [first, second]
+    payload = triggerer.events[0][1]
     assert payload.keys() == {
         "flow_id", "audit_id", "status", "started_at", "ended_at", "duration_seconds", "records", "url",
     }  # fmt: skip
@@ -197,7 +200,7 @@ async def test_each_end_is_told_once_with_what_the_operator_returns(
     assert payload["url"] == f"{sandbox.url}/ui/flows/{FLOW}/runs/{first}"
 
 
-async def test_ten_thousand_old_runs_are_a_handful_of_requests_and_no_event(
+async def test_ten_thousand_old_runs_cost_a_few_requests_and_no_event(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
     for _ in range(10_000):
@@ -205,67 +208,67 @@ async def test_ten_thousand_old_runs_are_a_handful_of_requests_and_no_event(
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(poll_interval=60), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
 
-    assert triggerer.told == []
+    assert triggerer.events == []
     assert len(sandbox.requests) <= 3
     assert len(store.text) < 1000
 
 
-async def test_what_ended_while_nobody_watched_is_told_afterwards(
+async def test_runs_completed_while_nobody_watched_are_reported(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
     sandbox.run_by_schedule(FLOW)
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
     three = [sandbox.run_by_schedule(FLOW) for _ in range(3)]
     for _ in range(2):
         async with triggerers() as restarted:
             restarted.start(trigger(), store)
             await a_few_rounds(sandbox)
-            await until(lambda: str(three[-1]) in store.text, "all are noted")
-        triggerer.told += restarted.told
+            await until(lambda: str(three[-1]) in store.text, "all are stored")
+        triggerer.events += restarted.events
 
-    assert triggerer.runs_told == three
+    assert triggerer.runs_reported == three
 
 
-async def test_only_ends_with_the_wanted_statuses_are_told(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
+async def test_only_wanted_statuses_are_reported(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(statuses=["error"]), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         sandbox.run_by_schedule(FLOW)
         sandbox.add_flow(SandboxFlow(FLOW, "Watched", ends="error"))
         failed = sandbox.run_by_schedule(FLOW)
-        await until(lambda: str(failed) in store.text, "it is noted")
+        await until(lambda: str(failed) in store.text, "it is stored")
 
-    assert triggerer.runs_told == [failed]
+    assert triggerer.runs_reported == [failed]
 
 
 FAULTS = (status(503), status(502, body="<html>Bad gateway</html>"), broken_body(), broken_body("{"), hang_up())
 
 
-async def test_no_passing_fault_ends_the_watch(
+async def test_transient_fault_does_not_end_the_trigger(
     sandbox: Sandbox, triggerers: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         for fault in FAULTS:
             sandbox.fault("GET", HISTORY, fault, times=3)
         audit_id = sandbox.run_by_schedule(FLOW)
-        await until(lambda: str(audit_id) in store.text, "it is noted")
+        await until(lambda: str(audit_id) in store.text, "it is stored")
 
-    assert triggerer.runs_told == [audit_id]
-    complaints = [record for record in caplog.records if record.name == ENDS_LOG]
-    # A minute has not passed: one about the server, one about the flow.
-    assert 1 <= len(complaints) <= 2
+    assert triggerer.runs_reported == [audit_id]
+    warnings = [record for record in caplog.records if record.name == COMPLETIONS_LOG]
+    # Less than a minute has passed: one line about the server, one about the flow.
+    assert 1 <= len(warnings) <= 2
 
 
-async def test_refused_credentials_are_said_once_and_read_again(
+async def test_refused_credentials_are_logged_once_and_read_again(
     sandbox: Sandbox,
     triggerers: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -277,54 +280,57 @@ async def test_refused_credentials_are_said_once_and_read_again(
         triggerer.start(trigger(), store)
         await until(lambda: len(sandbox.requests) > 5, "several tries")
         monkeypatch.delenv(CONN_VARIABLE)
-        complaints = [record.getMessage() for record in caplog.records if record.name == ENDS_LOG]
+        warnings = [record.getMessage() for record in caplog.records if record.name == COMPLETIONS_LOG]
         monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox))
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         audit_id = sandbox.run_by_schedule(FLOW)
-        await until(lambda: str(audit_id) in store.text, "it is noted")
+        await until(lambda: str(audit_id) in store.text, "it is stored")
 
-    assert triggerer.runs_told == [audit_id]
-    assert len(complaints) == 1
-    assert "until connection etlworks_default works" in complaints[0]
+    assert triggerer.runs_reported == [audit_id]
+    assert len(warnings) == 1
+    assert "until connection etlworks_default works" in warnings[0]
     assert "an-old-key" not in caplog.text
 
 
-async def test_what_airflow_cannot_note_is_noted_later(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
+async def test_checkpoint_that_cannot_be_stored_is_stored_later(
+    sandbox: Sandbox, triggerers: Callable[[], Any]
+) -> None:
     store = Store()
     store.broken = True
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
         await asyncio.sleep(0.5)
         store.broken = False
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         store.broken = True
         audit_id = sandbox.run_by_schedule(FLOW)
-        await until(lambda: triggerer.told, "it is told")
+        await until(lambda: triggerer.events, "it is reported")
         await a_few_rounds(sandbox, 5)
         store.broken = False
-        await until(lambda: str(audit_id) in store.text, "it is noted")
+        await until(lambda: str(audit_id) in store.text, "it is stored")
 
-    assert triggerer.runs_told == [audit_id]
+    assert triggerer.runs_reported == [audit_id]
 
 
-async def test_notes_that_cannot_be_read_are_said_and_replaced(
+async def test_unreadable_checkpoint_is_logged_and_replaced(
     sandbox: Sandbox, triggerers: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store()
     store.kept[f"etlworks_ends.etlworks_default.{FLOW}.success-warning"] = '"nonsense"'
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: "floor" in store.text, "the first look is noted")
+        await until(lambda: "low_watermark" in store.text, "the first checkpoint is stored")
 
-    assert "Flow 7 is watched as if for the first time." in caplog.text
+    (line,) = [record for record in caplog.records if "Flow 7 is watched as if for the first time." in record.message]
+    assert line.name == TRIGGER_LOG
 
 
-async def test_a_watch_that_has_nothing_to_tell_writes_nothing(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
+async def test_unchanged_checkpoint_is_not_written(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
     sandbox.add_flow(SandboxFlow(FLOW, "Watched", running=float("inf")))
     store = Store()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
-        await until(lambda: store.kept, "the first look is noted")
+        await until(lambda: store.kept, "the first checkpoint is stored")
         sandbox.run_by_schedule(FLOW)
         await a_few_rounds(sandbox, 10)
 
@@ -335,7 +341,7 @@ async def test_a_watch_that_has_nothing_to_tell_writes_nothing(sandbox: Sandbox,
 
 
 @sharing
-async def test_twenty_five_watchers_of_a_connection_share_one_poll(sandbox: Sandbox) -> None:
+async def test_twenty_five_watchers_share_one_poll(sandbox: Sandbox) -> None:
     flows = range(101, 126)
     for flow_id in flows:
         sandbox.add_flow(SandboxFlow(flow_id, f"Flow {flow_id}"))
@@ -344,17 +350,17 @@ async def test_twenty_five_watchers_of_a_connection_share_one_poll(sandbox: Sand
     for flow_id in flows:
         triggerer.start(trigger(flow_id), store, number=flow_id)
     try:
-        await until(lambda: len(store.kept) == 25, "all first looks are noted")
+        await until(lambda: len(store.kept) == 25, "all first checkpoints are stored")
         await a_few_rounds(sandbox)
         before = len(sandbox.requests)
         await a_few_rounds(sandbox, 10)
         assert {request.path for request in sandbox.requests[before:]} == {DAY}
         audit_ids = {flow_id: sandbox.run_by_schedule(flow_id) for flow_id in (103, 117)}
-        await until(lambda: all(str(each) in store.text for each in audit_ids.values()), "both are noted")
+        await until(lambda: all(str(each) in store.text for each in audit_ids.values()), "both are stored")
     finally:
         await triggerer.end()
 
-    assert sorted((number, told["audit_id"]) for number, told in triggerer.told) == sorted(audit_ids.items())
+    assert sorted((number, event["audit_id"]) for number, event in triggerer.events) == sorted(audit_ids.items())
     assert len({request.connection for request in sandbox.requests}) == 1
     others = [request.path for request in sandbox.requests[before:] if request.path != DAY]
     assert sorted(set(others)) == ["/rest/v1/executions/103/history", "/rest/v1/executions/117/history"]
@@ -362,53 +368,53 @@ async def test_twenty_five_watchers_of_a_connection_share_one_poll(sandbox: Sand
 
 
 @sharing
-async def test_a_watcher_that_comes_later_and_one_that_leaves_change_nothing_for_others(sandbox: Sandbox) -> None:
+async def test_joining_and_leaving_watchers_do_not_disturb_others(sandbox: Sandbox) -> None:
     sandbox.add_flow(SandboxFlow(8, "Another"))
     stores = {number: Store() for number in (1, 2)}
     triggerer = Triggerer(shares=True)
     try:
         triggerer.start(trigger(), stores[1], 1)
-        await until(lambda: stores[1].kept, "the first look is noted")
+        await until(lambda: stores[1].kept, "the first checkpoint is stored")
         triggerer.start(trigger(8, poll_interval=60), stores[2], 2)
-        await until(lambda: stores[2].kept, "the first look is noted")
+        await until(lambda: stores[2].kept, "the first checkpoint is stored")
         of_another = sandbox.run_by_schedule(8)
-        await until(lambda: str(of_another) in stores[2].text, "it is noted")
+        await until(lambda: str(of_another) in stores[2].text, "it is stored")
         triggerer.tasks.pop(0).cancel()
         await until(lambda: len(triggerer.tasks) == 1, "one left")
         second = sandbox.run_by_schedule(8)
         triggerer.start(trigger(), stores[1], 3)
-        await until(lambda: str(second) in stores[2].text, "it is noted")
+        await until(lambda: str(second) in stores[2].text, "it is stored")
         mine = sandbox.run_by_schedule(FLOW)
-        await until(lambda: str(mine) in stores[1].text, "it is noted")
+        await until(lambda: str(mine) in stores[1].text, "it is stored")
     finally:
         await triggerer.end()
 
-    assert [(number, told["audit_id"]) for number, told in triggerer.told] == [
+    assert [(number, event["audit_id"]) for number, event in triggerer.events] == [
         (2, of_another), (2, second), (3, mine),
     ]  # fmt: skip
 
 
 @sharing
-async def test_an_end_is_not_noted_before_airflow_has_stored_its_event(sandbox: Sandbox) -> None:
+async def test_checkpoint_waits_until_the_event_is_stored(sandbox: Sandbox) -> None:
     store = Store()
     triggerer = Triggerer(shares=True)
     triggerer.stores = False
     triggerer.start(trigger(), store)
-    await until(lambda: store.kept, "the first look is noted")
+    await until(lambda: store.kept, "the first checkpoint is stored")
     audit_id = sandbox.run_by_schedule(FLOW)
     await a_few_rounds(sandbox, 6)
     await triggerer.end()
     assert str(audit_id) not in store.text
     after_a_crash = Triggerer(shares=True)
     after_a_crash.start(trigger(), store)
-    await until(lambda: str(audit_id) in store.text, "it is noted")
+    await until(lambda: str(audit_id) in store.text, "it is stored")
     await after_a_crash.end()
 
-    assert after_a_crash.runs_told == [audit_id]
+    assert after_a_crash.runs_reported == [audit_id]
 
 
 @sharing
-async def test_an_event_that_airflow_fails_to_store_is_told_by_the_trigger_that_it_starts_instead(
+async def test_event_that_is_not_stored_is_delivered_again(
     sandbox: Sandbox,
 ) -> None:
     sandbox.add_flow(SandboxFlow(8, "Another"))
@@ -417,7 +423,7 @@ async def test_an_event_that_airflow_fails_to_store_is_told_by_the_trigger_that_
     try:
         triggerer.start(trigger(), stores[1], 1)
         triggerer.start(trigger(8), stores[2], 2)
-        await until(lambda: stores[1].kept and stores[2].kept, "the first looks are noted")
+        await until(lambda: stores[1].kept and stores[2].kept, "the first checkpoints are stored")
         triggerer.stores = False
         audit_id = sandbox.run_by_schedule(FLOW)
         failing = triggerer.tasks[0]
@@ -426,27 +432,27 @@ async def test_an_event_that_airflow_fails_to_store_is_told_by_the_trigger_that_
         triggerer.stores = True
         triggerer.start(trigger(), stores[1], 3)
         of_another = sandbox.run_by_schedule(8)
-        await until(lambda: str(audit_id) in stores[1].text, "it is noted")
-        await until(lambda: str(of_another) in stores[2].text, "it is noted")
+        await until(lambda: str(audit_id) in stores[1].text, "it is stored")
+        await until(lambda: str(of_another) in stores[2].text, "it is stored")
     finally:
         await triggerer.end()
 
-    assert sorted((number, told["audit_id"]) for number, told in triggerer.told) == [(2, of_another), (3, audit_id)]
+    assert sorted((number, event["audit_id"]) for number, event in triggerer.events) == [(2, of_another), (3, audit_id)]
 
 
 @sharing
-async def test_hundreds_of_ends_at_once_do_not_overrun_airflows_queues(sandbox: Sandbox) -> None:
+async def test_thousands_of_completions_do_not_overrun_airflows_queues(sandbox: Sandbox) -> None:
     store = Store()
     first = Triggerer(shares=True)
     first.start(trigger(), store)
-    await until(lambda: store.kept, "the first look is noted")
+    await until(lambda: store.kept, "the first checkpoint is stored")
     await first.end()
     many = [sandbox.run_by_schedule(FLOW) for _ in range(2_000)]
     triggerer = Triggerer(shares=True)
     triggerer.start(trigger(), store)
     try:
-        await until(lambda: str(many[-1]) in store.text, "all are noted")
+        await until(lambda: str(many[-1]) in store.text, "all are stored")
     finally:
         await triggerer.end()
 
-    assert triggerer.runs_told == many
+    assert triggerer.runs_reported == many

@@ -1,0 +1,303 @@
+"""One execution of a task that starts a run and follows it: reattach, follow, defer, stop, and the task's end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from airflow_provider_etlworks.client.endpoints import get_execution
+from airflow_provider_etlworks.client.errors import (
+    EtlworksError,
+    EtlworksExecutionFailed,
+    EtlworksExecutionTimeout,
+    EtlworksLostTouch,
+    EtlworksUnauthorized,
+)
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.redaction import redact
+from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTimeout, task_state_store
+from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
+from airflow_provider_etlworks.runs.events import ExecutionEvent
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
+from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
+from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
+from airflow_provider_etlworks.runs.reconcile import read_accepted_run
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
+from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
+from airflow_provider_etlworks.worker.deadline import Deadline, trigger_timeout
+from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
+from airflow_provider_etlworks.worker.state import Phase, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from airflow.sdk import Context
+
+    from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+
+SeenT = TypeVar("SeenT")
+
+
+class HasHook(Protocol):
+    """An operator or a sensor: it has the hook of its connection, and makes a new one when that is deleted."""
+
+    @property
+    def hook(self) -> EtlworksHook:
+        """The hook of its connection."""
+
+    @property
+    def log(self) -> Log:
+        """The task's log."""
+
+
+class RunArguments(HasHook, Protocol):
+    """What a task that follows a run needs of its operator."""
+
+    etlworks_conn_id: str
+    wait_for_completion: bool
+    deferrable: bool
+    poll_interval: float
+    timeout: float | None
+    patience: float
+    fail_on_warning: bool
+    cancel_on_kill: bool
+    log_lines: int
+    execution_timeout: timedelta | None
+
+    @property
+    def defer(self) -> Callable[..., None]:
+        """Airflow's method that ends this execution until a trigger has fired."""
+
+
+def run_with_fresh_connection(task: HasHook, procedure: Callable[[EtlworksClient], Procedure[SeenT]]) -> SeenT:
+    """
+    Run a procedure, and once more with the connection read again if its result is that the credentials are refused.
+
+    :param task: the operator or sensor; its ``hook`` is replaced.
+    :param procedure: makes the procedure for a client. A result other than a ``FollowResult`` is returned as it is.
+    """
+    seen = task.hook.client.run(procedure(task.hook.client))
+    if isinstance(seen, FollowResult) and isinstance(seen.error, EtlworksUnauthorized):
+        # The password may have been changed since the connection was read.
+        task.log.warning("%s Reading the connection again.", seen.detail)
+        del task.hook
+        seen = task.hook.client.run(procedure(task.hook.client))
+    return seen
+
+
+class RunTask(ABC):
+    """
+    One execution of an operator. A subclass starts the run.
+
+    :ivar state: where the execution stands.
+    :ivar result: the task's result, as far as it is known: there from the moment that the run is known.
+    """
+
+    def __init__(self, operator: RunArguments, context: Context, *, durable: bool = True) -> None:
+        self._operator = operator
+        self._context = context
+        self._records = LaunchRecordStore(task_state_store(context) if durable else None)
+        self.log = operator.log
+        self.state = RunState()
+        self.result: dict[str, Any] | None = None
+
+    @property
+    def hook(self) -> EtlworksHook:
+        """The hook of the task's connection."""
+        return self._operator.hook
+
+    # --- What the operator calls ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def run(self) -> dict[str, Any]:
+        """Start the run, and follow it."""
+
+    def complete(self, event: Any, *, is_ours: bool) -> dict[str, Any]:
+        """
+        Finish after the triggerer has followed the run.
+
+        :param event: what the trigger reported.
+        :param is_ours: whether this task started the run.
+        """
+        reported = ExecutionEvent.from_payload(event)
+        return self._finish(RunRef(reported.flow_id, reported.audit_id), reported.followed, is_ours=is_ours)
+
+    def kill(self) -> None:
+        """Stop the run, if this task started it. A signal handler calls this; a second call stops nothing again."""
+        self.state.killed = True
+        run = self.state.own_run
+        if run is None and self.state.phase is Phase.STARTING:
+            run = self._find_in_flight_run()
+        if run is None:
+            return
+        if not self._operator.cancel_on_kill:
+            url = self.hook.execution_url(run.flow_id, run.audit_id)
+            self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off: %s", run.audit_id, url)
+            return
+        if run != self.state.stop_requested:
+            self._stop(run)
+        # Last, since the signal may have interrupted a request to Airflow that this one then waits for.
+        self._records.update(audit_id=run.audit_id, stop_asked=True)
+
+    @abstractmethod
+    def _find_in_flight_run(self) -> RunRef | None:
+        """Return the run of a start that a kill interrupted, if it can be found at once."""
+
+    # --- Before the run -------------------------------------------------------------------------------------------
+
+    def _abort_if_killed(self) -> None:
+        """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`kill`."""
+        if self.state.killed:
+            raise EtlworksError("The task was killed while it started its run.")
+
+    def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
+        """Note that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
+        self.state.running(run, is_ours=is_ours)
+        self._records.update(audit_id=run.audit_id)
+        if self.state.killed:
+            self.kill()
+        self._abort_if_killed()
+        return run
+
+    def _was_cleared(self, record: LaunchRecord) -> bool:
+        """Whether somebody cleared the task since the record was saved: that asks for a new run."""
+        return record.max_tries != self._context["ti"].max_tries
+
+    def _should_follow(self, record: LaunchRecord, run: RunRef) -> bool:
+        """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
+        self._accept(run, is_ours=record.is_ours)
+        client = self.hook.client
+        execution = client.run(read_accepted_run(run, clock=client.clock, log=self.log))
+        decision = decide_reattach(
+            execution,
+            stop_asked=record.stop_asked,
+            cleared=self._was_cleared(record),
+            cancel_on_kill=self._operator.cancel_on_kill and record.is_ours,
+            fail_on_warning=self._operator.fail_on_warning,
+        )
+        status = execution.status if execution else "no longer known to Etlworks"
+        if decision in (ReattachDecision.FOLLOW, ReattachDecision.DONE):
+            self.log.info("An earlier try started run %s, which is %s. Following it; no new run.", run.audit_id, status)
+            return True
+        self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", run.audit_id, status)
+        if decision is ReattachDecision.REPLACE:
+            self._stop(run)
+        self.state.idle()
+        return False
+
+    # --- While it runs --------------------------------------------------------------------------------------------
+
+    def _follow(self, run: RunRef, *, is_ours: bool = True) -> dict[str, Any]:
+        """Push the run's id and link, and follow it to its end: here, or in the triggerer."""
+        url = self.hook.execution_url(run.flow_id, run.audit_id)
+        self.log.info("Run %s of flow %s is accepted: %s", run.audit_id, run.flow_id, url)
+        self._context["ti"].xcom_push(key=AUDIT_ID_KEY, value=run.audit_id)
+        self._context["ti"].xcom_push(key=EXECUTION_LINK_KEY, value=url)
+        self.result = task_result(Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
+        if not self._operator.wait_for_completion:
+            return self.result
+        if self._operator.deferrable and not self._has_ended(run):
+            self._defer(run, is_ours=is_ours)
+        return self._finish(run, self._follow_on_worker(run, is_ours=is_ours), is_ours=is_ours)
+
+    def _has_ended(self, run: RunRef) -> bool:
+        """Poll once before deferring: a short run needs no triggerer."""
+        try:
+            return self.hook.client.send(get_execution(run.flow_id, run.audit_id), attempts=1).is_terminal
+        except EtlworksError as error:
+            self.log.info("Run %s cannot be read yet; the triggerer goes on. %s", run.audit_id, error)
+            return False
+
+    def _defer(self, run: RunRef, *, is_ours: bool) -> None:
+        operator, deadline = self._operator, self._deadline().at
+        self._operator.defer(
+            trigger=EtlworksFlowExecutionTrigger(
+                flow_id=run.flow_id,
+                audit_id=run.audit_id,
+                etlworks_conn_id=operator.etlworks_conn_id,
+                poll_interval=operator.poll_interval,
+                deadline=deadline,
+                cancel_on_kill=operator.cancel_on_kill and is_ours,
+                patience=operator.patience,
+            ),
+            method_name="execute_complete",
+            kwargs={"is_ours": is_ours},
+            timeout=trigger_timeout(deadline, self.hook.client.clock.time()),
+        )
+
+    def _follow_on_worker(self, run: RunRef, *, is_ours: bool) -> FollowResult:
+        """Follow the run on the worker, as the trigger does in the triggerer."""
+        policy = self._policy()
+        followed = run_with_fresh_connection(
+            self._operator, lambda client: follow(run, policy, clock=client.clock, log=self.log)
+        )
+        if followed.ending is Ending.DEADLINE and is_ours and self._operator.cancel_on_kill:
+            followed = replace(followed, detail=self._stop(run))
+        return followed.redacted(self.hook.settings.secrets)
+
+    def _policy(self) -> PollPolicy:
+        return PollPolicy(self._operator.poll_interval, self._operator.patience, self._deadline().at)
+
+    def _deadline(self) -> Deadline:
+        # `airflow dags test` on Airflow 2 runs tasks that have no start.
+        start = self._context["ti"].start_date
+        began = start.timestamp() if start is not None else self.hook.client.clock.time()
+        return Deadline.earliest(began, self._operator.timeout, self._operator.execution_timeout)
+
+    def _stop(self, run: RunRef) -> str:
+        stopped = self.hook.stop_flow(run.flow_id, run.audit_id)
+        # Only now: a signal in the middle of the request sends it once more, which is better than never.
+        self.state.stop_requested = run
+        report = self.log.info if stopped.accepted else self.log.warning
+        report("%s", stopped.detail)
+        return stopped.detail
+
+    # --- After it -------------------------------------------------------------------------------------------------
+
+    def _finish(self, run: RunRef, followed: FollowResult, *, is_ours: bool) -> dict[str, Any]:
+        """Turn the end of the following into the task's end: one place for all paths."""
+        self.state.done()
+        url = self.hook.execution_url(run.flow_id, run.audit_id)
+        name = f"Run {run.audit_id} of flow {run.flow_id}"
+        execution = followed.execution
+        self.result = task_result(execution or Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
+        if followed.ending is Ending.DEADLINE:
+            stop_asked = is_ours and self._operator.cancel_on_kill
+            if stop_asked:
+                self._records.update(stop_asked=True)
+            deadline = self._deadline()
+            done = followed.detail if stop_asked else "It was left going."
+            text = f"{name} was still going when {deadline.limit} was over. {done} {url}"
+            raise AirflowTaskTimeout(text) if deadline.by_airflow else EtlworksExecutionTimeout(text)
+        if followed.ending is not Ending.FINISHED or execution is None:
+            raise EtlworksLostTouch(f"{name} may still be going, but cannot be followed: {followed.detail} {url}")
+        outcome = outcome_of(execution, fail_on_warning=self._operator.fail_on_warning)
+        if outcome is not Outcome.SUCCESS:
+            self._show_log(execution)
+            failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
+            # If we stopped it ourselves, since the worker goes down, Airflow may try again.
+            if outcome is Outcome.CANCELED and not self.state.killed:
+                raise AirflowFailException(f"{failed} Not tried again, since somebody stopped it.") from failed
+            raise failed
+        if execution.status == "warning":
+            self.log.warning("%s ended with a warning. %s", name, error_text(execution))
+        records = "" if execution.records is None else f", {execution.records} records"
+        self.log.info("%s ended: %s%s. %s", name, execution.status, records, url)
+        return self.result
+
+    def _show_log(self, execution: Execution) -> None:
+        """Copy the end of the flow's own log. If it cannot be read, the run's failure is still what is reported."""
+        if self._operator.log_lines == 0:
+            return
+        try:
+            text = self.hook.execution_log(execution.flow_id, execution.audit_id, last_lines=self._operator.log_lines)
+        except EtlworksError as error:
+            self.log.warning("The log of run %s cannot be read: %s", execution.audit_id, error)
+            return
+        self.log.info("The last lines of the log of run %s:", execution.audit_id)
+        for line in text.splitlines():
+            self.log.info("  | %s", redact(line, self.hook.settings.secrets))

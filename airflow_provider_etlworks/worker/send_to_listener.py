@@ -1,0 +1,272 @@
+"""One execution of ``EtlworksHttpListenerOperator``: send the payload once, find the run that it started, follow it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from os import SEEK_END
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from airflow_provider_etlworks.client.endpoints import send_to_listener
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
+from airflow_provider_etlworks.client.streaming import Body, FileBody
+from airflow_provider_etlworks.compat import AirflowFailException
+from airflow_provider_etlworks.hooks.clients import urgent_client
+from airflow_provider_etlworks.runs.find import RunSelector, find_message_run
+from airflow_provider_etlworks.runs.types import RunRef
+from airflow_provider_etlworks.storage import stored_file
+from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
+from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
+from airflow_provider_etlworks.worker.launch_record import LaunchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow.sdk import Context
+
+    from airflow_provider_etlworks.client.call import Call
+    from airflow_provider_etlworks.client.settings import ClientSettings
+    from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+
+LONGEST_ANSWER = 10_000
+"""Characters of a listener's answer, as JSON, that a task returns at most."""
+
+_LONGEST_MESSAGE_UUID = 200
+_DEEPEST = 50
+_LARGEST_INT = 2**63 - 1
+# Airflow reads these keys as those of a serialized object.
+_RESERVED_KEYS = {"__classname__", "__id__", "__type", "__var"}
+# What the record of a payload has for a flow that the task does not know.
+_NO_FLOW = 0
+
+
+class ListenerArguments(RunArguments, Protocol):
+    """What the task needs of its operator."""
+
+    path: str
+    payload: str | Mapping[str, Any] | Sequence[Any] | None
+    payload_path: Any
+    content_type: str
+    flow_id: int | str | None
+
+
+def find_message_run_at_once(hook: EtlworksHook, flow_id: int, message_uuid: str) -> int | None:
+    """
+    Search for the run that a message to a listener started, in as little time as a killed task has.
+
+    Uses connections of its own and short time-outs, so that it works while a signal has interrupted another call.
+
+    :param hook: the hook of the connection.
+    :param flow_id: the flow that listens.
+    :param message_uuid: the message's id, from the listener's answer.
+    :return: the run's audit id; ``None`` if there is none yet.
+    :raises EtlworksError: Etlworks cannot be asked.
+    """
+    with urgent_client(hook.settings) as client:
+        found = client.run(RunSelector(flow_id, message_uuid=message_uuid).find())
+    return None if found is None else found.audit_id
+
+
+class SendToListenerTask(RunTask):
+    """One execution of ``EtlworksHttpListenerOperator``."""
+
+    _operator: ListenerArguments
+
+    def __init__(self, operator: ListenerArguments, context: Context) -> None:
+        super().__init__(operator, context)
+        self._flow_id = _NO_FLOW
+        self._message_uuid: str | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Send the payload and, if the task waits, follow the run that it starts."""
+        with ExitStack() as opened:
+            with fail_without_retry_on_config_error():
+                if self._operator.flow_id is not None:
+                    self._flow_id = parse_id("flow_id", self._operator.flow_id)
+                call = send_to_listener(self._operator.path, self._body(opened), self._operator.content_type)
+                settings = self.hook.settings
+            record = self._earlier_record()
+            if not self._operator.wait_for_completion:
+                result = self._send(call, settings) if record is None else self._earlier_result(record)
+                self.state.done()
+                return result
+            run = None if record is None else self._reattach(record)
+            if run is None:
+                run = self._find_run(self._followable_message(self._send(call, settings)))
+        return self._follow(run)
+
+    def _find_in_flight_run(self) -> RunRef | None:
+        audit_id = None
+        if self._message_uuid is not None and self._operator.wait_for_completion:
+            try:
+                audit_id = find_message_run_at_once(self.hook, self._flow_id, self._message_uuid)
+            except EtlworksError as error:
+                self.log.warning("Cannot search for the run of message %s: %s", self._message_uuid, error)
+        if audit_id is None:
+            self.log.warning("The task was killed while it sent its payload. If that started a run, it goes on.")
+            return None
+        return RunRef(self._flow_id, audit_id)
+
+    # --- Before it is sent ----------------------------------------------------------------------------------------
+
+    def _body(self, opened: ExitStack) -> bytes | Body | None:
+        payload, content_type = self._operator.payload, self._operator.content_type
+        if self._operator.payload_path is not None:
+            return opened.enter_context(_file_body(self._operator.payload_path))
+        if payload is None:
+            return None
+        if isinstance(payload, (str, bytes)):
+            return payload.encode() if isinstance(payload, str) else payload
+        kind = type(payload).__name__
+        if not isinstance(payload, (Mapping, Sequence)):
+            raise EtlworksConfigError(f"payload is a {kind}; it must be text, or a dict or a list to send as JSON.")
+        if "json" not in content_type.lower():
+            raise EtlworksConfigError(
+                f"payload is a {kind}, which is sent as JSON, but content_type is {content_type!r}. "
+                "Give the text that is to be sent."
+            )
+        try:
+            return json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise EtlworksConfigError(f"payload cannot be sent as JSON: {error}.") from error
+
+    # --- The payload of an earlier try ----------------------------------------------------------------------------
+
+    def _earlier_record(self) -> LaunchRecord | None:
+        """Return what an earlier try recorded of the same payload, if that still counts."""
+        record = self._records.load()
+        if record is None or record.flow_id != self._flow_id:
+            return None
+        # A task that was cleared sends its payload again; if the run is known, its state decides what becomes of it.
+        is_known = record.audit_id is not None and self._operator.wait_for_completion
+        return None if self._was_cleared(record) and not is_known else record
+
+    def _earlier_result(self, record: LaunchRecord) -> dict[str, Any]:
+        """Return the result of an earlier try that sent the payload and failed later, such as at an XCom."""
+        if record.message_result is None:
+            self._fail_in_doubt()
+        self.log.info("An earlier try sent the payload and got an answer. It is not sent again.")
+        return record.message_result
+
+    def _reattach(self, record: LaunchRecord) -> RunRef | None:
+        """Return the run that an earlier try started, if it is to be followed."""
+        if record.audit_id is not None:
+            run = RunRef(record.flow_id, record.audit_id)
+        elif record.message_result is None:
+            self._fail_in_doubt()
+        else:
+            run = self._find_run(self._followable_message(record.message_result))
+        return run if self._should_follow(record, run) else None
+
+    def _fail_in_doubt(self) -> NoReturn:
+        raise AirflowFailException(
+            "An earlier try was lost while it sent the payload, which may have been received, so it is not sent again. "
+            "Look in Etlworks whether it was; clear the task to send it once more."
+        )
+
+    # --- The start ------------------------------------------------------------------------------------------------
+
+    def _send(self, call: Call[Any], settings: ClientSettings) -> dict[str, Any]:
+        """Send the payload, and return the message's id, if the answer has one, and the answer."""
+        client, flow_id = self.hook.client, self._flow_id
+        listening = "" if flow_id == _NO_FLOW else f", for flow {flow_id}"
+        self.log.info("Sending a payload to %s at %s%s.", call, settings.root_url, listening)
+        self._abort_if_killed()
+        self._records.save(LaunchRecord(flow_id, 0, client.clock.time(), self._context["ti"].max_tries))
+        self.state.starting(0)
+        self._abort_if_killed()
+        try:
+            answer = client.send(call)
+            result = _message_result(answer, settings.secrets)
+        except Exception as error:  # also what nobody foresees: a payload in doubt must not be sent again
+            if isinstance(error, EtlworksError) and error.not_processed:
+                self.state.idle()
+                self._records.clear()
+                raise
+            raise AirflowFailException(
+                f"{error} The payload may have been received, so it is not sent again. Look in Etlworks whether it "
+                "was; clear the task to send it once more."
+            ) from error
+        self._message_uuid = result["message_uuid"]
+        self.log.info("The listener answered. Message: %s.", self._message_uuid)
+        self._records.update(message_result=result)
+        return result
+
+    def _followable_message(self, result: dict[str, Any]) -> str:
+        message_uuid = result["message_uuid"]
+        if message_uuid is None:
+            raise AirflowFailException(
+                "Etlworks took the payload, but its answer has no messageUuid, so the run that it may have started "
+                f"cannot be followed. The answer: {str(result['answer'])[:500]!r}. Let the flow at "
+                f"{self._operator.path!r} answer with it, or set wait_for_completion=False."
+            )
+        return str(message_uuid)
+
+    def _find_run(self, message_uuid: str) -> RunRef:
+        client = self.hook.client
+        self._message_uuid = message_uuid
+        self.state.starting(0)
+        patience = self._operator.patience
+        try:
+            found = client.run(
+                find_message_run(self._flow_id, message_uuid, clock=client.clock, log=self.log, patience=patience)
+            )
+        except EtlworksStartUnknown as error:
+            raise AirflowFailException(f"{error} The payload is not sent again.") from error
+        return self._accept(RunRef(self._flow_id, found.audit_id))
+
+
+@contextmanager
+def _file_body(path: Any) -> Iterator[Body]:
+    """Open a file as the body of a request, which reads it in chunks."""
+    with stored_file("payload_path", path).open_read() as source:
+        yield FileBody(source, source.seek(0, SEEK_END))
+
+
+def _message_result(answer: Any, secrets: Iterable[str]) -> dict[str, Any]:
+    found = answer.get("messageUuid") if isinstance(answer, dict) else None
+    message_uuid = _harmless(str(found)) if isinstance(found, (str, int)) else ""
+    is_id = 0 < len(message_uuid) <= _LONGEST_MESSAGE_UUID
+    return {"message_uuid": message_uuid if is_id else None, "answer": bounded_answer(answer, secrets)}
+
+
+def bounded_answer(answer: Any, secrets: Iterable[str] = ()) -> Any:
+    """
+    Return a listener's answer as a task returns it, so that Airflow can store it as an XCom.
+
+    :param answer: the answer, as JSON or as text.
+    :param secrets: the connection's own, which no XCom may contain.
+    :return: the answer, with U+FFFD instead of what no database takes; as text if Airflow could not store its JSON, or
+        if a secret was removed; the first 10,000 characters of the text if it is longer.
+    """
+    text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    for secret in secrets:
+        if secret and secret in text:
+            text = answer = text.replace(secret, "***")
+    if len(text) > LONGEST_ANSWER or not _is_storable(answer):
+        return _harmless(text[:LONGEST_ANSWER])
+    return _harmless(answer)
+
+
+def _is_storable(value: Any, depth: int = 0) -> bool:
+    """Whether Airflow can store the structure and the numbers of a JSON value, whatever its database and pipes are."""
+    if isinstance(value, (dict, list)):
+        items = value.values() if isinstance(value, dict) else value
+        is_plain = depth < _DEEPEST and not (isinstance(value, dict) and _RESERVED_KEYS & value.keys())
+        return is_plain and all(_is_storable(each, depth + 1) for each in items)
+    if isinstance(value, int):
+        return abs(value) <= _LARGEST_INT
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _harmless(value: Any) -> Any:
+    """Replace what no database takes, in all texts of a JSON value: NUL, and half a surrogate pair."""
+    if isinstance(value, dict):
+        return {_harmless(key): _harmless(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_harmless(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,444 @@
+"""What is polled next, and what an answer changes: decisions of the poll queue, without an event loop or a network."""
+
+from __future__ import annotations
+
+import logging
+import random
+from datetime import datetime, timezone
+
+import pytest
+from support.client import VirtualClock
+
+from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.runs.follow import Ending, FollowResult, RunPoller
+from airflow_provider_etlworks.runs.listings import DayListing, FlowHistoryListing
+from airflow_provider_etlworks.runs.poll_queue import ListingItem, PollQueue, RunItem, Subscriber
+from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
+
+Item = RunItem[Subscriber] | ListingItem[Subscriber]
+
+
+REFUSED = api_error("GET /x", 403, "Administrators only")
+
+
+class Queue:
+    """A queue at a time that the test sets, and short ways to use it. Run 1 is of flow 1, and so on."""
+
+    def __init__(self, requests_per_minute: int = 300, *, with_lists: bool = False) -> None:
+        self.clock = VirtualClock()
+        self.queue: PollQueue[Subscriber] = PollQueue(self.clock, requests_per_minute)
+        if not with_lists:
+            self.queue.breaker.record_failure(DayListing(0), REFUSED)
+
+    @property
+    def now(self) -> float:
+        return self.clock.monotonic()
+
+    def push(self, audit_id: int, *, poll_interval: float = 10.0, within: float | None = None) -> Item:
+        """Subscribe to a run, with a deadline so many seconds from now."""
+        deadline = None if within is None else self.clock.time() + within
+        policy = PollPolicy(poll_interval=poll_interval, deadline=deadline)
+        poller = RunPoller(audit_id, policy, clock=self.clock, log=logging.getLogger("task"))
+        self.subscriber = Subscriber(poller, deadline)
+        return self.queue.push(RunRef(audit_id, audit_id), self.subscriber, self.now)
+
+    def pick(self) -> Item | None:
+        return self.queue.pick(self.now)
+
+    def picked(self) -> list[int | DayListing | FlowHistoryListing]:
+        """Pick whatever is due now: audit ids, and lists. All of it stays in flight."""
+        return [name_of(item) for item in iter(self.pick, None)]
+
+    def sleep(self) -> float:
+        """Let time pass until the queue says that something is due, and return for how long."""
+        seconds = max(0.0, self.queue.next_wakeup(self.now) - self.now)
+        self.clock.sleep(seconds)
+        return seconds
+
+    def record(self, item: Item, status: str = "running") -> list[Ending]:
+        """Answer a poll of a run."""
+        assert isinstance(item, RunItem)
+        item.in_flight = False
+        execution = Execution(item.flow_id, item.audit_id, status=status)
+        return [result.ending for _, result in self.queue.on_record(item, execution, self.now)]
+
+    def fail(self, item: Item, error: Exception) -> list[FollowResult]:
+        """Fail a poll of a run."""
+        assert isinstance(item, RunItem)
+        assert isinstance(error, (EtlworksUnreachable, type(api_error("GET /x", 401, ""))))
+        item.in_flight = False
+        return [result for _, result in self.queue.on_error(item, error, self.now)]
+
+    def list(self, item: Item, runs: dict[int, bool], error: Exception | None = None) -> None:
+        """Answer a read of a list: audit ids, and whether they are going."""
+        assert isinstance(item, ListingItem)
+        item.in_flight = False
+        if error is None:
+            entries = [((audit_id, audit_id), going) for audit_id, going in runs.items()]
+            for _ in self.queue.on_listing(item, self.now, entries):
+                pass
+        self.queue.after_listing(item, self.now, self.now, error)
+
+
+def name_of(item: Item) -> int | DayListing | FlowHistoryListing:
+    return item.audit_id if isinstance(item, RunItem) else item.listing
+
+
+def with_day_listing(*audit_ids: int) -> tuple[Queue, ListingItem[Subscriber]]:
+    """Return a queue with some runs, each polled once, and the list of the day that covers them, in flight."""
+    queue = Queue(with_lists=True)
+    for audit_id in audit_ids:
+        queue.push(audit_id)
+    listing = queue.pick()
+    assert isinstance(listing, ListingItem)
+    assert listing.listing == DayListing(0)
+    while (item := queue.pick()) is not None:
+        queue.record(item)
+    return queue, listing
+
+
+# --- Order ----------------------------------------------------------------------------------------------------------
+
+
+def test_empty_queue_has_nothing() -> None:
+    assert Queue().pick() is None
+
+
+def test_run_is_due_at_once_and_then_after_its_interval() -> None:
+    queue = Queue()
+    item = queue.push(1)
+
+    assert queue.queue.next_wakeup(queue.now) <= queue.now
+    assert queue.pick() is item
+    assert item.in_flight
+    assert queue.pick() is None
+    assert queue.record(item) == []
+    assert queue.pick() is None
+    began = queue.now
+    while queue.pick() is None:
+        assert queue.sleep() > 0
+    assert 9 <= queue.now - began <= 9.7
+
+
+def test_runs_are_picked_in_the_order_in_which_they_are_due() -> None:
+    queue = Queue(requests_per_minute=0)
+    due = {}
+    for audit_id in random.Random(1).sample(range(1, 100), 99):  # noqa: S311  # no secret
+        item = queue.push(audit_id, poll_interval=float(100 + audit_id))
+        assert queue.pick() is item
+        queue.record(item)
+        due[audit_id] = item.due
+    picked = []
+    while len(picked) < 99:
+        while (item := queue.pick()) is not None:
+            assert isinstance(item, RunItem)
+            assert item.due <= queue.now
+            picked.append(item.audit_id)
+        queue.sleep()
+
+    assert picked == sorted(due, key=due.__getitem__)
+
+
+def test_in_flight_run_is_not_picked_again() -> None:
+    queue = Queue()
+    item = queue.push(1)
+    assert queue.pick() is item
+    assert queue.push(1) is item
+    queue.clock.sleep(1000)
+
+    assert queue.picked() == []
+    queue.record(item)
+    queue.clock.sleep(1000)
+    assert queue.picked() == [1]
+
+
+def test_subscribers_of_a_run_share_its_poll_and_each_gets_a_result() -> None:
+    queue = Queue()
+    item = queue.push(1)
+    first = queue.subscriber
+    assert queue.push(1) is item
+    second = queue.subscriber
+    assert queue.picked() == [1]
+
+    assert isinstance(item, RunItem)
+    results = queue.queue.on_record(item, Execution(1, 1, status="success"), queue.now)
+    assert [subscriber for subscriber, _ in results] == [first, second]
+    assert {result.ending for _, result in results} == {Ending.FINISHED}
+    queue.clock.sleep(1000)
+    assert queue.picked() == []
+
+
+def test_run_without_subscribers_is_not_polled() -> None:
+    queue = Queue()
+    item = queue.push(1)
+    assert isinstance(item, RunItem)
+    queue.queue.discard(item, queue.subscriber)
+
+    assert queue.picked() == []
+    assert queue.push(1) is not item
+    assert queue.picked() == [1]
+
+
+def test_shortest_interval_of_the_subscribers_counts() -> None:
+    queue = Queue()
+    item = queue.push(1, poll_interval=300)
+    queue.push(1, poll_interval=10)
+    assert queue.picked() == [1]
+    queue.record(item)
+
+    assert item.due - queue.now < 10
+
+
+def test_refused_credentials_end_every_run_at_once() -> None:
+    queue = Queue()
+    items = [queue.push(audit_id) for audit_id in range(1, 6)]
+    assert queue.pick() is items[0]
+
+    results = queue.fail(items[0], api_error("GET /x", 401, "Key expired"))
+    assert [result.ending for result in results] == [Ending.DENIED] * 5
+    assert queue.picked() == []
+
+
+def test_failed_poll_delays_the_next_one_more_each_time() -> None:
+    queue = Queue()
+    item = queue.push(1)
+    delays = []
+    for _ in range(4):
+        while queue.pick() is None:
+            queue.sleep()
+        assert queue.fail(item, EtlworksUnreachable("Connection refused.")) == []
+        delays.append(item.due - queue.now)
+
+    assert delays == [10, 20, 40, 60]
+
+
+# --- Deadlines ------------------------------------------------------------------------------------------------------
+
+
+def test_deadline_makes_a_run_urgent_and_the_last_poll_decides() -> None:
+    queue = Queue()
+    item = queue.push(1, poll_interval=300, within=100)
+    began = queue.now
+    assert queue.picked() == [1]
+    queue.record(item)
+    while not item.in_flight:
+        queue.sleep()
+        assert queue.queue.expire(queue.now) == []
+        queue.pick()
+
+    assert queue.now - began == pytest.approx(100, abs=0.01)
+    assert queue.record(item) == [Ending.DEADLINE]
+
+
+def test_last_poll_comes_before_everything_that_is_merely_due() -> None:
+    queue = Queue()
+    for audit_id in range(1, 50):
+        queue.push(audit_id)
+    queue.push(99, within=0.5)
+    queue.clock.sleep(0.5)
+    assert queue.queue.next_wakeup(queue.now) <= queue.now
+    queue.queue.expire(queue.now)
+
+    assert queue.picked()[0] == 99
+
+
+def test_deadline_is_met_although_the_last_poll_gets_no_answer() -> None:
+    queue = Queue()
+    item = queue.push(1, within=100)
+    subscriber = queue.subscriber
+    assert queue.pick() is item
+    queue.clock.sleep(100)
+    assert queue.queue.expire(queue.now) == []
+    queue.clock.sleep(19)
+    assert queue.queue.expire(queue.now) == []
+    assert queue.queue.next_wakeup(queue.now) <= queue.now + 1
+    queue.clock.sleep(1)
+
+    ((who, result),) = queue.queue.expire(queue.now)
+    assert who is subscriber
+    assert result.ending is Ending.DEADLINE
+    assert "got no answer" in result.detail
+    assert queue.queue.expire(queue.now + 1000) == []
+
+
+def test_deadline_of_one_subscriber_leaves_the_other_waiting() -> None:
+    queue = Queue()
+    item = queue.push(1, within=5)
+    queue.push(1)
+    assert queue.pick() is item
+    queue.clock.sleep(5)
+    queue.queue.expire(queue.now)
+
+    assert queue.record(item) == [Ending.DEADLINE]
+    assert item.is_open
+    assert queue.queue.expire(queue.now + 100) == []
+
+
+# --- Lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_a_list_covers_are_not_polled_while_it_is_fresh() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.list(listing, {1: True, 2: True, 3: True})
+    reads = 0
+    began = queue.now
+    while queue.now < began + 50:
+        while (item := queue.pick()) is not None:
+            assert item is listing
+            reads += 1
+            queue.list(listing, {1: True, 2: True, 3: True})
+        queue.clock.sleep(0.5)
+
+    assert 4 <= reads <= 6
+
+
+def test_run_that_a_list_reports_as_ended_is_urgent_once() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.list(listing, {1: True, 2: False, 3: True})
+
+    assert queue.queue.next_wakeup(queue.now) <= queue.now
+    item = queue.pick()
+    assert item is not None
+    assert name_of(item) == 2
+    assert queue.record(item) == []
+    queue.list(listing, {1: True, 2: False, 3: True})
+    assert queue.picked() == []
+
+
+def test_list_comes_before_urgent_runs() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.list(listing, {1: False, 2: True, 3: True})
+    listing.due = queue.now
+
+    assert queue.picked() == [DayListing(0), 1]
+
+
+def test_run_that_a_list_lacks_is_polled_by_its_own_record() -> None:
+    queue, listing = with_day_listing(1, 2, 3, 4)
+    queue.list(listing, {1: True, 2: True, 3: True})
+    polled = set()
+    until = queue.now + 30
+    while queue.now < until:
+        while (item := queue.pick()) is not None:
+            if isinstance(item, ListingItem):
+                queue.list(item, {1: True, 2: True, 3: True})
+            else:
+                polled.add(item.audit_id)
+                queue.record(item)
+        queue.clock.sleep(0.5)
+
+    assert polled == {4}
+
+
+def test_list_that_is_refused_gives_its_runs_back() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.list(listing, {1: True, 2: True, 3: True})
+    queue.clock.sleep(10)
+    assert queue.pick() is listing
+    queue.queue.breaker.record_failure(listing.listing, REFUSED)
+    queue.list(listing, {}, REFUSED)
+    polled: set[object] = set()
+    began = queue.now
+    while len(polled) < 3:
+        polled |= set(queue.picked())
+        queue.clock.sleep(0.5)
+
+    assert polled == {1, 2, 3}
+    assert queue.now - began <= 12
+
+
+def test_list_that_reports_an_ended_run_as_going_is_not_used() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.list(listing, {1: True, 2: True, 3: True})
+    run = queue.queue._runs[1, 1]
+    assert queue.record(run, "success") == [Ending.FINISHED]
+    queue.clock.sleep(10)
+    queue.list(listing, {1: True, 2: True, 3: True})
+
+    assert not queue.queue.breaker.is_available(DayListing(0))
+
+
+def test_list_that_takes_long_is_read_less_often() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    asked_at = queue.now
+    queue.clock.sleep(55)
+    queue.queue.after_listing(listing, asked_at, queue.now)
+
+    assert listing.due - queue.now == pytest.approx(55)
+
+
+def test_answer_of_a_list_lets_others_work_in_between() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    others = [((8, audit_id), False) for audit_id in range(40_000)]
+
+    assert len(list(queue.queue.on_listing(listing, queue.now, others))) == 8
+
+
+# --- Resync ---------------------------------------------------------------------------------------------------------
+
+
+def test_resync_polls_covered_runs_the_stalest_first_within_its_share() -> None:
+    audit_ids = range(1, 31)
+    queue, listing = with_day_listing(*audit_ids)
+    going = dict.fromkeys(audit_ids, True)
+    queue.list(listing, going)
+    began, polls = queue.now, []
+    while queue.now < began + 180:
+        while (item := queue.pick()) is not None:
+            if isinstance(item, ListingItem):
+                queue.list(item, going)
+            else:
+                polls.append((queue.now, item.audit_id))
+                queue.record(item)
+        queue.clock.sleep(0.5)
+
+    # Thirty a minute: a tenth of the budget.
+    assert 60 <= len(polls) <= 90
+    assert {audit_id for _, audit_id in polls} == set(audit_ids)
+    order = [audit_id for _, audit_id in polls]
+    assert order[30:60] == order[:30]
+    assert polls[0][0] - began >= 6 * 10 - 10
+
+
+def test_run_that_was_never_polled_is_polled_when_nothing_else_is_due() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.push(4)
+    queue.list(listing, {1: True, 2: True, 3: True, 4: True})
+
+    assert queue.picked() == [4]
+
+
+# --- Throttling -----------------------------------------------------------------------------------------------------
+
+
+def test_throttling_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    queue = Queue(requests_per_minute=60)
+    for audit_id in range(1, 41):
+        queue.push(audit_id)
+    for _ in range(5):
+        queue.picked()
+        queue.clock.sleep(10)
+
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == (
+        "40 runs are watched, which takes 240 requests a minute; the connection's requests_per_minute is 60. "
+        "Polling is throttled: each run is polled 4.0 times less often than configured."
+    )
+
+
+def test_list_of_the_day_on_which_the_runs_started_is_read() -> None:
+    queue = Queue(with_lists=True)
+    for audit_id in (1, 2):
+        queue.push(audit_id)
+    yesterday = datetime.fromtimestamp(queue.clock.time() - 86_400, timezone.utc)
+    for item in list(iter(queue.pick, None)):
+        if isinstance(item, RunItem):
+            execution = Execution(item.flow_id, item.audit_id, status="running", started_at=yesterday)
+            queue.queue.on_record(item, execution, queue.now)
+        else:
+            # The list of today knows nothing of them.
+            queue.list(item, {})
+    queue.clock.sleep(11)
+
+    assert queue.picked()[0] == DayListing(1)
