@@ -38,6 +38,7 @@ PAGE_SIZE = 200
 """The most items that Etlworks returns in one answer of a list."""
 
 _LONGEST_REFUSAL = 65_536
+_LONGEST_TYPE = 100
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 # Python knows encodings that are not charsets of the web. Some of them are slow, or raise what no other does.
 _NO_CHARSETS = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf-7")
@@ -126,7 +127,7 @@ class Response:
         try:
             return _DECODER.decode(self._source) if self._source.strip() else None
         except (ValueError, RecursionError) as error:
-            kind = self.headers.get("Content-Type", "no content type")
+            kind = excerpt(self.headers.get("Content-Type", "no content type"), self.secrets, _LONGEST_TYPE)
             raise EtlworksReplyError(
                 f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self._source, self.secrets)!r}. "
                 "Is Host the address of an Etlworks instance, with nothing in between (a proxy, a log-in page)?"
@@ -210,54 +211,54 @@ class Call(Generic[T]):
         query = f"?{urlencode(self.query)}" if self.query else ""
         return (root_url if self.from_root else base_url) + self.path + query
 
-    def result(self, answer: Response, secrets: Sequence[str] = ()) -> T:
+    def result(self, response: Response, secrets: Sequence[str] = ()) -> T:
         """
         Turn an answer into the call's value.
 
-        :param answer: what came back.
+        :param response: the response.
         :param secrets: texts that no message may contain.
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
-        answer = Response(answer.status, answer.headers, answer.body, tuple(secrets))
+        response = Response(response.status, response.headers, response.body, tuple(secrets))
         try:
-            if answer.status == 404 and self.none_on_404:
-                return self.read(replace(answer, status=200, body=b""))
-            if not 200 <= answer.status < 300:
-                raise self.error(answer, secrets)
-            if (reason := answer.refusal) is not None:
+            if response.status == 404 and self.none_on_404:
+                return self.read(replace(response, status=200, body=b""))
+            if not 200 <= response.status < 300:
+                raise self.error(response, secrets)
+            if (reason := response.refusal) is not None:
                 said = excerpt(reason, secrets)
-                raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status, answer=answer.json)
-            return self.read(answer)
+                raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=response.status, answer=response.json)
+            return self.read(response)
         except EtlworksReplyError as error:
             # Not ``from error``: its text may still hold a secret.
             raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from None
 
-    def error(self, answer: Response, secrets: Sequence[str] = ()) -> EtlworksApiError:
+    def error(self, response: Response, secrets: Sequence[str] = ()) -> EtlworksApiError:
         """
         Return the error that an answer stands for, with what the server says in plain text.
 
-        :param answer: what came back.
+        :param response: the response.
         :param secrets: texts that no message may contain.
         """
-        answer = replace(answer, secrets=tuple(secrets))
+        response = replace(response, secrets=tuple(secrets))
         try:
-            body = answer.json
+            body = response.json
             said = error_message(body) or (json_module.dumps(body, ensure_ascii=False) if body is not None else "")
         except EtlworksReplyError:
-            said = answer.text
+            said = response.text
         return api_error(
             str(self),
-            answer.status,
+            response.status,
             excerpt(said, secrets),
-            retry_after=answer.retry_after,
+            retry_after=response.retry_after,
             status_is_certain=self.status_is_certain,
         )
 
 
 def read_json(read: Callable[[Any], T]) -> Callable[[Response], T]:
     """Read the body as JSON, and that with ``read``."""
-    return lambda answer: read(answer.json)
+    return lambda response: read(response.json)
 
 
 def optional(read: Callable[[Any], T]) -> Callable[[Any], T | None]:
@@ -296,21 +297,21 @@ def list_of(read: Callable[[Any], ItemT]) -> Callable[[Any], list[ItemT]]:
     return read_list
 
 
-def read_text(answer: Response) -> str:
+def read_text(response: Response) -> str:
     """Read the body as text."""
-    return answer.text
+    return response.text
 
 
 def read_nothing(_: Response) -> None:
     """Read nothing: the status says all."""
 
 
-def read_anything(answer: Response) -> Any:
+def read_anything(response: Response) -> Any:
     """Read the body as JSON, else as text; any value of it can be stored."""
     try:
-        return harmless(answer.json)
+        return harmless(response.json)
     except EtlworksReplyError:
-        return answer.text
+        return response.text
 
 
 def url_query(**parameters: Any) -> Query:
@@ -414,10 +415,13 @@ class PagedCall(Generic[ItemT]):
         return self._call(offset)
 
     def _call(self, offset: int, skipped: int = 0) -> Call[Page[ItemT]]:
-        def read(answer: Response) -> Page[ItemT]:
-            value = answer.json
+        def read(response: Response) -> Page[ItemT]:
+            value = response.json
             items = list_of(self.read_item)(value)
-            return Page(items, as_int(answer.headers.get("X-Total-Count")), skipped + len(value) - len(items))
+            total = as_int(response.headers.get("X-Total-Count"))
+            if total is not None and total < len(items):
+                total = None
+            return Page(items, total, skipped + len(value) - len(items))
 
         return Call(
             "GET",

@@ -67,8 +67,8 @@ _BUNDLE_OVERTIME = 3_600.0
 # --- Authentication -------------------------------------------------------------------------------------------------
 
 
-def _token(answer: Response) -> str:
-    token = as_object(answer.unredacted_json, "a token").get("token")
+def _token(response: Response) -> str:
+    token = as_object(response.unredacted_json, "a token").get("token")
     # A header can hold no other.
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise EtlworksReplyError("The answer to a log-in has no token.")
@@ -123,7 +123,7 @@ def get_flow(flow_id: int) -> Call[Flow]:
     return Call(
         "GET",
         f"/v1/flows/{flow_id}",
-        lambda answer: replace(Flow.from_json(answer.json), raw=answer.unredacted_json),
+        lambda response: replace(Flow.from_json(response.json), raw=response.unredacted_json),
         idempotent=True,
         max_bytes=MAX_LIST_BYTES,
     )
@@ -138,7 +138,7 @@ def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
     return Call(
         "PUT",
         f"/v1/flows/{flow_id}",
-        lambda answer: Flow.from_json({**flow, "id": flow_id} if (value := answer.json) is None else value),
+        lambda response: Flow.from_json({**flow, "id": flow_id} if (value := response.json) is None else value),
         **json_body(dict(flow)),
         idempotent=True,
         max_bytes=MAX_LIST_BYTES,
@@ -181,8 +181,8 @@ def run_flow_by_name_legacy(name: str, parameters: Mapping[str, str] | None = No
     ``StartStatus.FAILED``.
     """
 
-    def read(answer: Response) -> FlowStart:
-        start = FlowStart.from_json(answer.json)
+    def read(response: Response) -> FlowStart:
+        start = FlowStart.from_json(response.json)
         ended = {0: "SUCCEEDED", 1: "FAILED"}.get(start.status_code if start.status_code is not None else -1)
         return replace(start, status=StartStatus[ended] if ended else None)
 
@@ -328,7 +328,7 @@ def export_flows(flow_ids: Sequence[int], *, include_connections: bool = True) -
     return Call(
         "POST",
         "/v1/io/export",
-        lambda answer: answer.body,
+        lambda response: response.body,
         **json_body({"flowIds": list(flow_ids), "includeConnections": include_connections}),
         idempotent=True,
         max_bytes=_MAX_BUNDLE_BYTES,
@@ -354,16 +354,16 @@ def import_bundle(bundle: bytes | Body) -> Call[Any]:
     return Call("POST", "/v1/io/import", _import_answer, body=bundle, content_type=JSON_TYPE, max_bytes=MAX_LIST_BYTES)
 
 
-def _import_answer(answer: Response) -> Any:
+def _import_answer(response: Response) -> Any:
     """Read the answer to an import or its preview. An empty one is not an answer, unless its status is 204."""
-    if answer.status != 204 and not answer.body.strip():
+    if response.status != 204 and not response.body.strip():
         raise EtlworksReplyError("The answer is empty.")
     try:
-        return harmless(answer.json)
+        return harmless(response.json)
     except EtlworksReplyError:
         # Only a page may be quoted: what else comes back may be a part of the bundle.
-        said = f": {excerpt(answer.text)!r}" if answer.body.lstrip().startswith(b"<") else ""
-        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are not JSON{said}.") from None
+        said = f": {excerpt(response.text)!r}" if response.body.lstrip().startswith(b"<") else ""
+        raise EtlworksReplyError(f"Expected JSON, got {len(response.body)} bytes that are not JSON{said}.") from None
 
 
 def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
@@ -373,7 +373,7 @@ def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
     return Call(
         "GET",
         "/v1/flows/export",
-        lambda answer: answer.body.decode("utf-8", "replace"),
+        lambda response: response.body.decode("utf-8", "replace"),
         query=url_query(flows=flows),
         idempotent=True,
         max_bytes=_MAX_BUNDLE_BYTES,
