@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from airflow_provider_etlworks.client.text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -25,7 +27,7 @@ _stderr = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 def plain(text: str) -> str:
     """Return somebody else's text without characters that control a terminal."""
-    return "".join(each if each.isprintable() or each in "\t\n" else " " for each in text)
+    return visible(text, keep="\t\n")
 
 
 def print_status(text: str) -> None:

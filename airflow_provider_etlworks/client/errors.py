@@ -45,8 +45,8 @@ class EtlworksError(Exception):
     """
     Something went wrong between this package and Etlworks, or in an Etlworks run.
 
-    :param message: what happened, with what is known about the remote side, and what to do. It becomes one line: its
-        control characters are made visible.
+    :param message: what happened, with what is known about the remote side, and what to do. It becomes one line:
+        spaces replace its control characters.
     :param retryable: whether the same request could succeed later.
     :param not_processed: whether it is certain that the server did not act on the request.
     """

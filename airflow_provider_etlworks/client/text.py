@@ -45,23 +45,18 @@ def storable(text: str) -> str:
 
 def visible(text: str, keep: str = "") -> str:
     r"""
-    Return a text that neither breaks a line nor steers a terminal.
+    Return a text that neither breaks a line nor steers a terminal, so that all of it is seen.
 
     :param text: any text.
     :param keep: control characters that may stay, such as ``"\n\t"``.
-    :return: the text; its control characters are written as escapes, such as ``\x1b``.
+    :return: the text, with a space instead of each other control character.
     """
     if text.isprintable():
         return text
     return "".join(
-        each if each.isprintable() or each in keep else _escaped(each) for each in _UNSTORABLE.sub(_REPLACEMENT, text)
+        each if each.isprintable() or each in keep or unicodedata.category(each) == "Zs" else " "
+        for each in _UNSTORABLE.sub(_REPLACEMENT, text)
     )
-
-
-def _escaped(character: str) -> str:
-    # The many kinds of spaces are not printable to Python, but do no harm.
-    is_space = unicodedata.category(character) == "Zs"
-    return character if is_space else character.encode("unicode_escape").decode("ascii")
 
 
 def cut(text: str, limit: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -155,3 +157,19 @@ def test_a_flow_without_a_run_that_day(executions: object) -> None:
 def test_what_is_no_list(paged: PagedCall[object], body: bytes) -> None:
     with pytest.raises(EtlworksReplyError):
         paged.first().result(Response(200, {}, body))
+
+
+def test_the_public_face_loads_a_transport_only_when_it_is_used() -> None:
+    script = """
+import sys
+from airflow_provider_etlworks import client
+from airflow_provider_etlworks.client import values
+loaded = {"requests", "aiohttp", "tenacity", "airflow_provider_etlworks.client.errors"} & set(sys.modules)
+assert not loaded, loaded
+assert all(getattr(client, name) is not None for name in client.__all__)
+assert {"requests", "aiohttp"} <= set(sys.modules)
+assert not hasattr(client, "no_such_name")
+assert "airflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -228,10 +228,10 @@ def test_a_run_carries_little() -> None:
         ("longer", 5, "", "long…"),
         ("Łódź \U0001f600\xa0x", 50, "", "Łódź \U0001f600\xa0x"),
         ("a\0b\ud83d", 50, "", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"),
-        ("a\nb\x1b[0m", 50, "", "a\\nb\\x1b[0m"),
-        ("a\nb\tc\x1b", 50, "\n\t", "a\nb\tc\\x1b"),
-        ("\u202e\u2028", 50, "", "\\u202e\\u2028"),
-        ("\x1b" * 10, 6, "", "\\x1b\\…"),
+        ("a\nb\x1b[0m", 50, "", "a b [0m"),
+        ("a\nb\tc\x1b", 50, "\n\t", "a\nb\tc "),
+        ("\u202e\u2028", 50, "", "  "),
+        ("\x1b" * 10, 6, "", "     …"),
     ],
 )
 def test_clean_text(text: str, limit: int, keep: str, expected: str) -> None:
