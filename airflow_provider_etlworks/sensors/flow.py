@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.compat import BaseSensorOperator, conf
 from airflow_provider_etlworks.links import EtlworksExecutionLink
 from airflow_provider_etlworks.operators.base import HookMixin
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE, parse_seconds
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
         self.fail_on_warning = fail_on_warning
         self.deferrable = deferrable
         self.patience = parse_seconds(f"{self.task_id}: patience", patience)
-        self.repetition_grace = parse_seconds(f"{self.task_id}: repetition_grace", repetition_grace, zero_allowed=True)
+        self.repetition_grace = parse_seconds(f"{self.task_id}: repetition_grace", repetition_grace, allow_zero=True)
         self.etlworks_conn_id = etlworks_conn_id
         given = [name for name in ("audit_id", "message_uuid", "since") if getattr(self, name) is not None]
         if len(given) > 1:

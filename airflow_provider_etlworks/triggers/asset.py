@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.runs.defaults import parse_seconds
 from airflow_provider_etlworks.triggerer.startup import import_in_thread
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
-from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE, parse_seconds
+from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.triggerer.startup import import_in_thread, startup_delay
 
@@ -61,7 +62,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         self.poll_interval = parse_seconds("poll_interval", poll_interval)
         self.deadline = deadline
         self.patience = parse_seconds("patience", patience)
-        self.repetition_grace = parse_seconds("repetition_grace", repetition_grace, zero_allowed=True)
+        self.repetition_grace = parse_seconds("repetition_grace", repetition_grace, allow_zero=True)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""

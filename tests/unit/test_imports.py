@@ -78,7 +78,8 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     assert f"airflow_provider_etlworks.{trigger}" in loaded
     own = {"airflow_provider_etlworks", *(f"airflow_provider_etlworks.{each}" for each in (
-        "provider_info", "runs", "runs.defaults", "runs.types", "triggerer", "triggerer.startup", "triggers", trigger,
+        "client", "client.values", "provider_info", "runs", "runs.defaults", "runs.types", "triggerer",
+        "triggerer.startup", "triggers", trigger,
     ))}  # fmt: skip
     assert set(loaded) <= own
 
@@ -101,8 +102,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert {"assets", "sensors.flow"} <= own <= {
-        "assets", "compat", "links", "operators", "operators.base", "provider_info", "runs", "runs.defaults", "sensors",
-        "sensors.flow",
+        "assets", "client", "client.values", "compat", "links", "operators", "operators.base", "provider_info", "runs",
+        "runs.defaults", "sensors", "sensors.flow",
     }  # fmt: skip
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
