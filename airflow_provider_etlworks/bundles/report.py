@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import error_message
-from airflow_provider_etlworks.client.models import as_int, as_str
+from airflow_provider_etlworks.client.text import as_int, as_str
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
