@@ -159,7 +159,7 @@ def _charset(content_type: str | None) -> str | None:
     try:
         name = codecs.lookup(declared[1]).name if declared else "utf-8"
         # Also refuses what decodes to bytes, such as "zip".
-        b"".decode(name)
+        b" ".decode(name, "replace")
     except (LookupError, UnicodeError):
         return None
     return None if name == "utf-8" or name in _NO_CHARSETS else name

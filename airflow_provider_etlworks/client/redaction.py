@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, quote_plus
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _EXCERPT_LENGTH = 300
 _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAGS = re.compile(r"<[/!?a-z][^>]*(?:>|\Z)", re.IGNORECASE)
-_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+# Each takes a time that is proportional to the text, whatever a server sends: hence the condition before "eyJ".
+_JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]*")
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 # In data, "bearer" may also be a word of the flow's author.
@@ -25,13 +26,13 @@ _BEARER_TOKEN = re.compile(r"(bearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)
 _SECRET_FIELD = re.compile(
     r"""((?:token|password|secret|api[_-]?key|authorization)\\*["']?\s*[:=]\s*)"""
     # In quotes that are escaped, in quotes, or bare.
-    r"""(?:\\+(["']).*?(?:\\+\2|\Z)|(["'])(?:\\.|(?!\3)[^\\])*|[^"'\s,;&}]+)""",
+    r"""(?:\\+(["']).*?(?:\\\2|\Z)|(["'])(?:\\.|(?!\3)[^\\])*|[^"'\s,;&}]+)""",
     re.IGNORECASE | re.DOTALL,
 )
 # A shorter password is a part of too many words.
 _SHORTEST_IN_DATA = 4
-# The end of a text that was cut here may be a part of a token or of a URL's password.
-_LAST_WORD = re.compile(r"\S{1,4000}\Z")
+# As much of the end of a text that is cut may be a part of a token or of a URL's password.
+_LONGEST_WORD = 4_000
 
 
 @lru_cache(maxsize=64)
@@ -73,7 +74,8 @@ def redact_json(value: Any, secrets: Iterable[str] = ()) -> Any:
     :param secrets: the secrets that are known.
     """
     secrets = tuple(secrets)
-    return map_json(value, lambda text: storable(redact_data(text, secrets)))
+    # Names and most values stand there many times.
+    return map_json(value, cache(lambda text: storable(redact_data(text, secrets))))
 
 
 def redact_data(text: str, secrets: Iterable[str] = ()) -> str:
@@ -101,8 +103,13 @@ def excerpt(body: bytes | str, secrets: Iterable[str] = (), length: int = _EXCER
     secrets = tuple(secrets)
     text = _without(body.decode("utf-8", "replace") if isinstance(body, bytes) else body, secrets)
     # Far more than is shown, so that a page's text is found behind its head, and little enough to stay cheap.
-    if len(text) > 64 * length:
-        text = _LAST_WORD.sub("", text[: 64 * length])
+    most = _LONGEST_WORD + 64 * length
+    if len(text) > most:
+        if is_trace(text):
+            text = shorten_trace(text, most)
+        else:
+            *words, _ = text[most - _LONGEST_WORD : most].rsplit(maxsplit=1) or [""]
+            text = text[: most - _LONGEST_WORD] + "".join(words)
     if "<" in text:
         text = html.unescape(_TAGS.sub(" ", _HIDDEN.sub(" ", text)))
     text = redact(text, secrets)

@@ -32,7 +32,7 @@ DEEPEST_NESTING = 64
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_TRACE = re.compile(r"^\s*(?:at\s+\S+\(|Caused by:)", re.MULTILINE)
+_TRACE = re.compile(r"^[ \t]*(?:at[ \t]+\S+\(|Caused by:)", re.MULTILINE)
 _TRACE_CAUSE = re.compile(r"\s*Caused by:")
 # Enough for every real chain of causes. Of a longer one the last are kept: the root cause is the last.
 _MOST_CAUSES = 8

@@ -149,7 +149,7 @@ def test_remarks_are_shown(promotion: Promotion) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (broken_body(), "Expected JSON, got 89 bytes that are none: 'Bad gateway The proxy has no answer.'"),
+        (broken_body(), "Expected JSON, got 89 bytes that are not JSON: 'Bad gateway The proxy has no answer.'"),
         (broken_body(b"", content_type=JSON), "The answer is empty"),
         (broken_body(b'{"flows":', content_type=JSON), "Expected JSON"),
         (status(503), "503"),
