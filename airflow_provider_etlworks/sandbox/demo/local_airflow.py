@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -146,9 +146,7 @@ class LocalAirflow:
         migration = self.cli("db", "migrate")
         if migration.returncode:
             raise LocalAirflowError(f"Airflow's database could not be made:\n{_tail(migration.stderr)}")
-        with contextlib.closing(sqlite3.connect(self._database)) as connection:
-            # Otherwise every writer locks out every reader, and Airflow has five of them.
-            connection.execute("PRAGMA journal_mode=WAL")
+        self._prepare_database()
         ready_conditions = [(component, self._spawn(component)) for component in self.components]
         for component, ready in ready_conditions:
             self._wait_until_started(component, ready)
@@ -695,7 +693,12 @@ class LocalAirflow:
         # Airflow encrypts a trigger's arguments on some of its ways, and leaves them as JSON on others.
         return text if text.startswith("{") else Fernet(self._fernet_key).decrypt(text.encode()).decode()
 
-    def _query(self, statement: str, *values: Any) -> list[sqlite3.Row]:
+    def _prepare_database(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._database)) as connection:
+            # Otherwise every writer locks out every reader, and Airflow has five of them.
+            connection.execute("PRAGMA journal_mode=WAL")
+
+    def _query(self, statement: str, *values: Any) -> Sequence[Any]:
         uri = f"{self._database.as_uri()}?mode=ro"
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
             connection.row_factory = sqlite3.Row
