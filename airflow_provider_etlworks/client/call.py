@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json as json_module
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -16,60 +20,113 @@ from airflow_provider_etlworks.client.errors import (
     api_error,
     error_message,
 )
-from airflow_provider_etlworks.client.redaction import excerpt, redact
+from airflow_provider_etlworks.client.redaction import excerpt, may_need_redaction, redact, redact_data, redact_json
 from airflow_provider_etlworks.client.retry import retry_after_seconds
+from airflow_provider_etlworks.client.text import as_int, harmless, storable
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.streaming import Body
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
-
-
 ItemT = TypeVar("ItemT")
-
 
 JSON_TYPE = "application/json"
 
-
 PAGE_SIZE = 200
-"""The most items Etlworks returns in one answer of a list."""
-
+"""The most items that Etlworks returns in one answer of a list."""
 
 _LONGEST_REFUSAL = 65_536
-
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
+# Python knows encodings that are not charsets of the web. Some of them are slow, or raise what no other does.
+_NO_CHARSETS = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf-7")
+# Digits that certainly make a number of 64 bits.
+_SAFE_DIGITS = 18
 
 Query = Sequence[tuple[str, str]]
 
 
+def _parse_float(digits: str) -> float | None:
+    return number if math.isfinite(number := float(digits)) else None
+
+
+def _parse_int(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _SAFE_DIGITS else as_int(digits)
+
+
+_DECODER = json_module.JSONDecoder(parse_float=_parse_float, parse_int=_parse_int, parse_constant=lambda _: None)
+
+
 @dataclass(frozen=True)
 class Response:
-    """What came back for a request: status, headers (a mapping that ignores case) and the whole body."""
+    """
+    The answer to a request.
+
+    :ivar status: the HTTP status.
+    :ivar headers: a mapping that ignores case.
+    :ivar body: the whole body.
+    :ivar secrets: texts that are removed from what is read of the body.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes = field(repr=False)
+    secrets: Sequence[str] = field(default=(), repr=False)
 
     @cached_property
     def json(self) -> Any:
         """
-        The body as JSON; an empty body is ``None``.
+        The body as JSON, redacted and harmless; an empty body is ``None``.
 
         :raises EtlworksReplyError: it is not JSON, such as a proxy's page.
         """
-        if not self.body.strip():
-            return None
+        if may_need_redaction(self._source, self.secrets):
+            try:
+                return redact_json(self._decoded, self.secrets)
+            except RecursionError:
+                raise EtlworksReplyError("The answer is JSON that is nested too deeply.") from None
+        return self._decoded
+
+    @cached_property
+    def unredacted_json(self) -> Any:
+        """
+        The body as JSON, harmless, for what must be read as it is: a token, or a flow that is written back.
+
+        :raises EtlworksReplyError: it is not JSON.
+        """
         try:
-            return json_module.loads(self.body)
+            return harmless(self._decoded) if "\\" in self._source else self._decoded
+        except RecursionError:
+            raise EtlworksReplyError("The answer is JSON that is nested too deeply.") from None
+
+    @cached_property
+    def text(self) -> str:
+        """The body as text, redacted and harmless."""
+        return storable(redact_data(self._source, self.secrets))
+
+    @cached_property
+    def _source(self) -> str:
+        """The body in its declared charset, else in UTF-8. U+FFFD replaces what is not valid in it."""
+        charset = _charset(self.headers.get("Content-Type"))
+        if charset is None and self.body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            charset = "utf-16"
+        return self.body.decode(charset or "utf-8", "replace").removeprefix("\ufeff")
+
+    @cached_property
+    def _decoded(self) -> Any:
+        try:
+            return _DECODER.decode(self._source) if self._source.strip() else None
         except (ValueError, RecursionError) as error:
             kind = self.headers.get("Content-Type", "no content type")
             raise EtlworksReplyError(
-                f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self.body)!r}. "
+                f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self._source, self.secrets)!r}. "
                 "Is Host the address of an Etlworks instance, with nothing in between (a proxy, a log-in page)?"
             ) from error
 
     @property
     def refusal(self) -> str | None:
-        """Why Etlworks refused, where the body says ``"success": false``; ``None`` where it does not."""
+        """The reason why Etlworks refused, if the body says ``"success": false``; else ``None``."""
         head = self.body[:_LONGEST_REFUSAL].lstrip()
         if not (head.startswith(b"{") and b'"success"' in head):
             return None
@@ -87,6 +144,19 @@ class Response:
         return retry_after_seconds(self.headers.get("Retry-After"))
 
 
+@lru_cache(maxsize=32)
+def _charset(content_type: str | None) -> str | None:
+    """Return the charset that a ``Content-Type`` declares; ``None`` if that is UTF-8, or not one."""
+    declared = _CHARSET.search(content_type or "")
+    try:
+        name = codecs.lookup(declared[1]).name if declared else "utf-8"
+        # Also refuses what decodes to bytes, such as "zip".
+        b" ".decode(name, "replace")
+    except (LookupError, UnicodeError):
+        return None
+    return None if name == "utf-8" or name in _NO_CHARSETS else name
+
+
 @dataclass(frozen=True, eq=False)
 class Call(Generic[T]):
     """
@@ -96,12 +166,14 @@ class Call(Generic[T]):
     :ivar path: percent-encoded path, below ``/rest``.
     :ivar read: turns a good answer into the value that the caller gets.
     :ivar query: parameters of the URL, in order.
-    :ivar body: what is sent; a ``Body`` where it is too long to hold.
-    :ivar content_type: its type; ``None`` where nothing is sent.
-    :ivar repeatable: whether the server may safely receive it twice.
-    :ivar below_root: the path is below the bare host, not below ``/rest``.
-    :ivar missing_is_none: a 404 is no error but the answer "there is none".
-    :ivar authorized: whether the call carries credentials.
+    :ivar body: what is sent; a ``Body`` if it is too long to hold.
+    :ivar content_type: its type; ``None`` if nothing is sent.
+    :ivar idempotent: whether the server may safely receive it twice.
+    :ivar from_root: whether the path is below the bare host, not below ``/rest``.
+    :ivar none_on_404: whether a 404 means "there is none" and is not an error.
+    :ivar authenticated: whether the call carries credentials.
+    :ivar status_is_certain: whether the status is Etlworks's own, so that some prove that nothing was done. The author
+        of a listener's flow chooses any status, also after the flow has run.
     """
 
     method: str
@@ -114,6 +186,7 @@ class Call(Generic[T]):
     from_root: bool = False
     none_on_404: bool = False
     authenticated: bool = True
+    status_is_certain: bool = True
 
     def __str__(self) -> str:
         """Method and path, for logs and messages. The query may hold what others should not read."""
@@ -133,13 +206,14 @@ class Call(Generic[T]):
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
+        answer = replace(answer, secrets=tuple(secrets))
         try:
             if answer.status == 404 and self.none_on_404:
                 return self.read(replace(answer, status=200, body=b""))
             if not 200 <= answer.status < 300:
                 raise self.error(answer, secrets)
-            if answer.refusal is not None:
-                said = excerpt(answer.refusal, secrets)
+            if (reason := answer.refusal) is not None:
+                said = excerpt(reason, secrets)
                 raise EtlworksRefused(f"Etlworks refused {self}: {said}", status=answer.status, answer=answer.json)
             return self.read(answer)
         except EtlworksReplyError as error:
@@ -147,16 +221,24 @@ class Call(Generic[T]):
             raise EtlworksReplyError(redact(f"Cannot read the answer to {self}: {error}", secrets)) from None
 
     def error(self, answer: Response, secrets: Sequence[str] = ()) -> EtlworksApiError:
-        """Return the error that an answer stands for, with what the server says in plain text."""
+        """
+        Return the error that an answer stands for, with what the server says in plain text.
+
+        :param answer: what came back.
+        :param secrets: texts that no message may contain.
+        """
+        answer = replace(answer, secrets=tuple(secrets))
         try:
-            said = error_message(answer.json)
+            body = answer.json
+            said = error_message(body) or (json_module.dumps(body, ensure_ascii=False) if body is not None else "")
         except EtlworksReplyError:
-            said = ""
+            said = answer.text
         return api_error(
             str(self),
             answer.status,
-            excerpt(said or answer.body, secrets),
+            excerpt(said, secrets),
             retry_after=answer.retry_after,
+            status_is_certain=self.status_is_certain,
         )
 
 
@@ -171,19 +253,39 @@ def optional(read: Callable[[Any], T]) -> Callable[[Any], T | None]:
 
 
 def list_of(read: Callable[[Any], ItemT]) -> Callable[[Any], list[ItemT]]:
-    """Read a JSON array, and each of its items with ``read``."""
+    """
+    Read a JSON array, and each of its items with ``read``.
+
+    An item that cannot be read is left out with a warning. An array in which none can be read is not this list.
+    """
 
     def read_list(value: Any) -> list[ItemT]:
         if not isinstance(value, list):
             raise EtlworksReplyError(f"Expected a list, the answer is {type(value).__name__}.")
-        return [read(item) for item in value]
+        items: list[ItemT] = []
+        fault: EtlworksReplyError | None = None
+        for item in value:
+            try:
+                items.append(read(item))
+            except EtlworksReplyError as error:
+                fault = error
+        if fault is not None:
+            if not items:
+                raise fault
+            log.warning(
+                "%s of %s items of a list cannot be read and are left out. %s",
+                len(value) - len(items),
+                len(value),
+                fault,
+            )
+        return items
 
     return read_list
 
 
 def read_text(answer: Response) -> str:
     """Read the body as text."""
-    return answer.body.decode("utf-8", "replace")
+    return answer.text
 
 
 def read_nothing(_: Response) -> None:
@@ -191,26 +293,31 @@ def read_nothing(_: Response) -> None:
 
 
 def read_anything(answer: Response) -> Any:
-    """Read the body as JSON, else as text."""
+    """Read the body as JSON, else as text; any value of it can be stored."""
     try:
-        return answer.json
+        return harmless(answer.json)
     except EtlworksReplyError:
-        return read_text(answer)
+        return answer.text
 
 
 def url_query(**parameters: Any) -> Query:
-    """Make URL parameters: ``None`` is left out, a list repeats its name, booleans are written in lower case."""
+    """Return URL parameters: ``None`` is left out, a list repeats its name, booleans are written in lower case."""
     return [
         (name, str(item).lower() if isinstance(item, bool) else str(item))
         for name, value in parameters.items()
-        for item in (value if isinstance(value, (list, tuple)) else [value])
+        for item in ([value] if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) else value)
         if item is not None
     ]
 
 
 def json_body(value: Any) -> dict[str, Any]:
     """Return the arguments of a :class:`Call` whose body is JSON."""
-    return {"body": json_module.dumps(value, ensure_ascii=False).encode(), "content_type": JSON_TYPE}
+    try:
+        body = json_module.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which only an escape can write.
+        body = json_module.dumps(value).encode()
+    return {"body": body, "content_type": JSON_TYPE}
 
 
 def path_segment(name: str) -> str:
@@ -220,19 +327,47 @@ def path_segment(name: str) -> str:
 
 @dataclass(frozen=True)
 class Page(Generic[ItemT]):
-    """A part of a list: its items, and the length of the whole list where the server tells it."""
+    """
+    A part of a list.
+
+    :ivar items: its items.
+    :ivar total: the length of the whole list, if the server says it.
+    :ivar skipped: how many items could not be read, on this page and on those before it.
+    """
 
     items: list[ItemT]
     total: int | None
+    skipped: int = 0
 
     def repeats(self, previous: Page[ItemT] | None) -> bool:
-        """Whether this is the page before it once more: a server that ignores ``offset`` gives the same for ever."""
-        return previous is not None and self.items == previous.items
+        """
+        Whether this is the page before it once more: a server that ignores ``offset`` returns the same without end.
+
+        Between two requests a run may end or a new one may start, so most of the items count, by their ids.
+        """
+        if previous is None or not self.items:
+            return False
+        known = {_identity(item) for item in previous.items}
+        return 2 * sum(_identity(item) in known for item in self.items) > len(self.items)
+
+
+def _identity(item: Any) -> Any:
+    """Return what makes an item of a list the same on another page: its ids, else all that the server says of it."""
+    ids = tuple(getattr(item, name, None) for name in ("id", "flow_id", "audit_id"))
+    return ids if any(each is not None for each in ids) else repr(getattr(item, "raw", item))
 
 
 @dataclass(frozen=True)
 class PagedCall(Generic[ItemT]):
-    """A list that is read page by page. ``first`` is the first page's call; ``following`` gives the next, or none."""
+    """
+    A list that is read page by page. ``first`` returns the first page's call; ``following`` the next, if there is one.
+
+    :ivar path: percent-encoded path, below ``/rest``.
+    :ivar read_item: reads an item.
+    :ivar query: parameters of the URL besides the page.
+    :ivar limit: how many items to ask for at a time.
+    :ivar from_root: whether the path is below the bare host.
+    """
 
     path: str
     read_item: Callable[[Any], ItemT] = field(repr=False)
@@ -242,30 +377,36 @@ class PagedCall(Generic[ItemT]):
 
     def first(self) -> Call[Page[ItemT]]:
         """Return the call for the first page."""
-        return self._call(0)
+        return self._call(0, 0)
 
     def following(self, offset: int, page: Page[ItemT]) -> Call[Page[ItemT]] | None:
         """
         Return the call for the page after ``page``, or ``None`` at the list's end.
 
+        A short page is not an end: a server may have a smaller limit than we ask for. An empty page is, and the total
+        that the server says, unless it says nothing but the length of the page.
+
         :param offset: how many items have been read, ``page`` included.
         :param page: the page just read.
         """
-        if not page.items or len(page.items) > self.limit:
+        offset += page.skipped
+        length = len(page.items)
+        if not length or length > self.limit:
             return None
-        is_last = len(page.items) < self.limit if page.total is None else offset >= page.total
-        return None if is_last else self._call(offset)
+        is_last = page.total is not None and offset >= page.total > length
+        return None if is_last else self._call(offset, page.skipped)
 
-    def _call(self, offset: int) -> Call[Page[ItemT]]:
+    def _call(self, offset: int, skipped: int) -> Call[Page[ItemT]]:
+        def read(answer: Response) -> Page[ItemT]:
+            value = answer.json
+            items = list_of(self.read_item)(value)
+            return Page(items, as_int(answer.headers.get("X-Total-Count")), skipped + len(value) - len(items))
+
         return Call(
             "GET",
             self.path,
-            self._read,
+            read,
             query=[*self.query, ("limit", str(self.limit)), ("offset", str(offset))],
             idempotent=True,
             from_root=self.from_root,
         )
-
-    def _read(self, answer: Response) -> Page[ItemT]:
-        total = answer.headers.get("X-Total-Count", "")
-        return Page(list_of(self.read_item)(answer.json), int(total) if total.isdecimal() else None)

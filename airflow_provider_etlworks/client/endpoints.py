@@ -49,23 +49,21 @@ from airflow_provider_etlworks.client.models import (
     as_object,
 )
 from airflow_provider_etlworks.client.redaction import excerpt
-from airflow_provider_etlworks.client.settings import DEFAULT_STOP_PATH
+from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, DEFAULT_STOP_PATH
+from airflow_provider_etlworks.client.text import harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from airflow_provider_etlworks.client.streaming import Body
-
-
-# --- Lists in pages -------------------------------------------------------------------------------------------------
 
 
 # --- Authentication -------------------------------------------------------------------------------------------------
 
 
 def _token(answer: Response) -> str:
-    token = as_object(answer.json, "a token").get("token")
-    # What no header can hold is none.
+    token = as_object(answer.unredacted_json, "a token").get("token")
+    # A header can hold no other.
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
         raise EtlworksReplyError("The answer to a log-in has no token.")
     return token
@@ -101,29 +99,34 @@ def switch_tenant(tenant_id: str) -> Call[str]:
 
 
 def list_flows(
-    *, q: str | None = None, tags: Sequence[str] = (), sort: str | None = None, since: str | None = None
+    *, q: str | None = None, tags: str | Iterable[str] = (), sort: str | None = None, since: str | None = None
 ) -> PagedCall[Flow]:
     """
     List flows. Etlworks returns all of them in one answer today; a server that pages is read to its end.
 
     :param q: only flows with this text in their name.
-    :param tags: only flows with these tags.
+    :param tags: only flows with these tags; a text is one tag.
     :param sort: field to sort by, ``-`` before it for descending.
     :param since: ISO 8601; only flows changed after it.
     """
-    return PagedCall("/v1/flows", Flow.from_json, query=url_query(q=q, tag=list(tags), sort=sort, since=since))
+    return PagedCall("/v1/flows", Flow.from_json, query=url_query(q=q, tag=tags, sort=sort, since=since))
 
 
 def get_flow(flow_id: int) -> Call[Flow]:
-    """Read one whole flow."""
-    return Call("GET", f"/v1/flows/{flow_id}", read_json(Flow.from_json), idempotent=True)
+    """Read one whole flow. ``raw`` is not redacted, so that it can be changed and sent back."""
+    return Call(
+        "GET",
+        f"/v1/flows/{flow_id}",
+        lambda answer: replace(Flow.from_json(answer.json), raw=answer.unredacted_json),
+        idempotent=True,
+    )
 
 
 def replace_flow(flow_id: int, flow: Mapping[str, Any]) -> Call[Flow]:
     """
     Replace a flow. What ``flow`` lacks is wiped: send what :func:`get_flow` returned in ``raw``, changed.
 
-    An answer without a body is taken as "done as sent".
+    An answer without a body means "done as sent".
     """
     return Call(
         "PUT",
@@ -166,8 +169,8 @@ def run_flow_by_name_legacy(name: str, parameters: Mapping[str, str] | None = No
     """
     Run a flow by name and wait for it, by the legacy path.
 
-    Its ``status`` means something else than elsewhere: 0 is success, 1 is error. Here it is read as
-    ``StartStatus.SUCCEEDED`` and ``StartStatus.FAILED``.
+    Its ``status`` has its own meaning: 0 is success and 1 is error, read as ``StartStatus.SUCCEEDED`` and
+    ``StartStatus.FAILED``.
     """
 
     def read(answer: Response) -> FlowStart:
@@ -212,7 +215,7 @@ def latest_execution(
     flow_id: int, *, status: str | None = None, message_uuid: str | None = None
 ) -> Call[Execution | None]:
     """
-    Read the record of a flow's newest run; ``None`` where it never ran.
+    Read the record of a flow's newest run; ``None`` if it never ran.
 
     :param status: the newest with this status.
     :param message_uuid: the one that this message started.
@@ -231,7 +234,7 @@ def execution_history(flow_id: int, *, since: str | None = None, limit: int = PA
     """
     List a flow's runs, newest first.
 
-    :param since: ISO 8601; only runs after it, where the server knows the filter.
+    :param since: ISO 8601; only runs after it, if the server knows the filter.
     :param limit: how many to ask for at a time, 200 at most.
     """
     return PagedCall(
@@ -243,7 +246,7 @@ def execution_history(flow_id: int, *, since: str | None = None, limit: int = PA
 
 
 def execution_log(flow_id: int, audit_id: int) -> Call[str]:
-    """Read the log of a run. It may be long: ``stream`` it where only its end matters."""
+    """Read the log of a run. It may be long: ``stream`` it if only its end matters."""
     return Call(
         "GET",
         "/v1/executions/console/download",
@@ -259,15 +262,15 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
 
     :param days_ago: 0 is today, 1 is yesterday.
     """
-    flows_of = list_of(lambda item: as_object(item, "a flow's runs"))
-    runs_of = list_of(lambda item: as_object(item, "a run's record"))
+
+    def runs_of_flow(value: Any) -> list[Execution]:
+        flow = as_object(value, "a flow's runs")
+        known = {"flowId": flow.get("flowId"), "flowName": flow.get("name")}
+        read_runs = list_of(lambda run: Execution.from_json({**known, **as_object(run, "a run's record")}))
+        return read_runs(flow.get("executions") or [])
 
     def read(value: Any) -> list[Execution]:
-        return [
-            Execution.from_json({"flowId": flow.get("flowId"), "flowName": flow.get("name"), **run})
-            for flow in flows_of(value)
-            for run in runs_of(flow.get("executions") or [])
-        ]
+        return [run for runs in list_of(runs_of_flow)(value) for run in runs]
 
     return Call("GET", "/v1/metrics/executions", read_json(read), query=url_query(offset=days_ago), idempotent=True)
 
@@ -331,21 +334,28 @@ def import_bundle(bundle: bytes | Body) -> Call[Any]:
 
 
 def _import_answer(answer: Response) -> Any:
-    """Read the answer to an import or its preview. An empty one says nothing, unless its status is 204."""
+    """Read the answer to an import or its preview. An empty one is not an answer, unless its status is 204."""
     if answer.status != 204 and not answer.body.strip():
         raise EtlworksReplyError("The answer is empty.")
     try:
-        return answer.json
+        return harmless(answer.json)
     except EtlworksReplyError:
         # Only a page may be quoted: what else comes back may be a part of the bundle.
-        said = f": {excerpt(answer.body)!r}" if answer.body.lstrip().startswith(b"<") else ""
-        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are none{said}.") from None
+        said = f": {excerpt(answer.text)!r}" if answer.body.lstrip().startswith(b"<") else ""
+        raise EtlworksReplyError(f"Expected JSON, got {len(answer.body)} bytes that are not JSON{said}.") from None
 
 
 def export_flows_legacy(flow_ids: Sequence[int] | None = None) -> Call[str]:
     """Export flows (``None``: all) as an encrypted dump, by the older path."""
     flows = "all" if flow_ids is None else ",".join(str(each) for each in flow_ids)
-    return Call("GET", "/v1/flows/export", read_text, query=url_query(flows=flows), idempotent=True)
+    # A dump is imported as it is.
+    return Call(
+        "GET",
+        "/v1/flows/export",
+        lambda answer: answer.body.decode("utf-8", "replace"),
+        query=url_query(flows=flows),
+        idempotent=True,
+    )
 
 
 def preview_import_legacy(dump: str | Body) -> Call[Any]:
@@ -395,11 +405,18 @@ def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
 
 def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
     """
-    List schedules. The path is an assumption of ours.
+    List schedules.
 
-    :param flow_id: only those of this flow; a server that does not know the filter lists all.
+    :param flow_id: only those of this flow; a server that does not know this filter lists all.
     """
-    return PagedCall("/v1/schedules", Schedule.from_json, query=url_query(flowId=flow_id))
+
+    def read(value: Any) -> Schedule:
+        schedule = Schedule.from_json(value)
+        if schedule.id is None:
+            raise EtlworksReplyError("The answer is not a schedule: it has no id.")
+        return schedule
+
+    return PagedCall("/v1/schedules", read, query=url_query(flowId=flow_id))
 
 
 def pause_schedule(schedule_id: int) -> Call[None]:
@@ -450,12 +467,12 @@ def send_to_listener(path: str, payload: bytes | Body | None = None, content_typ
     """
     Send a payload to a user-defined endpoint of Etlworks.
 
-    Sent once: again only where it certainly did not reach Etlworks.
+    Sent once: again only if no connection was made. Any status may be the flow author's own, so none proves a refusal.
 
     :param path: the path that the flow's author chose, such as ``orders/new``.
     :param payload: what is sent; ``None`` is a request without a body.
     :param content_type: its type, any that the author expects.
-    :return: the author's own answer: JSON where it is JSON, else text.
+    :return: the author's own answer: JSON if it is JSON, else text.
     """
     return _listener("/v1/httplistener", path, payload, content_type, from_root=False)
 
@@ -482,10 +499,35 @@ def _listener(prefix: str, path: str, payload: bytes | Body | None, content_type
         body=payload,
         content_type=None if payload is None else content_type,
         from_root=from_root,
+        status_is_certain=False,
     )
 
 
-_UNSAFE_IN_PATH = re.compile(r"[^!-~]|[#?\\]")
+_UNSAFE_IN_PATH = re.compile(r"[^!-~]|[#\\]")
+_ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
+
+
+def _below(root_url: str, url: str) -> str:
+    """
+    Return the path and the query of an absolute URL below the bare address of the connection's instance.
+
+    :raises EtlworksConfigError: it belongs to another host.
+    """
+    root = urlsplit(root_url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+        is_ours = (parts.scheme, parts.hostname, parts.username) == (root.scheme, root.hostname, None)
+        is_ours &= port == (root.port or DEFAULT_PORTS[root.scheme])
+    except ValueError:
+        is_ours = False
+    if not is_ours or not f"{parts.path}/".startswith(f"{root.path}/"):
+        raise EtlworksConfigError(
+            f"The URL of a request belongs to another host than the connection's {root_url}: "
+            "credentials are sent to the connection's host only."
+        )
+    path = parts.path[len(root.path) :] or "/"
+    return f"{path}?{parts.query}" if parts.query else path
 
 
 def request(
@@ -500,28 +542,26 @@ def request(
     Describe any other call.
 
     :param method: the HTTP method.
-    :param path: percent-encoded path below ``/rest``, or an absolute URL of the same host.
+    :param path: percent-encoded path below ``/rest``, which it may begin with, or an absolute URL of the same host.
     :param query: parameters of the URL; a list repeats its name.
     :param json: body, sent as JSON; ``None`` sends no body.
     :param root_url: the connection's bare host, which an absolute URL must share.
-    :return: the answer as JSON where it is JSON, else text; ``None`` where it is empty.
-    :raises EtlworksConfigError: the path is none, or the URL belongs to another host.
+    :return: the answer as JSON if it is JSON, else text; ``None`` if it is empty.
+    :raises EtlworksConfigError: it is not a path, or the URL belongs to another host.
     """
     method = method.upper()
-    parts = urlsplit(path)
-    from_root = bool(parts.scheme or parts.netloc)
+    is_safe = not _UNSAFE_IN_PATH.search(path.partition("?")[0])
+    from_root = bool(_ABSOLUTE.match(path))
     if from_root:
-        if not f"{path}/".startswith(f"{root_url}/"):
-            raise EtlworksConfigError(
-                f"{parts.scheme}://{parts.netloc} is another host than the connection's {root_url}: "
-                "credentials are sent to the connection's host only."
-            )
-        path = path[len(root_url) :] or "/"
+        path = _below(root_url, path)
     path, _, inline_query = path.partition("?")
-    if not path.startswith("/") or _UNSAFE_IN_PATH.search(path):
+    if not path or not is_safe:
         raise EtlworksConfigError(
-            f"The path of a request begins with '/' and is percent-encoded; this is {path!r}. Parameters go into query."
+            f"The path of a request is percent-encoded, and looks like '/v1/flows'; this is {path!r}. "
+            "Parameters go into query."
         )
+    if not from_root:
+        path = f"/{path.removeprefix('/').removeprefix('rest/')}"
     return Call(
         method,
         path,
@@ -530,4 +570,5 @@ def request(
         **(json_body(json) if json is not None else {}),
         idempotent=method in ("GET", "HEAD", "PUT", "DELETE"),
         from_root=from_root,
+        status_is_certain="/httplistener/" not in path,
     )

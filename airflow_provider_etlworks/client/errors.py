@@ -6,7 +6,7 @@ EtlworksError
 ├── EtlworksUnreachable          no answer: connection refused, dropped, timed out
 ├── EtlworksReplyError           an answer that cannot be read: not JSON, cut off, a field missing
 ├── EtlworksApiError             an answer that says no                      .status .message .retry_after
-│   ├── EtlworksBadRequest           400, 405, 415 and other mistakes of the caller
+│   ├── EtlworksBadRequest           400, 405, 415, and other statuses below 500
 │   ├── EtlworksUnauthorized         401, after one renewed log-in
 │   ├── EtlworksForbidden            403: the role does not allow it
 │   ├── EtlworksNotFound             404: no such thing, or not visible to this user
@@ -19,36 +19,52 @@ EtlworksError
 │   └── EtlworksAlreadyRunning       because another run of the flow is going    .audit_id
 ├── EtlworksStartUnknown         the start was sent, and no run could be matched to it  .candidates
 ├── EtlworksImportFailed         Etlworks refused an import, or imported only a part of it
-├── EtlworksImportUnknown        an import was sent, and it cannot be told whether it was applied
+├── EtlworksImportUnknown        an import was sent, and whether it was applied is not known
 ├── EtlworksExecutionFailed      the run ended badly                         .execution
 ├── EtlworksExecutionTimeout     the run was still going at the deadline
 └── EtlworksLostTouch            the run's status could not be read for too long
 
-Two questions matter to whoever catches one. ``retryable``: could the same request succeed later? ``not_processed``: is
-it certain that the server did not act on it? "It failed over there" and "we could not ask" are never the same type.
+Two attributes matter to whoever catches one. ``retryable``: could the same request succeed later? ``not_processed``: is
+it certain that the server did not act on it? "The run failed" and "we could not ask" are never the same type.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.client.text import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+CERTAIN_REFUSALS = frozenset({400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
+"""The HTTP statuses that prove that Etlworks did not act on a request. Any other but 2xx leaves it in doubt."""
 
 
 class EtlworksError(Exception):
     """
     Something went wrong between this package and Etlworks, or in an Etlworks run.
 
-    :param message: what happened, with what is known about the remote side, and what to do.
+    :param message: what happened, with what is known about the remote side, and what to do. It becomes one line: its
+        control characters are made visible.
     :param retryable: whether the same request could succeed later.
-    :param unprocessed: whether it is certain that the server did not act on the request.
+    :param not_processed: whether it is certain that the server did not act on the request.
     """
 
     def __init__(self, message: str, *, retryable: bool = False, not_processed: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))
         self.retryable = retryable
         self.not_processed = not_processed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without ``__init__``, whose keyword arguments an exception does not keep."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[EtlworksError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EtlworksError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class EtlworksConfigError(EtlworksError, ValueError):
@@ -76,21 +92,28 @@ class EtlworksApiError(EtlworksError):
     """
     Etlworks, or a proxy in front of it, answered with an error.
 
+    :param message: what happened, and what to do.
+    :param status: the HTTP status code.
+    :param retry_after: seconds that the server asks to wait, if it does.
+    :param status_is_certain: whether a status of :data:`CERTAIN_REFUSALS` proves that the server did not act on the
+        request.
     :ivar status: the HTTP status code.
-    :ivar retry_after: seconds the server asks to wait, where it says so.
+    :ivar retry_after: seconds that the server asks to wait, if it does.
     """
 
     retryable_by_nature = False
-    not_processed_by_nature = True
 
-    def __init__(self, message: str, *, status: int, retry_after: float | None = None) -> None:
-        super().__init__(message, retryable=self.retryable_by_nature, not_processed=self.not_processed_by_nature)
+    def __init__(
+        self, message: str, *, status: int, retry_after: float | None = None, status_is_certain: bool = True
+    ) -> None:
+        is_refusal = status_is_certain and status in CERTAIN_REFUSALS
+        super().__init__(message, retryable=self.retryable_by_nature, not_processed=is_refusal)
         self.status = status
         self.retry_after = retry_after
 
 
 class EtlworksBadRequest(EtlworksApiError):
-    """The server refuses the request as it is (400, 405, 415, …)."""
+    """The server refuses the request as it is (400, 405, 415, …), or gives a status below 500 that it should not."""
 
 
 class EtlworksUnauthorized(EtlworksApiError):
@@ -110,31 +133,29 @@ class EtlworksConflict(EtlworksApiError):
 
 
 class EtlworksRateLimited(EtlworksApiError):
-    """Over the organization's limit of requests (429). The request was not carried out."""
+    """Over the organization's limit of requests (429)."""
 
     retryable_by_nature = True
 
 
 class EtlworksServerError(EtlworksApiError):
-    """A passing fault of the server or of a proxy before it (5xx, 408, 425). The request may have been carried out."""
+    """A passing fault of the server or of a proxy before it (5xx, 408, 425). The server may have acted on it."""
 
     retryable_by_nature = True
-    not_processed_by_nature = False
 
 
 class EtlworksRedirected(EtlworksApiError):
-    """The server sends elsewhere, to where credentials must not go (3xx)."""
+    """The server redirects to where credentials must not go (3xx). It may have acted on the request before."""
 
 
 class EtlworksRefused(EtlworksApiError):
     """
     The answer's status is 200, and its body says ``"success": false``.
 
+    The server may have done a part of the work first.
+
     :ivar answer: the body, read as JSON. It may hold what must not be shown.
     """
-
-    # Some endpoints report an application error after doing part of the work.
-    not_processed_by_nature = False
 
     def __init__(self, message: str, *, status: int, answer: Any = None) -> None:
         super().__init__(message, status=status)
@@ -152,7 +173,7 @@ class EtlworksAlreadyRunning(EtlworksStartRefused):
     """
     Another run of the flow is going, and only one is allowed at a time.
 
-    :ivar audit_id: that run's audit id, where it could be found.
+    :ivar audit_id: that run's audit id; ``None`` if it could not be found.
     """
 
     def __init__(self, message: str, *, audit_id: int | None = None) -> None:
@@ -182,7 +203,7 @@ class EtlworksImportUnknown(EtlworksError):
 
 class EtlworksExecutionFailed(EtlworksError):
     """
-    A run ended badly: with ``error``, ``canceled``, an unknown status, or ``warning`` where that counts as bad.
+    A run ended badly: with ``error``, ``canceled``, an unknown status, or ``warning`` if that counts as bad.
 
     :ivar execution: the run's last record, a :class:`~airflow_provider_etlworks.client.models.Execution`.
     """
@@ -226,6 +247,7 @@ def api_error(
     message: str,
     *,
     retry_after: float | None = None,
+    status_is_certain: bool = True,
 ) -> EtlworksApiError:
     """
     Make the error that belongs to an HTTP status.
@@ -233,7 +255,8 @@ def api_error(
     :param request: method and path, for the reader.
     :param status: the HTTP status.
     :param message: what the server said, already redacted.
-    :param retry_after: seconds the server asks to wait.
+    :param retry_after: seconds that the server asks to wait.
+    :param status_is_certain: as for :class:`EtlworksApiError`.
     """
     kind = _BY_STATUS.get(status, EtlworksServerError if status >= 500 else EtlworksBadRequest)
     said = f": {message}" if message else ""
@@ -242,6 +265,7 @@ def api_error(
         f"Etlworks answered {status} to {request}{said}" + (f" ({advice})" if advice else ""),
         status=status,
         retry_after=retry_after,
+        status_is_certain=status_is_certain,
     )
 
 

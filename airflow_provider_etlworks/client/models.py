@@ -1,23 +1,35 @@
 """
-What Etlworks's answers say, as typed values.
+Etlworks's answers as typed values.
 
-Answers are read tolerantly: a field that is missing or oddly typed is ``None``, and a field that this package does not
-know is kept in ``raw``. Times arrive as Unix milliseconds and leave as aware datetimes in UTC.
+Answers are read tolerantly: a field that is missing or of another type is ``None``, and a field that this package does
+not know is kept in ``raw``. Times arrive as Unix milliseconds and leave as aware datetimes in UTC. Every text and every
+number passes through :mod:`airflow_provider_etlworks.client.text`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
+from airflow_provider_etlworks.client.text import (
+    LONGEST_DESCRIPTION,
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    MOST_ITEMS,
+    as_error,
+    as_int,
+    as_str,
+    cut,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-ModelT = TypeVar("ModelT", bound="Model")
+    from typing_extensions import Self
 
 
 class ExecutionStatus(str, Enum):
@@ -47,42 +59,67 @@ class StartStatus(int, Enum):
     FAILED = 5
 
 
-def as_int(value: Any) -> int | None:
-    """Read a whole number, also from text; anything else is ``None``."""
-    # Most fields of a record are what they should be, or are missing: such a record is read thousands of times.
-    if value is None or type(value) is int:
-        return value
-    if isinstance(value, bool):
-        return None
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+def as_name(value: Any) -> str:
+    """Read a name; anything that is not a text is empty."""
+    return as_str(value) or ""
 
 
-def as_str(value: Any) -> str | None:
-    """Read a text; a number becomes its digits; empty, missing and nested values are ``None``."""
-    if value is None or type(value) is str:
+def as_word(value: Any) -> str | None:
+    """Read a text that a run's record carries."""
+    # A record is read thousands of times, and most of its texts are missing, or need nothing.
+    if value is None or (type(value) is str and len(value) <= LONGEST_NAME and value.isprintable()):
         return value or None
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return None
-    return str(value) or None
+    return as_str(value, LONGEST_NAME)
+
+
+def as_description(value: Any) -> str | None:
+    """Read a text of several lines."""
+    return as_str(value, LONGEST_DESCRIPTION, "\n\t")
+
+
+def as_status(value: Any) -> str | None:
+    """Read a status, in lower case."""
+    return as_word(value.strip().lower() if isinstance(value, str) else value)
+
+
+def as_id(value: Any) -> int | None:
+    """Read an id; 0 and -1 stand for "none"."""
+    return number if (number := as_int(value)) is not None and number > 0 else None
+
+
+def as_event_id(value: Any) -> str | None:
+    """Read the id of a scheduling event; 0 and -1 stand for "none"."""
+    return None if value in (None, 0, -1, "0", "-1") else as_word(value)
+
+
+def as_start_status(value: Any) -> StartStatus | None:
+    """Read the outcome of a start."""
+    code = as_int(value)
+    return StartStatus(code) if code in _START_STATUSES else None
+
+
+_START_STATUSES = frozenset(each.value for each in StartStatus)
+
+
+def as_bool(value: Any) -> bool | None:
+    """Read a boolean; anything else is ``None``: on or off is not guessed."""
+    return value if isinstance(value, bool) else None
 
 
 def as_datetime(value: Any) -> datetime | None:
     """Read a Unix time in milliseconds; anything else, and 0, is ``None``."""
-    milliseconds = as_int(value)
-    if not milliseconds:
+    if value is None or not (milliseconds := as_int(value)):
         return None
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc)
+        return datetime.fromtimestamp(milliseconds / 1000, timezone.utc)
     except (OverflowError, OSError, ValueError):
         return None
 
 
 def as_str_tuple(value: Any) -> tuple[str, ...]:
-    """Read a list of texts, without the items that are none; anything else is empty."""
-    return tuple(item for each in value if (item := as_str(each)) is not None) if isinstance(value, list) else ()
+    """Read a list of texts, without the items that are not texts; anything else is empty."""
+    items = value[:MOST_ITEMS] if isinstance(value, list) else ()
+    return tuple(item for each in items if (item := as_word(each)) is not None)
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
@@ -100,15 +137,47 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _json(key: str, read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False) -> Any:
+    """Declare a field of a model: the name of its JSON field, what reads it, and whether there is no model without."""
+    return field(default=default, metadata={"key": key, "read": read, "required": required})
+
+
+@cache
+def _readers(model: type) -> tuple[tuple[str, str, Callable[[Any], Any], bool], ...]:
+    return tuple(
+        (each.name, each.metadata["key"], each.metadata["read"], each.metadata["required"])
+        for each in fields(model)
+        if each.metadata
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """
-    One thing that Etlworks told us.
+    One thing in an answer of Etlworks.
 
-    :ivar raw: the answer as it came, with the fields that have no attribute here.
+    :ivar raw: the JSON object that was read, with the fields that have no attribute here, of any size.
     """
 
+    title: ClassVar[str]
+
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """
+        Read a JSON object. A field that is missing or of another type is ``None``.
+
+        :raises EtlworksReplyError: it is not an object, or a field that is required cannot be read.
+        """
+        record = as_object(value, cls.title)
+        values: dict[str, Any] = {"raw": record}
+        model: type = cls
+        for name, key, read, required in _readers(model):
+            values[name] = read(record.get(key))
+            if required and values[name] is None:
+                raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {key}.")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON-safe values: times as ISO 8601 in UTC, without ``raw``."""
@@ -157,27 +226,32 @@ class Execution(Model):
         :raises EtlworksReplyError: it is no record, or one of another run.
         """
         record = as_object(value, "a run's record")
-        run, flow = as_int(record.get("auditId")), as_int(record.get("flowId"))
-        for name, asked, got in (("auditId", audit_id, run), ("flowId", flow_id, flow)):
-            if asked is not None and got is not None and asked != got:
-                raise EtlworksReplyError(f"Asked for the run with {name} {asked}, the answer is about {got}.")
-        run, flow = run if run is not None else audit_id, flow if flow is not None else flow_id
+        get = record.get
+        run, flow = as_int(get("auditId")), as_int(get("flowId"))
+        if run is None:
+            run = audit_id
+        elif audit_id is not None and run != audit_id:
+            raise EtlworksReplyError(f"Asked for the run with auditId {audit_id}, the answer is about {run}.")
+        if flow is None:
+            flow = flow_id
+        elif flow_id is not None and flow != flow_id:
+            raise EtlworksReplyError(f"Asked for the run with flowId {flow_id}, the answer is about {flow}.")
         if run is None or flow is None:
-            raise EtlworksReplyError("The answer is no run's record: it has no auditId.")
+            raise EtlworksReplyError("The answer is not a run's record: it has no auditId or no flowId.")
+        # Without names and loops: the record of a run is read thousands of times.
         return cls(
-            flow_id=flow,
-            audit_id=run,
-            status=(as_str(record.get("status")) or "").strip().lower() or None,
-            started_at=as_datetime(record.get("started")),
-            ended_at=as_datetime(record.get("ended")),
-            user=as_str(record.get("user")),
-            records=as_int(record.get("records")),
-            exception=as_str(record.get("exception")),
-            flow_name=as_str(record.get("flowName")) or as_str(record.get("name")),
-            # 0 and -1 stand for "none" in records of this kind.
-            event_id=None if (event := as_str(record.get("eventId"))) in ("0", "-1") else event,
-            message_uuid=as_str(record.get("messageId")) or as_str(record.get("messageUuid")),
-            parent_audit_id=parent if (parent := as_int(record.get("parentAuditId")) or 0) > 0 else None,
+            flow,
+            run,
+            as_status(get("status")),
+            as_datetime(get("started")),
+            as_datetime(get("ended")),
+            as_word(get("user")),
+            as_int(get("records")),
+            as_error(get("exception")),
+            as_word(get("flowName")) or as_word(get("name")),
+            as_event_id(get("eventId")),
+            as_word(get("messageId")) or as_word(get("messageUuid")),
+            as_id(get("parentAuditId")),
             raw=record,
         )
 
@@ -189,15 +263,13 @@ class Execution(Model):
         :raises EtlworksReplyError: it is no such dict.
         """
         record = as_object(value, "a run")
-        known = {each.name for each in fields(cls)}
-        values = {name: item for name, item in record.items() if name in known}
         try:
-            for name in ("started_at", "ended_at"):
-                if values.get(name) is not None:
-                    values[name] = datetime.fromisoformat(values[name])
-            return cls(**values)
+            values: dict[str, Any] = {name: read(record[name]) for name, read in _FROM_DICT.items() if name in record}
         except (TypeError, ValueError) as error:
-            raise EtlworksReplyError(f"Cannot read the run {record!r}: {error}") from error
+            raise EtlworksReplyError(f"Cannot read the run {cut(repr(record), LONGEST_TEXT)}: {error}") from error
+        if values.get("flow_id") is None or values.get("audit_id") is None:
+            raise EtlworksReplyError(f"Cannot read the run {cut(repr(record), LONGEST_TEXT)}: it has no id.")
+        return cls(**values)
 
     @property
     def known_status(self) -> ExecutionStatus | None:
@@ -236,7 +308,19 @@ class Execution(Model):
         return (self.ended_at - self.started_at).total_seconds()
 
 
-@dataclass(frozen=True)
+def _from_iso(value: Any) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
+
+
+_FROM_DICT: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("flow_id", "audit_id", "records", "parent_audit_id"), as_int),
+    **dict.fromkeys(("status", "user", "flow_name", "event_id", "message_uuid"), as_word),
+    **dict.fromkeys(("started_at", "ended_at"), _from_iso),
+    "exception": as_error,
+}
+
+
+@dataclass(frozen=True, slots=True)
 class FlowStart(Model):
     """
     The answer to a start: Etlworks's FlowExecutionResponse.
@@ -249,30 +333,17 @@ class FlowStart(Model):
     :ivar exception: the server's error text.
     """
 
-    flow_id: int | None
-    audit_id: int | None
-    status: StartStatus | None
-    status_code: int | None
-    message_uuid: str | None = None
-    exception: str | None = None
+    title = "the answer to a start"
 
-    @classmethod
-    def from_json(cls, value: Any) -> FlowStart:
-        """Read a FlowExecutionResponse, also the legacy one that has only ``status`` and ``exception``."""
-        record = as_object(value, "the answer to a start")
-        code = as_int(record.get("status"))
-        return cls(
-            flow_id=as_int(record.get("flowId")),
-            audit_id=as_int(record.get("auditId")) or None,
-            status=StartStatus(code) if code in {each.value for each in StartStatus} else None,
-            status_code=code,
-            message_uuid=as_str(record.get("messageUuid")),
-            exception=as_str(record.get("exception")),
-            raw=record,
-        )
+    flow_id: int | None = _json("flowId", as_int)
+    audit_id: int | None = _json("auditId", as_id)
+    status: StartStatus | None = _json("status", as_start_status)
+    status_code: int | None = _json("status", as_int)
+    message_uuid: str | None = _json("messageUuid", as_word)
+    exception: str | None = _json("exception", as_error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Flow(Model):
     """
     A flow, from the list of flows or whole.
@@ -289,40 +360,21 @@ class Flow(Model):
     :ivar modified_at: when it was last changed.
     """
 
-    id: int
-    name: str
-    description: str | None = None
-    flow_type: str | None = None
-    tags: tuple[str, ...] = ()
-    enabled_schedules: int | None = None
-    disabled_schedules: int | None = None
-    latest_finished_status: str | None = None
-    created_at: datetime | None = None
-    modified_at: datetime | None = None
+    title = "a flow"
 
-    @classmethod
-    def from_json(cls, value: Any) -> Flow:
-        """Read a flow. ``raw`` is what a later replacement must send back whole."""
-        record = as_object(value, "a flow")
-        flow_id = as_int(record.get("id"))
-        if flow_id is None:
-            raise EtlworksReplyError("The answer is no flow: it has no id.")
-        return cls(
-            id=flow_id,
-            name=as_str(record.get("name")) or "",
-            description=as_str(record.get("description")),
-            flow_type=as_str(record.get("flowType")),
-            tags=as_str_tuple(record.get("tags")),
-            enabled_schedules=as_int(record.get("enabledSchedules")),
-            disabled_schedules=as_int(record.get("disabledSchedules")),
-            latest_finished_status=as_str(record.get("latestFinishedStatus")),
-            created_at=as_datetime(record.get("created")),
-            modified_at=as_datetime(record.get("modified")),
-            raw=record,
-        )
+    id: int = _json("id", as_int, default=MISSING, required=True)
+    name: str = _json("name", as_name, default="")
+    description: str | None = _json("description", as_description)
+    flow_type: str | None = _json("flowType")
+    tags: tuple[str, ...] = _json("tags", as_str_tuple, default=())
+    enabled_schedules: int | None = _json("enabledSchedules", as_int)
+    disabled_schedules: int | None = _json("disabledSchedules", as_int)
+    latest_finished_status: str | None = _json("latestFinishedStatus")
+    created_at: datetime | None = _json("created", as_datetime)
+    modified_at: datetime | None = _json("modified", as_datetime)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Connection(Model):
     """
     A connection inside Etlworks (not one of Airflow's).
@@ -334,27 +386,16 @@ class Connection(Model):
     :ivar tags: its tags.
     """
 
-    id: int | None
-    name: str | None = None
-    connection_type: str | None = None
-    description: str | None = None
-    tags: tuple[str, ...] = ()
+    title = "a connection"
 
-    @classmethod
-    def from_json(cls, value: Any) -> Connection:
-        """Read a connection. Its properties, which may hold secrets, stay in ``raw``."""
-        record = as_object(value, "a connection")
-        return cls(
-            id=as_int(record.get("id")),
-            name=as_str(record.get("name")),
-            connection_type=as_str(record.get("connectionType")),
-            description=as_str(record.get("description")),
-            tags=as_str_tuple(record.get("tags")),
-            raw=record,
-        )
+    id: int | None = _json("id", as_int)
+    name: str | None = _json("name")
+    connection_type: str | None = _json("connectionType")
+    description: str | None = _json("description", as_description)
+    tags: tuple[str, ...] = _json("tags", as_str_tuple, default=())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Schedule(Model):
     """
     A schedule of a flow.
@@ -366,28 +407,16 @@ class Schedule(Model):
     :ivar enabled: whether it is on; ``None`` where the answer does not say.
     """
 
-    id: int | None
-    flow_id: int | None = None
-    name: str | None = None
-    schedule: str | None = None
-    enabled: bool | None = None
+    title = "a schedule"
 
-    @classmethod
-    def from_json(cls, value: Any) -> Schedule:
-        """Read a FlowSchedule."""
-        record = as_object(value, "a schedule")
-        enabled = record.get("enabled")
-        return cls(
-            id=as_int(record.get("id")),
-            flow_id=as_int(record.get("flowId")),
-            name=as_str(record.get("name")),
-            schedule=as_str(record.get("schedule")),
-            enabled=enabled if isinstance(enabled, bool) else None,
-            raw=record,
-        )
+    id: int | None = _json("id", as_int)
+    flow_id: int | None = _json("flowId", as_int)
+    name: str | None = _json("name")
+    schedule: str | None = _json("schedule")
+    enabled: bool | None = _json("enabled", as_bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Webhook(Model):
     """
     A webhook: Etlworks calls its URL when events happen. Its secret stays in ``raw``.
@@ -399,28 +428,16 @@ class Webhook(Model):
     :ivar enabled: whether it is on; ``None`` where the answer does not say.
     """
 
-    id: int | None
-    name: str | None = None
-    url: str | None = None
-    events: tuple[str, ...] = ()
-    enabled: bool | None = None
+    title = "a webhook"
 
-    @classmethod
-    def from_json(cls, value: Any) -> Webhook:
-        """Read a webhook."""
-        record = as_object(value, "a webhook")
-        enabled = record.get("enabled")
-        return cls(
-            id=as_int(record.get("id")),
-            name=as_str(record.get("name")),
-            url=as_str(record.get("url")),
-            events=as_str_tuple(record.get("events")),
-            enabled=enabled if isinstance(enabled, bool) else None,
-            raw=record,
-        )
+    id: int | None = _json("id", as_int)
+    name: str | None = _json("name")
+    url: str | None = _json("url")
+    events: tuple[str, ...] = _json("events", as_str_tuple, default=())
+    enabled: bool | None = _json("enabled", as_bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuditEvent(Model):
     """
     One line of the audit log: who changed what, and when.
@@ -431,25 +448,15 @@ class AuditEvent(Model):
     :ivar resource_id: to what.
     """
 
-    at: datetime | None = None
-    user: str | None = None
-    action: str | None = None
-    resource_id: str | None = None
+    title = "an audit event"
 
-    @classmethod
-    def from_json(cls, value: Any) -> AuditEvent:
-        """Read a line of the audit log."""
-        record = as_object(value, "an audit event")
-        return cls(
-            at=as_datetime(record.get("timestamp")),
-            user=as_str(record.get("user")),
-            action=as_str(record.get("action")),
-            resource_id=as_str(record.get("resourceId")),
-            raw=record,
-        )
+    at: datetime | None = _json("timestamp", as_datetime)
+    user: str | None = _json("user")
+    action: str | None = _json("action")
+    resource_id: str | None = _json("resourceId")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MetricsSummary(Model):
     """
     How the runs of the last hours went.
@@ -461,27 +468,16 @@ class MetricsSummary(Model):
     :ivar p95_duration_ms: the duration that 95 % of them stay below, in milliseconds.
     """
 
-    total: int | None = None
-    succeeded: int | None = None
-    failed: int | None = None
-    average_duration_ms: int | None = None
-    p95_duration_ms: int | None = None
+    title = "a summary"
 
-    @classmethod
-    def from_json(cls, value: Any) -> MetricsSummary:
-        """Read the summary of the metrics."""
-        record = as_object(value, "a summary")
-        return cls(
-            total=as_int(record.get("total")),
-            succeeded=as_int(record.get("succeeded")),
-            failed=as_int(record.get("failed")),
-            average_duration_ms=as_int(record.get("avgDurationMs")),
-            p95_duration_ms=as_int(record.get("p95DurationMs")),
-            raw=record,
-        )
+    total: int | None = _json("total", as_int)
+    succeeded: int | None = _json("succeeded", as_int)
+    failed: int | None = _json("failed", as_int)
+    average_duration_ms: int | None = _json("avgDurationMs", as_int)
+    p95_duration_ms: int | None = _json("p95DurationMs", as_int)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FlowTask(Model):
     """
     One task inside a run.
@@ -493,21 +489,10 @@ class FlowTask(Model):
     :ivar records: how many records it processed.
     """
 
-    name: str | None = None
-    type: str | None = None
-    started_at: datetime | None = None
-    duration_ms: int | None = None
-    records: int | None = None
+    title = "a task of a run"
 
-    @classmethod
-    def from_json(cls, value: Any) -> FlowTask:
-        """Read a task of a run."""
-        record = as_object(value, "a task of a run")
-        return cls(
-            name=as_str(record.get("name")),
-            type=as_str(record.get("type")),
-            started_at=as_datetime(record.get("started")),
-            duration_ms=as_int(record.get("duration")),
-            records=as_int(record.get("recordsProcessed")),
-            raw=record,
-        )
+    name: str | None = _json("name")
+    type: str | None = _json("type")
+    started_at: datetime | None = _json("started", as_datetime)
+    duration_ms: int | None = _json("duration", as_int)
+    records: int | None = _json("recordsProcessed", as_int)

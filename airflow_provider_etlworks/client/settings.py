@@ -1,7 +1,8 @@
-"""What a client must know about an Etlworks instance, checked before anything is sent."""
+"""The settings of a client for one Etlworks instance, checked before anything is sent."""
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ DEFAULT_READ_TIMEOUT = 30.0
 DEFAULT_REQUESTS_PER_MINUTE = 300
 
 DEFAULT_STOP_PATH = "/v1/flows/{flow_id}/stop?auditId={audit_id}"
-"""Where a stop is sent. Etlworks documents that it exists, not where: an assumption, and a setting."""
+"""The path of a stop. Etlworks documents that a stop exists, but not its path: an assumption, and a setting."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_EXAMPLE = "Write it like 'app.etlworks.com' or 'https://etlworks.example.com:8443'."
@@ -26,13 +27,14 @@ _HOST_EXAMPLE = "Write it like 'app.etlworks.com' or 'https://etlworks.example.c
 
 def root_url(host: str | None, port: int | None = None, scheme: str | None = None) -> str:
     """
-    Return the bare address of an instance, whatever way its host is spelled.
+    Return the bare address of an instance, from any spelling of its host.
 
-    :param host: host name or URL, with or without scheme, port, ``/rest``, ``/rest/v1`` and trailing slashes.
-    :param port: the port, where ``host`` names none.
-    :param scheme: ``http`` or ``https``, where ``host`` names none; ``https`` by default.
+    :param host: host name, IP address or URL, with or without scheme, port, ``/rest``, ``/rest/v1`` and trailing
+        slashes.
+    :param port: the port, if ``host`` has none.
+    :param scheme: ``http`` or ``https``, if ``host`` has none; ``https`` by default.
     :return: such as ``https://app.etlworks.com``; a path that is not ``/rest`` stays, for instances below a path.
-    :raises EtlworksConfigError: this is no address.
+    :raises EtlworksConfigError: this is not an address.
     """
     written = (host or "").strip()
     if not written:
@@ -45,18 +47,19 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
         if scheme not in DEFAULT_PORTS:
             raise EtlworksConfigError(f"Schema is {scheme!r}; it must be http or https, or empty.")
         written = f"{scheme}://{written}"
+    written = _with_brackets(written)
     try:
         parts = urlsplit(written)
         own_port = parts.port
     except ValueError as error:
-        raise EtlworksConfigError(f"Host {redact(written)!r} is no address: {error}. {_HOST_EXAMPLE}") from None
+        raise EtlworksConfigError(f"Host {redact(written)!r} is not an address: {error}. {_HOST_EXAMPLE}") from None
     if parts.scheme not in DEFAULT_PORTS:
         raise EtlworksConfigError(f"Host begins with '{parts.scheme}://'; it must be http or https.")
     hostname = parts.hostname or ""
     # "https:/example.com" names a host called "https".
     names_no_host = not hostname or hostname in DEFAULT_PORTS or any(map(str.isspace, parts.netloc))
     if names_no_host or own_port == 0 or parts.query or parts.fragment:
-        raise EtlworksConfigError(f"Host {redact(written)!r} is no address. {_HOST_EXAMPLE}")
+        raise EtlworksConfigError(f"Host {redact(written)!r} is not an address. {_HOST_EXAMPLE}")
     if own_port is None and port is not None and not 0 < port < 65_536:
         raise EtlworksConfigError(f"Port is {port!r}; it must be a number from 1 to 65535, or empty.")
     name = f"[{hostname}]" if ":" in hostname else hostname
@@ -72,13 +75,25 @@ def root_url(host: str | None, port: int | None = None, scheme: str | None = Non
     return "/".join([address, *path])
 
 
+def _with_brackets(url: str) -> str:
+    """Return a URL whose host may be an IPv6 address without its brackets, with them."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return url
+    return f"{scheme}{separator}[{host}]{slash}{path}"
+
+
 def proxy_url(written: str, field_name: str = "proxy") -> str:
     """
     Return the URL of a proxy, which may be written without its scheme.
 
     :param written: such as ``http://proxy.example.com:3128``.
-    :param field_name: where it comes from, for the reader of the error.
-    :raises EtlworksConfigError: this is no address of an HTTP proxy. It is not repeated: it may hold a password.
+    :param field_name: the setting, for the message.
+    :raises EtlworksConfigError: this is not the address of an HTTP proxy. The message does not repeat it, since it may
+        hold a password.
     """
     url = written if "://" in written else f"http://{written}"
     try:
@@ -88,7 +103,7 @@ def proxy_url(written: str, field_name: str = "proxy") -> str:
         usable = False
     if not usable:
         raise EtlworksConfigError(
-            f"{field_name} is no address of an HTTP proxy. Write it like 'http://proxy.example.com:3128'."
+            f"{field_name} is not the address of an HTTP proxy. Write it like 'http://proxy.example.com:3128'."
         )
     return url
 
@@ -96,18 +111,18 @@ def proxy_url(written: str, field_name: str = "proxy") -> str:
 @dataclass(frozen=True)
 class ClientSettings:
     """
-    One Etlworks instance, and how to talk to it.
+    One Etlworks instance, and how to reach it.
 
-    :ivar root_url: the bare address, as :func:`root_url` makes it.
-    :ivar login: the user's name; ``None`` where ``password`` is an API key.
+    :ivar root_url: the bare address, as :func:`root_url` returns it.
+    :ivar login: the user's name; ``None`` if ``password`` is an API key.
     :ivar password: the user's password, or an API key.
     :ivar tenant_id: the tenant that a super admin switches to after log-in.
     :ivar verify: whether to check the server's certificate, or the path of a CA bundle to check it with.
     :ivar proxy: URL of a proxy; ``None`` uses the environment's (``HTTPS_PROXY``, ``NO_PROXY``).
     :ivar connect_timeout: seconds to wait for a connection.
     :ivar read_timeout: seconds to wait for the next part of an answer.
-    :ivar requests_per_minute: how many requests this client sends in any minute at most; 0 is no limit.
-    :ivar stop_path: where a stop is sent, with ``{flow_id}`` and ``{audit_id}``.
+    :ivar requests_per_minute: the most requests that this client sends in a minute; 0 is no limit.
+    :ivar stop_path: the path of a stop, with ``{flow_id}`` and ``{audit_id}``.
     :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
     :ivar run_key_parameter: the flow parameter that every start fills with a unique key, as proof of whose run it is;
         ``None`` is none.
@@ -142,7 +157,7 @@ class ClientSettings:
                 raise EtlworksConfigError(
                     f"{name} is {getattr(self, name)!r}; it is a number of seconds greater than 0."
                 )
-        if self.requests_per_minute < 0:
+        if not 0 <= self.requests_per_minute < math.inf:
             raise EtlworksConfigError(
                 f"requests_per_minute is {self.requests_per_minute!r}; it is a whole number, and 0 is no limit."
             )
@@ -171,15 +186,17 @@ class ClientSettings:
 
     @property
     def base_url(self) -> str:
-        """Where the API begins: the bare address and ``/rest``."""
+        """The URL of the API: the bare address and ``/rest``."""
         return f"{self.root_url}/rest"
 
     @property
     def secrets(self) -> Sequence[str]:
-        """Texts that must never be seen in a log or a message."""
+        """Texts that must never appear in a log, a message or a result."""
         proxy_password = urlsplit(proxy_url(self.proxy)).password if self.proxy else None
-        return (self.password, proxy_password) if proxy_password else (self.password,)
+        # A password that is the login's own name is not a secret: records name the user.
+        secrets = () if self.password == self.login else (self.password,)
+        return (*secrets, proxy_password) if proxy_password else secrets
 
     def execution_url(self, flow_id: int, audit_id: int) -> str:
-        """Return where a person looks at a run."""
+        """Return the address of a run for people."""
         return (self.ui_url or self.root_url).format(flow_id=flow_id, audit_id=audit_id)

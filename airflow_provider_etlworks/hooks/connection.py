@@ -1,13 +1,16 @@
-"""An Airflow connection, checked, becomes the client's settings."""
+"""Reads an Airflow connection, checks it, and returns the client's settings."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.client.settings import ClientSettings, root_url
+from airflow_provider_etlworks.client.text import as_int
+from airflow_provider_etlworks.client.values import quoted
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
 
 if TYPE_CHECKING:
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AirflowConnection(Protocol):
-    """What is read of an Airflow connection."""
+    """The fields of an Airflow connection that are read."""
 
     conn_id: str
     host: str | None
@@ -28,7 +31,7 @@ class AirflowConnection(Protocol):
 
 def settings_from(connection: AirflowConnection) -> ClientSettings:
     """
-    Check a connection, and return what a client needs of it.
+    Check a connection, and return the client's settings.
 
     :raises EtlworksConfigError: it cannot work; the message names the field and what to put there.
     """
@@ -52,7 +55,7 @@ def _extra(text: str | None) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         # Its text is not repeated: it may hold secrets.
-        raise EtlworksConfigError('Extra is no JSON object. Write it like {"read_timeout": 60}.')
+        raise EtlworksConfigError('Extra is not a JSON object. Write it like {"read_timeout": 60}.')
     given = {name: value for name, value in extra.items() if value is not None and value != ""}
     if unknown := [name for name in given if name not in CONNECTION_FIELDS]:
         close = difflib.get_close_matches(unknown[0], CONNECTION_FIELDS, n=1)
@@ -76,15 +79,16 @@ def _read_text(name: str, value: Any) -> str:
 def _read_seconds(name: str, value: Any) -> float:
     try:
         return float(value if not isinstance(value, bool) else "")
-    except (TypeError, ValueError):
-        raise EtlworksConfigError(f"Extra field {name!r} is {value!r}; it must be a number of seconds.") from None
+    except (TypeError, ValueError, OverflowError):
+        raise EtlworksConfigError(f"Extra field {name!r} is {quoted(value)}; it must be a number of seconds.") from None
 
 
 def _read_count(name: str, value: Any) -> int:
-    try:
-        return int(str(value))
-    except ValueError:
-        raise EtlworksConfigError(f"Extra field {name!r} is {value!r}; it must be a whole number.") from None
+    # A form may save 300 as 300.0.
+    number = as_int(float(value) if isinstance(value, str) and re.fullmatch(r"\s*\d+\.0*\s*", value) else value)
+    if number is None or (isinstance(value, float) and number != value):
+        raise EtlworksConfigError(f"Extra field {name!r} is {quoted(value)}; it must be a whole number.")
+    return number
 
 
 def _read_verify(name: str, value: Any) -> bool | str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,9 @@ from airflow_provider_etlworks.client.models import (
     StartStatus,
     Webhook,
 )
+from airflow_provider_etlworks.client.redaction import redact_data
+from airflow_provider_etlworks.client.text import storable
+from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import BaseHook
 from airflow_provider_etlworks.hooks import clients
 from airflow_provider_etlworks.hooks.connection import settings_from
@@ -47,7 +52,7 @@ from airflow_provider_etlworks.runs.stop import StopResult, stop_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
@@ -147,7 +152,7 @@ class EtlworksHook(BaseHook):
         count = page.total if page.total is not None else len(page.items)
         return True, f"Connected to {settings.root_url} {who}; {count} flows are visible."
 
-    def execution_url(self, flow_id: int, audit_id: int) -> str:
+    def execution_url(self, flow_id: int | str, audit_id: int | str) -> str:
         """
         Return where a person looks at a run.
 
@@ -156,6 +161,8 @@ class EtlworksHook(BaseHook):
         :return: the connection's ``ui_url``, filled in; without one, the instance's address. Nothing is asked.
         :source: Etlworks documents no address of a single run.
         """
+        flow_id = parse_id("flow_id", flow_id)
+        audit_id = parse_id("audit_id", audit_id)
         return self.settings.execution_url(flow_id, audit_id)
 
     # --- Flows and their runs -------------------------------------------------------------------------------------
@@ -164,7 +171,7 @@ class EtlworksHook(BaseHook):
         self,
         *,
         q: str | None = None,
-        tags: Sequence[str] = (),
+        tags: str | Iterable[str] = (),
         sort: str | None = None,
         since: datetime | str | None = None,
     ) -> Iterator[Flow]:
@@ -172,7 +179,7 @@ class EtlworksHook(BaseHook):
         List flows, without the parts that only :meth:`get_flow` tells.
 
         :param q: only flows with this text in their name.
-        :param tags: only flows with all these tags.
+        :param tags: only flows with all these tags; a text is one tag.
         :param sort: Etlworks's name of the field to sort by, ``-`` before it for descending.
         :param since: a datetime or ISO 8601; only flows changed after it.
         :return: an iterator of ``Flow``: id, name, tags, how many schedules are on and off, and more.
@@ -181,7 +188,7 @@ class EtlworksHook(BaseHook):
         """
         return self.client.iterate(endpoints.list_flows(q=q, tags=tags, sort=sort, since=_iso(since)))
 
-    def get_flow(self, flow_id: int) -> Flow:
+    def get_flow(self, flow_id: int | str) -> Flow:
         """
         Read one whole flow.
 
@@ -190,6 +197,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none, or this user cannot see it.
         :source: code examples, ``GET /v1/flows/{id}``.
         """
+        flow_id = parse_id("flow_id", flow_id)
         return self.client.send(endpoints.get_flow(flow_id))
 
     def find_flow(self, name: str) -> Flow:
@@ -203,7 +211,7 @@ class EtlworksHook(BaseHook):
         """
         return find_by_name(name, list(self.list_flows()))
 
-    def replace_flow(self, flow_id: int, flow: Mapping[str, Any]) -> Flow:
+    def replace_flow(self, flow_id: int | str, flow: Mapping[str, Any]) -> Flow:
         """
         Replace a whole flow. What ``flow`` lacks is wiped: :meth:`update_flow` changes single fields.
 
@@ -214,9 +222,10 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Editor.
         :source: code examples, ``PUT /v1/flows/{id}``.
         """
+        flow_id = parse_id("flow_id", flow_id)
         return self.client.send(endpoints.replace_flow(flow_id, flow))
 
-    def update_flow(self, flow_id: int, changes: Mapping[str, Any]) -> Flow:
+    def update_flow(self, flow_id: int | str, changes: Mapping[str, Any]) -> Flow:
         """
         Change some fields of a flow, and keep all others.
 
@@ -230,27 +239,37 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Editor.
         :source: code examples, ``PUT /v1/flows/{id}``; quickstart, "409".
         """
+        flow_id = parse_id("flow_id", flow_id)
         return self._changed(flow_id, lambda _: changes)
 
-    def tag_flows(self, flow_ids: Sequence[int], add: Sequence[str] = (), remove: Sequence[str] = ()) -> list[Flow]:
+    def tag_flows(
+        self,
+        flow_ids: int | str | Iterable[int | str],
+        add: str | Iterable[str] = (),
+        remove: str | Iterable[str] = (),
+    ) -> list[Flow]:
         """
         Add and remove tags of flows, and keep their other tags, also those that somebody else adds meanwhile.
 
         :param flow_ids: the flows. Those that need no change are not written.
-        :param add: tags to add.
-        :param remove: tags to remove.
+        :param add: tags to add; a text is one tag.
+        :param remove: tags to remove; a text is one tag.
         :return: each ``Flow`` as it is now.
         :raises EtlworksConflict: a flow was changed twice while its tags were.
         :raises EtlworksForbidden: it takes the role Editor.
         :source: code examples, "Bulk tag flows".
         """
+        added, removed = dict.fromkeys(_each(add)), set(_each(remove))
 
         def retag(flow: Flow) -> Mapping[str, Any]:
-            kept = [tag for tag in flow.tags if tag not in remove]
-            tags = [*kept, *(tag for tag in dict.fromkeys(add) if tag not in kept)]
-            return {} if tags == list(flow.tags) else {"tags": tags}
+            # Not flow.tags, which may be cut: what is written back must be as it was.
+            given = flow.raw.get("tags")
+            present = given if isinstance(given, list) else []
+            kept = [tag for tag in present if not (isinstance(tag, str) and tag in removed)]
+            tags = [*kept, *(tag for tag in added if tag not in kept)]
+            return {} if tags == present else {"tags": tags}
 
-        return [self._changed(flow_id, retag) for flow_id in flow_ids]
+        return [self._changed(flow_id, retag) for flow_id in _ids(flow_ids)]
 
     def _changed(self, flow_id: int, change: Callable[[Flow], Mapping[str, Any]]) -> Flow:
         """Change what ``change`` says of the flow as it is, and ask it again where the flow has changed since."""
@@ -268,7 +287,7 @@ class EtlworksHook(BaseHook):
 
     def run_flow(
         self,
-        flow_id: int,
+        flow_id: int | str,
         parameters: Mapping[str, str] | None = None,
         *,
         run_options: Mapping[str, Any] | None = None,
@@ -289,6 +308,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
+        flow_id = parse_id("flow_id", flow_id)
         start = RunStarter(
             flow_id=flow_id,
             clock=self.client.clock,
@@ -305,8 +325,8 @@ class EtlworksHook(BaseHook):
 
     def get_execution(
         self,
-        flow_id: int,
-        audit_id: int | None = None,
+        flow_id: int | str,
+        audit_id: int | str | None = None,
         *,
         status: str | None = None,
         message_uuid: str | None = None,
@@ -325,26 +345,28 @@ class EtlworksHook(BaseHook):
         """
         if sum(each is not None for each in (audit_id, status, message_uuid)) > 1:
             raise EtlworksConfigError("Give one of audit_id, status and message_uuid, or none for the newest run.")
+        flow_id = parse_id("flow_id", flow_id)
         if audit_id is None:
             return self.client.send(endpoints.latest_execution(flow_id, status=status, message_uuid=message_uuid))
-        return self.client.send(endpoints.get_execution(flow_id, audit_id))
+        return self.client.send(endpoints.get_execution(flow_id, parse_id("audit_id", audit_id)))
 
     def wait_for_execution(
         self,
-        flow_id: int,
-        audit_id: int,
+        flow_id: int | str,
+        audit_id: int | str,
         *,
-        poll_interval: float = DEFAULT_POLL_INTERVAL,
-        timeout: float | None = None,
-        patience: float = DEFAULT_PATIENCE,
+        poll_interval: float | timedelta = DEFAULT_POLL_INTERVAL,
+        timeout: float | timedelta | None = None,
+        patience: float | timedelta = DEFAULT_PATIENCE,
     ) -> Execution:
         """
         Wait until a run has ended, well or badly.
 
         :param flow_id: the flow.
         :param audit_id: the run.
-        :param poll_interval: seconds between two looks at a young run; an old one is looked at less often.
-        :param timeout: seconds to wait at most; ``None`` is for ever.
+        :param poll_interval: seconds (or a ``timedelta``, as for the other times) between two polls of a young run; an
+            old run is polled less often.
+        :param timeout: the most seconds to wait; ``None`` is no limit.
         :param patience: seconds for which the status may be unreadable.
         :return: the run's last ``Execution``; its ``status`` says how it ended.
         :raises EtlworksExecutionTimeout: it is still going.
@@ -352,7 +374,13 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: the role does not allow to read runs.
         :source: quickstart, ``GET /v1/executions/{flowId}?auditId=``.
         """
-        deadline = None if timeout is None else self.client.clock.time() + timeout
+        flow_id = parse_id("flow_id", flow_id)
+        audit_id = parse_id("audit_id", audit_id)
+        poll_interval, patience = parse_seconds("poll_interval", poll_interval), parse_seconds("patience", patience)
+        deadline = None
+        if timeout is not None:
+            timeout = parse_seconds("timeout", timeout, allow_zero=True)
+            deadline = self.client.clock.time() + timeout
         followed = self.client.run(
             follow(
                 RunRef(flow_id, audit_id),
@@ -369,7 +397,7 @@ class EtlworksHook(BaseHook):
             raise followed.error
         raise EtlworksLostTouch(f"Run {audit_id} of flow {flow_id} may still be going. {followed.detail}")
 
-    def stop_flow(self, flow_id: int, audit_id: int) -> StopResult:
+    def stop_flow(self, flow_id: int | str, audit_id: int | str) -> StopResult:
         """
         Ask Etlworks to stop a run. It may take minutes until the run has really stopped.
 
@@ -381,10 +409,12 @@ class EtlworksHook(BaseHook):
             Etlworks causes is raised.
         :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
         """
+        flow_id = parse_id("flow_id", flow_id)
+        audit_id = parse_id("audit_id", audit_id)
         with clients.urgent_client(self.settings) as client:
             return client.run(stop_run(RunRef(flow_id, audit_id), self.settings.stop_path))
 
-    def execution_history(self, flow_id: int, *, since: datetime | str | None = None) -> Iterator[Execution]:
+    def execution_history(self, flow_id: int | str, *, since: datetime | str | None = None) -> Iterator[Execution]:
         """
         List a flow's runs, newest first (an assumption), asking for pages as they are needed.
 
@@ -394,9 +424,10 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is no such flow.
         :source: quickstart, ``GET /v1/executions/{flowId}/history``.
         """
+        flow_id = parse_id("flow_id", flow_id)
         return self.client.iterate(endpoints.execution_history(flow_id, since=_iso(since)))
 
-    def execution_log(self, flow_id: int, audit_id: int, *, last_lines: int | None = None) -> str:
+    def execution_log(self, flow_id: int | str, audit_id: int | str, *, last_lines: int | None = None) -> str:
         """
         Read the log of a run.
 
@@ -407,15 +438,18 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is no such run.
         :source: support pages, ``GET /v1/executions/console/download``.
         """
+        flow_id = parse_id("flow_id", flow_id)
+        audit_id = parse_id("audit_id", audit_id)
         from airflow_provider_etlworks.client.streaming import tail_lines
 
         call = endpoints.execution_log(flow_id, audit_id)
         if last_lines is None:
             return self.client.send(call)
         with self.client.stream(call) as pieces:
-            return "\n".join(tail_lines(pieces, last_lines))
+            lines = "\n".join(tail_lines(pieces, last_lines))
+        return storable(redact_data(lines, self.settings.secrets))
 
-    def execution_tasks(self, audit_id: int, *, type: str | None = None) -> list[FlowTask]:  # noqa: A002  # Etlworks's name
+    def execution_tasks(self, audit_id: int | str, *, type: str | None = None) -> list[FlowTask]:  # noqa: A002  # Etlworks's name
         """
         List the tasks inside a run.
 
@@ -426,6 +460,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is no such run.
         :source: support pages, ``GET /etl/rest/v1/tasks/{auditId}/``, below the bare host.
         """
+        audit_id = parse_id("audit_id", audit_id)
         return self.client.send(endpoints.execution_tasks(audit_id, type=type))
 
     def executions_of_day(self, days_ago: int = 0) -> list[Execution]:
@@ -466,7 +501,7 @@ class EtlworksHook(BaseHook):
         """
         return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=_iso(since)))
 
-    def export_flows(self, flow_ids: Sequence[int], *, include_connections: bool = True) -> bytes:
+    def export_flows(self, flow_ids: int | str | Iterable[int | str], *, include_connections: bool = True) -> bytes:
         """
         Export flows, and the connections they use, as one bundle.
 
@@ -476,7 +511,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: one of them does not exist.
         :source: code examples, ``POST /v1/io/export``.
         """
-        return self.client.send(endpoints.export_flows(flow_ids, include_connections=include_connections))
+        return self.client.send(endpoints.export_flows(_ids(flow_ids), include_connections=include_connections))
 
     def preview_import(self, bundle: bytes) -> Any:
         """
@@ -501,19 +536,41 @@ class EtlworksHook(BaseHook):
         """
         return self.client.send(endpoints.import_bundle(bundle))
 
-    def create_connection(self, connection: Mapping[str, Any]) -> Connection:
+    def create_connection(
+        self,
+        connection: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        connection_type: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+        tags: str | Iterable[str] | None = None,
+    ) -> Connection:
         """
         Create a connection inside Etlworks (not one of Airflow's). Sent once.
 
-        :param connection: ``name description connectionType properties tags``. Write secrets as ``{{secret:name}}``.
+        :param connection: all fields by Etlworks's names, as one mapping, instead of the following.
+        :param name: its name.
+        :param description: its description.
+        :param connection_type: such as ``connection.db.postgres``.
+        :param properties: its properties, by Etlworks's names. Write secrets as ``{{secret:name}}``.
+        :param tags: its tags; a text is one tag.
         :return: the ``Connection``, with its id.
         :raises EtlworksBadRequest: a field is missing or wrong.
         :raises EtlworksConflict: the name is taken.
         :source: code examples, ``POST /v1/connections``.
         """
-        return self.client.send(endpoints.create_connection(connection))
+        body = _body(
+            connection,
+            name=name,
+            description=description,
+            connection_type=connection_type,
+            properties=properties,
+            tags=None if tags is None else _each(tags),
+        )
+        return self.client.send(endpoints.create_connection(body))
 
-    def get_etlworks_connection(self, connection_id: int) -> Connection:
+    def get_etlworks_connection(self, connection_id: int | str) -> Connection:
         """
         Read a connection inside Etlworks.
 
@@ -522,41 +579,92 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``GET /v1/connections/{id}``.
         """
+        connection_id = parse_id("connection_id", connection_id)
         return self.client.send(endpoints.get_connection(connection_id))
 
-    def test_etlworks_connection(self, connection: Mapping[str, Any]) -> Any:
+    def test_etlworks_connection(
+        self,
+        connection: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        connection_type: str | None = None,
+        properties: Mapping[str, Any] | None = None,
+        tags: str | Iterable[str] | None = None,
+    ) -> Any:
         """
         Test a connection inside Etlworks. Nothing is saved.
 
-        :param connection: as for :meth:`create_connection`.
+        :param connection: all fields by Etlworks's names, as one mapping, instead of the following.
+        :param name: its name.
+        :param description: its description.
+        :param connection_type: such as ``connection.db.postgres``.
+        :param properties: its properties, by Etlworks's names. Write secrets as ``{{secret:name}}``.
+        :param tags: its tags; a text is one tag.
         :return: Etlworks's answer, whose shape is not documented.
         :raises EtlworksRefused: the answer says ``"success": false``; the message has the reason.
         :source: code examples, ``POST /v1/connections/test``.
         """
-        return self.client.send(endpoints.test_connection(connection))
+        body = _body(
+            connection,
+            name=name,
+            description=description,
+            connection_type=connection_type,
+            properties=properties,
+            tags=None if tags is None else _each(tags),
+        )
+        return self.client.send(endpoints.test_connection(body))
 
-    def create_schedule(self, schedule: Mapping[str, Any]) -> Schedule:
+    def create_schedule(
+        self,
+        schedule: Mapping[str, Any] | str | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        flow_id: int | str | None = None,
+        enabled: bool | None = None,
+        tags: str | Iterable[str] | None = None,
+    ) -> Schedule:
         """
         Create a schedule. Sent once.
 
-        :param schedule: ``name description flowId schedule enabled tags``; ``schedule`` is like ``0 0 4 * * ?``.
+        :param schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``; or all fields by Etlworks's names,
+            as one mapping, instead of the following.
+        :param name: its name.
+        :param description: its description.
+        :param flow_id: the flow that it starts.
+        :param enabled: whether it is on.
+        :param tags: its tags; a text is one tag.
         :return: the ``Schedule``, with its id.
         :raises EtlworksBadRequest: a field is missing or wrong.
         :source: code examples, ``POST /v1/schedules``.
         """
-        return self.client.send(endpoints.create_schedule(schedule))
+        is_expression = isinstance(schedule, str)
+        body = _body(
+            None if is_expression else schedule,
+            name=name,
+            description=description,
+            flow_id=None if flow_id is None else parse_id("flow_id", flow_id),
+            schedule=schedule if is_expression else None,
+            enabled=enabled,
+            tags=None if tags is None else _each(tags),
+        )
+        return self.client.send(endpoints.create_schedule(body))
 
-    def list_schedules(self, flow_id: int) -> Iterator[Schedule]:
+    def list_schedules(self, flow_id: int | str) -> Iterator[Schedule]:
         """
         List a flow's schedules.
 
         :param flow_id: the flow.
-        :return: an iterator of ``Schedule``.
-        :source: ``GET /v1/schedules?flowId=``, an assumption.
+        :return: an iterator of ``Schedule``. A server that does not know the filter lists those of all flows; they are
+            left out here.
+        :source: support pages, ``GET /v1/schedules``; its filter ``flowId`` is an assumption.
         """
-        return self.client.iterate(endpoints.list_schedules(flow_id))
+        flow_id = parse_id("flow_id", flow_id)
+        listed = self.client.iterate(endpoints.list_schedules(flow_id))
+        return (schedule for schedule in listed if schedule.flow_id in (None, flow_id))
 
-    def pause_schedule(self, schedule_id: int) -> None:
+    def pause_schedule(self, schedule_id: int | str) -> None:
         """
         Turn a schedule off. Pausing what is paused is no error.
 
@@ -564,9 +672,10 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``PUT /v1/schedules/{id}/disable``.
         """
+        schedule_id = parse_id("schedule_id", schedule_id)
         self.client.send(endpoints.pause_schedule(schedule_id))
 
-    def resume_schedule(self, schedule_id: int) -> None:
+    def resume_schedule(self, schedule_id: int | str) -> None:
         """
         Turn a schedule on. Resuming what is on is no error.
 
@@ -574,20 +683,70 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``PUT /v1/schedules/{id}/enable``.
         """
+        schedule_id = parse_id("schedule_id", schedule_id)
         self.client.send(endpoints.resume_schedule(schedule_id))
 
-    def create_webhook(self, webhook: Mapping[str, Any]) -> Webhook:
+    def create_webhook(
+        self,
+        webhook: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        events: str | Iterable[str] | None = None,
+        url: str | None = None,
+        method: str | None = None,
+        secret: str | None = None,
+        flow_includes: Any = None,
+        flow_excludes: Any = None,
+        enabled: bool | None = None,
+        content_type: str | None = None,
+        include_entity: bool | None = None,
+        headers: Sequence[Mapping[str, str]] | None = None,
+        basic_user: str | None = None,
+        basic_pass: str | None = None,
+    ) -> Webhook:
         """
         Create a webhook: Etlworks calls its URL when something happens. Sent once.
 
-        :param webhook: ``name description events url method secret flowIncludes flowExcludes enabled``; events are
-            ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release.
+        :param webhook: all fields by Etlworks's names, as one mapping, instead of the following.
+        :param name: its name.
+        :param description: its description.
+        :param events: ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release; a
+            text is one event.
+        :param url: what Etlworks calls.
+        :param method: ``POST`` or ``GET``.
+        :param secret: what Etlworks signs its calls with.
+        :param flow_includes: the only flows whose events count.
+        :param flow_excludes: flows whose events do not count.
+        :param enabled: whether it is on.
+        :param content_type: the type of what Etlworks sends.
+        :param include_entity: whether Etlworks sends the changed thing, too.
+        :param headers: headers of the call, each as ``{"key": …, "value": …}``.
+        :param basic_user: the user of the call's Basic authentication.
+        :param basic_pass: that user's password.
         :return: the ``Webhook``, with its id.
         :raises EtlworksForbidden: it takes the role Administrator.
         :raises EtlworksBadRequest: a field is missing or wrong.
         :source: code examples, ``POST /v1/webhooks``.
         """
-        return self.client.send(endpoints.create_webhook(webhook))
+        body = _body(
+            webhook,
+            name=name,
+            description=description,
+            events=None if events is None else _each(events),
+            url=url,
+            method=method,
+            secret=secret,
+            flow_includes=flow_includes,
+            flow_excludes=flow_excludes,
+            enabled=enabled,
+            content_type=content_type,
+            include_entity=include_entity,
+            headers=headers,
+            basic_user=basic_user,
+            basic_pass=basic_pass,
+        )
+        return self.client.send(endpoints.create_webhook(body))
 
     def send_to_listener(self, path: str, payload: bytes | Body | None = None, *, content_type: str = JSON_TYPE) -> Any:
         """
@@ -610,7 +769,7 @@ class EtlworksHook(BaseHook):
 
         :param method: the HTTP method.
         :param path: a percent-encoded path below ``/rest``, such as ``/v1/flows``, or an absolute URL of the same host,
-            for ``/plugins/…`` and ``/etl/…``.
+            for ``/plugins/…`` and ``/etl/…``. ``v1/flows`` and ``/rest/v1/flows`` mean the same as ``/v1/flows``.
         :param query: parameters of the URL; a list repeats its name.
         :param json: the body; ``None`` sends none.
         :return: the answer as JSON where it is JSON, else text; ``None`` where it is empty.
@@ -621,6 +780,27 @@ class EtlworksHook(BaseHook):
         return self.client.send(
             endpoints.request(method, path, query=query, json=json, root_url=self.settings.root_url)
         )
+
+
+def _each(values: str | Iterable[str]) -> list[str]:
+    """Return texts as a list. One text by itself is one item, not its letters."""
+    return [values] if isinstance(values, str) else list(values)
+
+
+def _ids(flow_ids: int | str | Iterable[int | str]) -> list[int]:
+    given = flow_ids if isinstance(flow_ids, Iterable) and not isinstance(flow_ids, str) else [flow_ids]
+    return [parse_id("flow_ids", each) for each in given]
+
+
+def _body(mapping: Any, **fields: Any) -> Mapping[str, Any]:
+    """Return the body of a creation: one mapping, or fields by their names in snake_case."""
+    given = {re.sub("_(.)", lambda letter: letter[1].upper(), name): value for name, value in fields.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    if mapping is None and given:
+        return given
+    if not isinstance(mapping, Mapping) or given:
+        raise EtlworksConfigError("Give the fields as keyword arguments, or all of them as one mapping.")
+    return mapping
 
 
 def _iso(moment: datetime | str | None) -> str | None:

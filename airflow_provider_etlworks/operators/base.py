@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.compat import BaseOperator
 from airflow_provider_etlworks.links import EtlworksExecutionLink
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
@@ -62,9 +64,9 @@ class RunOperator(HookMixin, BaseOperator):
         self.etlworks_conn_id = etlworks_conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
-        self.poll_interval = self._seconds("poll_interval", poll_interval)
-        self.timeout = None if timeout is None else self._seconds("timeout", timeout)
-        self.patience = self._seconds("patience", patience)
+        self.poll_interval = parse_seconds(f"{self.task_id}: poll_interval", poll_interval)
+        self.timeout = None if timeout is None else parse_seconds(f"{self.task_id}: timeout", timeout)
+        self.patience = parse_seconds(f"{self.task_id}: patience", patience)
         self.fail_on_warning = fail_on_warning
         self.cancel_on_kill = cancel_on_kill
         self.log_lines = log_lines
@@ -117,10 +119,3 @@ class RunOperator(HookMixin, BaseOperator):
             # Airflow 3 lets a task go on that was killed while the modules above were imported.
             execution.kill()
         return execution
-
-    def _seconds(self, name: str, value: float | timedelta) -> float:
-        """Check a number of seconds. Infinity is not JSON, so it could not be handed to a trigger."""
-        seconds = value.total_seconds() if isinstance(value, timedelta) else value
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
-            raise ValueError(f"{self.task_id}: {name} is {value!r}; it is a number of seconds greater than 0.")
-        return seconds

@@ -1,25 +1,37 @@
-"""Arguments of tasks, once they are rendered."""
+"""Arguments of tasks, after their templates are rendered."""
 
 from __future__ import annotations
 
+import math
 import re
 from ast import literal_eval
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
+from fractions import Fraction
+from numbers import Integral, Real
+from os import PathLike
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.values import parse_id as parse_id
+from airflow_provider_etlworks.client.values import quoted
 from airflow_provider_etlworks.compat import AirflowFailException
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_MOST_DIGITS = 1_000
+_MOST_BITS = 3_000
+# Python's own, and NumPy's.
+_BOOLEANS = ("bool", "bool_")
+
 
 @contextmanager
 def fail_without_retry_on_config_error() -> Iterator[None]:
-    """Fail without a retry where an argument or the connection cannot work: the next try would have the same."""
+    """Fail without a retry if an argument or the connection cannot work: the next try would have the same."""
     try:
         yield
     except EtlworksConfigError as error:
@@ -30,9 +42,8 @@ def flat_parameters(parameters: Any) -> dict[str, str]:
     """
     Turn parameters into the flat map of texts that Etlworks takes.
 
-    :param parameters: a mapping, or ``None`` for none. Numbers become their digits, booleans ``true`` or ``false``,
-        dates and times ISO 8601.
-    :raises EtlworksConfigError: it is no mapping, or a value is nested or ``None``; the message names the parameter.
+    :param parameters: a mapping, or ``None`` for none; each value as :func:`parameter_text` takes it.
+    :raises EtlworksConfigError: it is not a mapping, or a value cannot be a text; the message names the parameter.
     """
     if parameters is None:
         return {}
@@ -40,38 +51,10 @@ def flat_parameters(parameters: Any) -> dict[str, str]:
         raise EtlworksConfigError(
             f"parameters is a {type(parameters).__name__}; it must be a mapping, such as {{'runDate': '2026-05-09'}}."
         )
-    flat: dict[str, str] = {}
-    for name, value in parameters.items():
+    for name in parameters:
         if not isinstance(name, str) or not name:
             raise EtlworksConfigError(f"The parameter name {name!r} must be text.")
-        if isinstance(value, bool):
-            flat[name] = "true" if value else "false"
-        elif isinstance(value, (str, int, float, Decimal)):
-            flat[name] = str(value)
-        elif isinstance(value, (date, time)):
-            flat[name] = value.isoformat()
-        else:
-            # The value is not repeated: it may be a secret.
-            what = "None; leave it out, or write ''" if value is None else f"a {type(value).__name__}"
-            raise EtlworksConfigError(
-                f"Parameter {name!r} is {what}. Etlworks takes flat texts only; json.dumps() makes a text of anything."
-            )
-    return flat
-
-
-def parse_id(name: str, value: Any, hint: str = "") -> int:
-    """
-    Read an id.
-
-    :param name: the argument, for the message.
-    :param value: a whole number, or its digits, as templates give them.
-    :param hint: what else to write, for the message.
-    :raises EtlworksConfigError: it is none.
-    """
-    digits = str(value).strip()
-    if isinstance(value, bool) or not (digits.isascii() and digits.isdigit()):
-        raise EtlworksConfigError(f"{name} is {value!r}; it must be a whole number, such as 12345.{hint}")
-    return int(digits)
+    return {name: parameter_text(name, value) for name, value in parameters.items()}
 
 
 def parse_ids(name: str, value: Any) -> list[int]:
@@ -80,8 +63,8 @@ def parse_ids(name: str, value: Any) -> list[int]:
 
     :param name: the argument, for the message.
     :param value: a list of whole numbers or of their digits, one of them by itself, or the text of a list, as a
-        template gives it: ``"[1, 2]"`` or ``"1, 2"``.
-    :raises EtlworksConfigError: it is nothing of that.
+        template returns it: ``"[1, 2]"`` or ``"1, 2"``.
+    :raises EtlworksConfigError: it is something else.
     """
     if isinstance(value, str):
         inside = value.strip()
@@ -90,11 +73,28 @@ def parse_ids(name: str, value: Any) -> list[int]:
             if not inside:
                 return []
         value = [part.strip().strip("'\"") for part in inside.split(",")]
-    elif isinstance(value, int):
+    elif isinstance(value, Integral):
         value = [value]
     if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
-        raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of whole numbers, such as [12345, 12346].")
+        raise EtlworksConfigError(
+            f"{name} is {quoted(value)}; it must be a list of whole numbers, such as [12345, 12346]."
+        )
     return list(dict.fromkeys(parse_id(name, each) for each in value))
+
+
+def parse_text(name: str, value: Any) -> str:
+    """
+    Read a text that must not be empty, such as a flow's name or a tag.
+
+    :param name: the argument, for the message.
+    :param value: the text. If Airflow renders templates as native objects, a text that looks like a number arrives as
+        one; it is read as its digits.
+    :raises EtlworksConfigError: it is empty, or something else, such as ``None``.
+    """
+    text = _digits(value) if _is_number(value) else value
+    if not isinstance(text, str) or not text.strip() or text == "None":
+        raise EtlworksConfigError(f"{name} is {quoted(value)}; it must be a text, such as 'Orders'.")
+    return text
 
 
 def parse_names(name: str, value: Any) -> list[str]:
@@ -102,19 +102,78 @@ def parse_names(name: str, value: Any) -> list[str]:
     Read names; each is returned once, in the order given.
 
     :param name: the argument, for the message.
-    :param value: a list of texts, one text by itself, or the text of a list, as a template gives it: ``"['a', 'b']"``.
-    :raises EtlworksConfigError: it is nothing of that.
+    :param value: a list of texts, one text by itself, or the text of a list, as a template returns it:
+        ``"['a', 'b']"``. Numbers are read as by :func:`parse_text`.
+    :raises EtlworksConfigError: it is something else.
     """
     read = value
-    if isinstance(value, str):
+    if isinstance(value, str) or _is_number(value):
         read = [value]
-        if value.strip().startswith("[") and value.strip().endswith("]"):
-            with suppress(ValueError, SyntaxError):
+        if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 read = literal_eval(value.strip())
     given: list[Any] = list(read) if isinstance(read, Iterable) and not isinstance(read, (bytes, Mapping)) else [None]
-    if not all(isinstance(each, str) and each.strip() and each != "None" for each in given):
-        raise EtlworksConfigError(f"{name} is {value!r}; it must be a list of texts, such as ['Orders', 'Customers'].")
-    return list(dict.fromkeys(given))
+    try:
+        return list(dict.fromkeys(parse_text(name, each) for each in given))
+    except EtlworksConfigError:
+        raise EtlworksConfigError(
+            f"{name} is {quoted(value)}; it must be a list of texts, such as ['Orders', 'Customers']."
+        ) from None
+
+
+def parameter_text(name: str, value: Any) -> str:
+    """
+    Read the value of a flow's parameter: Etlworks takes texts only.
+
+    :param name: the parameter, for the message. The value is not repeated: it may be a secret.
+    :param value: a text, a number (its plain digits), a boolean (``true`` or ``false``), a date or a time (ISO 8601), a
+        UUID or a path.
+    :raises EtlworksConfigError: it is nested, or missing: ``None``, NaN or NaT.
+    """
+    if isinstance(value, str):
+        # Not str(): that of an enum is its name.
+        return str.__str__(value)
+    if type(value).__name__ in _BOOLEANS:
+        return "true" if value else "false"
+    what = f"a {type(value).__name__}"
+    if value is None or _is_not_itself(value):
+        what = f"{value}; leave it out, or write ''"
+    elif _is_number(value):
+        return _digits(value)
+    elif isinstance(value, (date, time)):
+        return value.isoformat()
+    elif isinstance(value, (UUID, PathLike)):
+        return str(value)
+    raise EtlworksConfigError(
+        f"Parameter {name!r} is {what}. Etlworks takes flat texts only; json.dumps() makes a text of anything."
+    )
+
+
+def _is_not_itself(value: Any) -> bool:
+    """Whether a value is NaN or NaT, of any library: nothing else differs from itself."""
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError, ArithmeticError):  # pandas.NA, an array, a signaling NaN
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number that can be written as plain digits, not too many of them."""
+    if type(value) is bool:
+        return False
+    if isinstance(value, Integral):
+        return int(value).bit_length() < _MOST_BITS
+    if isinstance(value, Decimal):
+        return value.is_finite() and abs(value.adjusted()) < _MOST_DIGITS
+    return isinstance(value, Real) and not isinstance(value, Fraction) and math.isfinite(value)
+
+
+def _digits(value: Any) -> str:
+    """Return a number as plain digits, never as a power of ten."""
+    if isinstance(value, Integral):
+        return str(int(value))
+    # The text of a float is its shortest one, also of NumPy's.
+    return f"{value if isinstance(value, Decimal) else Decimal(str(value)):f}"
 
 
 def parse_sha256(name: str, value: Any) -> str | None:
@@ -122,27 +181,27 @@ def parse_sha256(name: str, value: Any) -> str | None:
     Read a SHA-256.
 
     :param name: the argument, for the message.
-    :param value: its 64 hexadecimal digits; ``None`` for none. What a template makes of a task that returned nothing
-        is refused: the check that it stands for would silently not happen.
-    :return: it, in lower case.
-    :raises EtlworksConfigError: it is none.
+    :param value: its 64 hexadecimal digits; ``None`` for none. The text "None", which a template makes of a task that
+        returned nothing, is refused: without the hash, nothing would be checked.
+    :return: the digits, in lower case.
+    :raises EtlworksConfigError: it is not a SHA-256.
     """
     if value is None:
         return None
     digits = value.strip().lower() if isinstance(value, str) else ""
     if not re.fullmatch("[0-9a-f]{64}", digits):
-        raise EtlworksConfigError(f"{name} is {value!r}; it must be the 64 hexadecimal digits of a SHA-256.")
+        raise EtlworksConfigError(f"{name} is {quoted(value)}; it must be the 64 hexadecimal digits of a SHA-256.")
     return digits
 
 
 def parse_datetime(name: str, value: Any) -> datetime:
     """
-    Read a moment.
+    Read a date and time.
 
     :param name: the argument, for the message.
-    :param value: a datetime, or ISO 8601 text, as templates give it; without a zone it is UTC.
-    :return: the moment, in UTC.
-    :raises EtlworksConfigError: it is none.
+    :param value: a datetime, or ISO 8601 text, as templates return it; without a zone it is UTC.
+    :return: the time, in UTC.
+    :raises EtlworksConfigError: it is something else, or NaT.
     """
     read = value
     if isinstance(value, str):
@@ -152,8 +211,8 @@ def parse_datetime(name: str, value: Any) -> datetime:
             read = datetime.fromisoformat(text)
         except ValueError:
             read = None
-    if not isinstance(read, datetime):
+    if not isinstance(read, datetime) or _is_not_itself(read):
         raise EtlworksConfigError(
-            f"{name} is {value!r}; it must be a moment in ISO 8601, such as '2026-05-09T00:00:00+00:00'."
+            f"{name} is {quoted(value)}; it must be a time in ISO 8601, such as '2026-05-09T00:00:00+00:00'."
         )
     return read.replace(tzinfo=timezone.utc) if read.tzinfo is None else read.astimezone(timezone.utc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksLostTouch,
     EtlworksStartUnknown,
 )
+from airflow_provider_etlworks.client.models import Flow, Schedule
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
@@ -208,6 +210,115 @@ def test_tags_are_changed_and_everything_else_is_kept(etlworks: Etlworks, hook: 
     assert flow.tags == ("b", "c")
     assert flow.description == "keep me"
     assert etlworks.asked("PUT", "/rest/v1/flows/8") == 2
+
+
+def test_a_tag_is_a_text_or_one_of_several(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.sandbox.add_flow(SandboxFlow(8, "Tagged", tags=("nightly", "b")))
+
+    assert [flow.id for flow in hook.list_flows(tags="nightly")] == [8]
+    (flow,) = hook.tag_flows("8", add="daily", remove="nightly")
+    assert flow.tags == ("b", "daily")
+    assert hook.tag_flows(iter([8]), add=iter(["b"]))[0].tags == ("b", "daily")
+
+
+def test_a_tag_that_cannot_be_read_is_written_back(
+    etlworks: Etlworks, hook: EtlworksHook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ["x" * 5_000, 5, {"name": "nested"}]
+    written: list[Any] = []
+    monkeypatch.setattr(EtlworksHook, "get_flow", lambda *_: Flow.from_json({"id": 8, "tags": odd}))
+    monkeypatch.setattr(EtlworksHook, "replace_flow", lambda _, __, flow: written.append(flow["tags"]))
+
+    hook.tag_flows([8], add="new")
+
+    assert written == [[*odd, "new"]]
+
+
+def test_ids_are_taken_as_text(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=0, schedule="0 0 4 * * ?")
+    flow_id = str(FLOW)
+    started = hook.run_flow(flow_id)
+    run = str(started.audit_id)
+
+    assert hook.wait_for_execution(flow_id, run, timeout=timedelta(hours=1)).flow_id == FLOW
+    assert hook.get_execution(flow_id) == hook.get_execution(flow_id, run)
+    assert [str(each.audit_id) for each in hook.execution_history(flow_id)] == [run]
+    assert hook.get_flow(flow_id).id == hook.update_flow(flow_id, {"description": "new"}).id == FLOW
+    assert run in hook.execution_log(flow_id, run) + hook.execution_log(flow_id, run, last_lines=100) + run
+    assert isinstance(hook.execution_tasks(run), list)
+    assert not hook.stop_flow(flow_id, run).accepted or etlworks.sandbox.runs()
+    assert str(FLOW) in hook.execution_url(flow_id, run) or hook.settings.ui_url is None
+    assert hook.export_flows(flow_id)
+    (schedule,) = hook.list_schedules(flow_id)
+    hook.pause_schedule(str(schedule.id))
+    hook.resume_schedule(str(schedule.id))
+    with pytest.raises(EtlworksConfigError, match="flow_id is 'x'"):
+        hook.get_flow("x")
+
+
+@pytest.mark.parametrize("timeout", [True, "60", float("nan"), -1])
+def test_a_time_that_cannot_be_waited_is_refused(hook: EtlworksHook, timeout: Any) -> None:
+    with pytest.raises(EtlworksConfigError, match="timeout is"):
+        hook.wait_for_execution(FLOW, 1, timeout=timeout)
+
+
+def test_what_is_created_is_given_as_keyword_arguments_or_as_one_mapping(
+    etlworks: Etlworks, hook: EtlworksHook
+) -> None:
+    sent = etlworks.sandbox.requests
+
+    def body() -> Any:
+        return json.loads(sent[-1].body)
+
+    hook.create_schedule(name="At four", flow_id=str(FLOW), schedule="0 0 4 * * ?", enabled=False, tags="x")
+    assert body() == {"name": "At four", "flowId": FLOW, "schedule": "0 0 4 * * ?", "enabled": False, "tags": ["x"]}
+    fields = {"name": "At five", "flowId": FLOW, "schedule": "0 0 5 * * ?"}
+    hook.create_schedule(fields)
+    assert body() == fields
+
+    hook.create_connection(name="db", connection_type="connection.db.postgres", properties={"a.b": "c"}, tags=("x",))
+    assert body() == {
+        "name": "db", "connectionType": "connection.db.postgres", "properties": {"a.b": "c"}, "tags": ["x"],
+    }  # fmt: skip
+    hook.test_etlworks_connection(name="db", connection_type="connection.db.postgres")
+    assert body() == {"name": "db", "connectionType": "connection.db.postgres"}
+
+    hook.create_webhook(name="w", events="FLOW_FAILED", url="https://example.com", flow_includes=[FLOW], basic_user="u")
+    assert body() == {
+        "name": "w", "events": ["FLOW_FAILED"], "url": "https://example.com", "flowIncludes": [FLOW], "basicUser": "u",
+    }  # fmt: skip
+
+    before = len(sent)
+    for arguments in (((), {}), (({"name": "x"},), {"name": "y"}), (("x",), {}), ((5,), {})):
+        with pytest.raises(EtlworksConfigError, match="as one mapping"):
+            hook.create_connection(*arguments[0], **arguments[1])
+    assert len(sent) == before
+
+
+def test_schedules_of_other_flows_are_left_out(hook: EtlworksHook, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = [Schedule(1, FLOW), Schedule(2, FLOW + 1), Schedule(3, None)]
+    monkeypatch.setattr(type(hook.client), "iterate", lambda *_: iter(every))
+
+    assert [each.id for each in hook.list_schedules(FLOW)] == [1, 3]
+
+
+def test_what_a_log_repeats_of_the_credentials_is_removed(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    etlworks.flow(running=0, log=("sent sandbox-key", "a\0b"))
+    run = hook.run_flow(FLOW).audit_id
+    assert run is not None
+
+    for log in (hook.execution_log(FLOW, run), hook.execution_log(FLOW, run, last_lines=10)):
+        assert "sent ***" in log
+        assert "sandbox-key" not in log
+        assert "a\N{REPLACEMENT CHARACTER}b" in log
+
+
+def test_any_spelling_of_the_host_is_the_host(etlworks: Etlworks, hook: EtlworksHook) -> None:
+    root = etlworks.sandbox.url
+
+    for path in ("v1/flows", "/v1/flows", "/rest/v1/flows", f"{root.upper()}/rest/v1/flows"):
+        assert [each["id"] for each in hook.request("GET", path)] == [FLOW]
+    assert {each.path for each in etlworks.sandbox.requests} == {"/rest/v1/flows"}
 
 
 def test_any_other_call_stays_with_the_host(etlworks: Etlworks, hook: EtlworksHook) -> None:

@@ -34,7 +34,7 @@ def test_another_host_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["", "v1/flows", "/v1/my flow", "/v1/flows\n", "/v1/a\r\nX: y", "/v1/flows#top", "/v1\\flows", "/v1/Łódź"]
+    "path", ["", "?a=1", "/v1/my flow", "/v1/flows\n", "/v1/a\r\nX: y", "/v1/flows#top", "/v1\\flows", "/v1/Łódź"]
 )
 def test_what_is_no_path_is_refused(path: str) -> None:
     with pytest.raises(EtlworksConfigError, match="percent-encoded"):
@@ -45,6 +45,10 @@ def test_what_is_no_path_is_refused(path: str) -> None:
     ("path", "url"),
     [
         ("/v1/flows", f"{ROOT}/rest/v1/flows"),
+        ("v1/flows", f"{ROOT}/rest/v1/flows"),
+        ("/rest/v1/flows", f"{ROOT}/rest/v1/flows"),
+        ("rest/v1/flows?a=1", f"{ROOT}/rest/v1/flows?a=1"),
+        ("HTTPS://ETL.Example.COM:443/rest/v1/flows?a=1", f"{ROOT}/rest/v1/flows?a=1"),
         ("/v1/flows?a=1&b=%C3%A9&c", f"{ROOT}/rest/v1/flows?a=1&b=%C3%A9&c="),
         (f"{ROOT}/etl/x", f"{ROOT}/etl/x"),
         (f"{ROOT}/rest/v1/flows", f"{ROOT}/rest/v1/flows"),
@@ -54,6 +58,18 @@ def test_what_is_no_path_is_refused(path: str) -> None:
 )
 def test_where_a_request_goes(path: str, url: str) -> None:
     assert endpoints.request("GET", path, root_url=ROOT).url(f"{ROOT}/rest", ROOT) == url
+
+
+@pytest.mark.parametrize("root", ["http://[2001:db8::5]:8443/etlworks", "https://example.com/etlworks"])
+def test_request_below_a_path(root: str) -> None:
+    for path in (
+        "/v1/flows",
+        f"{root}/rest/v1/flows",
+        f"{root.upper().removesuffix('/ETLWORKS')}/etlworks/rest/v1/flows",
+    ):
+        assert endpoints.request("GET", path, root_url=root).url(f"{root}/rest", root) == f"{root}/rest/v1/flows"
+    with pytest.raises(EtlworksConfigError, match="another host"):
+        endpoints.request("GET", root.removesuffix("/etlworks") + "/elsewhere", root_url=root)
 
 
 @pytest.mark.parametrize(

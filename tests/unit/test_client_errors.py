@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import multiprocessing
+import pickle
 import re
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
 from support.client import whole_text_of
 
 from airflow_provider_etlworks.client import endpoints, errors
-from airflow_provider_etlworks.client.call import Response
+from airflow_provider_etlworks.client.call import Call, Response
 from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksReplyError
+from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import excerpt, redact
+from airflow_provider_etlworks.client.retry import is_retryable
+from airflow_provider_etlworks.client.settings import root_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CALL = endpoints.get_flow(7)
 PASSWORD = 'hunter2 "and, more"'
@@ -37,15 +49,21 @@ def error_of(given: Response) -> EtlworksApiError:
 @pytest.mark.parametrize(
     ("status", "kind", "retryable", "not_processed"),
     [
-        (304, errors.EtlworksBadRequest, False, True),
+        (304, errors.EtlworksBadRequest, False, False),
         (400, errors.EtlworksBadRequest, False, True),
         (401, errors.EtlworksUnauthorized, False, True),
         (403, errors.EtlworksForbidden, False, True),
         (404, errors.EtlworksNotFound, False, True),
+        (302, errors.EtlworksBadRequest, False, False),
         (405, errors.EtlworksBadRequest, False, True),
+        (406, errors.EtlworksBadRequest, False, False),
         (408, errors.EtlworksServerError, True, False),
         (409, errors.EtlworksConflict, False, True),
+        (410, errors.EtlworksBadRequest, False, False),
+        (413, errors.EtlworksBadRequest, False, True),
         (415, errors.EtlworksBadRequest, False, True),
+        (418, errors.EtlworksBadRequest, False, False),
+        (422, errors.EtlworksBadRequest, False, True),
         (425, errors.EtlworksServerError, True, False),
         (429, errors.EtlworksRateLimited, True, True),
         (500, errors.EtlworksServerError, True, False),
@@ -59,6 +77,73 @@ def test_status_makes_the_error(status, kind, retryable, not_processed) -> None:
     error = error_of(answer(status, {"message": "What the server says"}))
     assert (type(error), error.status, error.retryable, error.not_processed) == (kind, status, retryable, not_processed)
     assert str(error).startswith(f"Etlworks answered {status} to GET /v1/flows/7: What the server says")
+
+
+@pytest.mark.parametrize("status", [*range(300, 600), 102, 999])
+def test_only_a_short_list_of_statuses_is_a_certain_refusal(status: int) -> None:
+    assert error_of(answer(status)).not_processed == (status in {400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        endpoints.send_to_listener("orders"),
+        endpoints.send_to_listener_legacy("orders"),
+        endpoints.request("POST", "/v1/httplistener/orders", root_url="https://etl.example.com"),
+    ],
+)
+@pytest.mark.parametrize("status", [302, 400, 401, 404, 409, 422, 429, 500])
+def test_no_status_of_a_listener_is_a_certain_refusal(call: Call[object], status: int) -> None:
+    error = call.error(answer(status, {"message": "no"}))
+    assert not error.not_processed
+    assert not is_retryable(error, idempotent=call.idempotent)
+
+
+def test_a_redirect_that_is_refused_leaves_the_request_in_doubt() -> None:
+    assert not errors.EtlworksRedirected("Etlworks redirects elsewhere.", status=302).not_processed
+    assert not errors.EtlworksRefused("Etlworks refused.", status=200).not_processed
+
+
+def every_error() -> list[errors.EtlworksError]:
+    given = {
+        "status": 429, "retry_after": 7.5, "retryable": True, "not_processed": True, "answer": {"a": [1]},
+        "audit_id": 42, "candidates": [41, 42], "status_is_certain": True,
+        "execution": Execution.from_json({"flowId": 7, "auditId": 42, "status": "error", "ended": 1}),
+    }  # fmt: skip
+
+    def below(kind: type[errors.EtlworksError]) -> list[type[errors.EtlworksError]]:
+        return [kind, *(found for each in kind.__subclasses__() for found in below(each))]
+
+    return [
+        kind("What happened.", **{name: given[name] for name in inspect.signature(kind).parameters if name in given})
+        for kind in below(errors.EtlworksError)
+    ]
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
+def test_an_error_survives_copying_and_pickling(error: errors.EtlworksError, copied: Callable[..., Any]) -> None:
+    error.of_somebody_else = "kept"  # type: ignore[attr-defined]
+    twin = copied(error)
+    assert (type(twin), twin.args, str(twin), vars(twin)) == (type(error), error.args, str(error), vars(error))
+
+
+def test_an_error_crosses_a_process_pool() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        error = pool.submit(errors.api_error, "GET /v1/flows", 429, "slow down", retry_after=3.0).result()
+        with pytest.raises(errors.EtlworksConfigError, match="no Host"):
+            pool.submit(root_url, None).result()
+    assert (type(error), error.status, error.retry_after) == (errors.EtlworksRateLimited, 429, 3.0)
+
+
+@pytest.mark.parametrize("text", ["a\nINFO - all is well", "\x1b[31mred", "a\0b\ud83d", "a\u2028b\u202e"])
+def test_a_message_is_one_line_without_control_characters(text: str) -> None:
+    for error in (
+        errors.EtlworksError(text),
+        error_of(answer(400, {"message": text})),
+        errors.EtlworksConfigError(text),
+    ):
+        assert all(each.isprintable() for each in str(error))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def test_every_spelling_is_the_same_address(scheme: str, name: str, port: str, p
         # Addresses.
         ("10.0.0.5", None, "http", "http://10.0.0.5"),
         ("[::1]", None, None, "https://[::1]"),
+        ("::1", None, None, "https://[::1]"),
+        ("2001:DB8::5/rest/", 8443, None, "https://[2001:db8::5]:8443"),
+        ("http://fe80::1", None, None, "http://[fe80::1]"),
         ("[2001:DB8::5]:8080/rest", None, "http", "http://[2001:db8::5]:8080"),
         ("http://[::1]", 8085, None, "http://[::1]:8085"),
     ],
@@ -69,7 +72,6 @@ def test_address(host: str, port: int | None, scheme: str | None, url: str) -> N
         ("etl:port", None, None, "Host", "app.etlworks.com"),
         ("etl:99999", None, None, "Host", "app.etlworks.com"),
         ("etl:0", None, None, "Host", "app.etlworks.com"),
-        ("::1", None, None, "Host", "app.etlworks.com"),
         ("http://[::1", None, None, "Host", "app.etlworks.com"),
         ("etl?x=1", None, None, "Host", "app.etlworks.com"),
         ("etl#x", None, None, "Host", "app.etlworks.com"),

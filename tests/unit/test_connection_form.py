@@ -91,6 +91,11 @@ def test_airflow_2_gets_the_same_field_behaviour() -> None:
             connection({"verify": "False", "read_timeout": "60", "connect_timeout": "2.5", "requests_per_minute": "0"}),
             {"verify": False, "read_timeout": 60.0, "connect_timeout": 2.5, "requests_per_minute": 0},
         ),
+        *(
+            (connection({"requests_per_minute": value}), {"requests_per_minute": 300})
+            for value in (300, "300", 300.0, "300.0", " 300. ")
+        ),
+        (connection(host="2001:db8::5", port=8443), {"root_url": "https://[2001:db8::5]:8443"}),
         (connection({"verify": False}), {"verify": False}),
         (connection({"verify": "true"}), {"verify": True}),
         (connection({"verify": "/etc/ca.pem"}), {"verify": "/etc/ca.pem"}),
@@ -115,8 +120,8 @@ def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
         (connection(password="  "), "no credentials"),
         (connection(login="maria", password=""), "no credentials. It needs a Password for its Login"),
         (connection(password="sword\nfish"), "Was a line break copied with it?"),
-        (connection("no JSON: swordfish"), "Extra is no JSON object"),
-        (connection(["swordfish"]), "Extra is no JSON object"),
+        (connection("no JSON: swordfish"), "Extra is not a JSON object"),
+        (connection(["swordfish"]), "Extra is not a JSON object"),
         (connection({"read_timout": 5}), "unknown field 'read_timout'. Did you mean 'read_timeout'?"),
         (connection({"api_key": "swordfish"}), "unknown field 'api_key'"),
         (connection({"tenant_id": {"id": "swordfish"}}), "'tenant_id' is a dict; it must be text"),
@@ -129,6 +134,13 @@ def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
         (connection({"read_timeout": [1]}), "'read_timeout' is [1]; it must be a number of seconds"),
         (connection({"requests_per_minute": 1.5}), "'requests_per_minute' is 1.5; it must be a whole number"),
         (connection({"requests_per_minute": "many"}), "'requests_per_minute' is 'many'; it must be a whole number"),
+        *(
+            (connection({name: value}), f"{name}")
+            for name in ("connect_timeout", "read_timeout", "requests_per_minute")
+            for value in (float("nan"), float("inf"), "nan", "1e999", 10**400, "9" * 5_000, [float("nan")])
+        ),
+        (connection({"requests_per_minute": "1.5"}), "'requests_per_minute' is '1.5'; it must be a whole number"),
+        (connection({"requests_per_minute": True}), "'requests_per_minute' is True; it must be a whole number"),
         (connection({"requests_per_minute": -1}), "requests_per_minute is -1; it is a whole number, and 0 is no limit"),
         (connection({"stop_path": "v1/stop"}), "stop_path is 'v1/stop'; it begins with /"),
         (connection({"stop_path": "/v1/{run}"}), "may hold {flow_id} and {audit_id}"),

@@ -46,8 +46,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert own <= {
-        "compat", "links", "operators", "operators.base", "operators.flow", "operators.listener", "provider_info",
-        "runs", "runs.defaults",
+        "client", "client.values", "compat", "links", "operators", "operators.base", "operators.flow",
+        "operators.listener", "provider_info", "runs", "runs.defaults",
     }  # fmt: skip
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
@@ -61,7 +61,10 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert "operators.promotion" in own
-    assert own <= {"compat", "links", "operators", "operators.base", "operators.promotion", "provider_info"}
+    assert own <= {
+        "client", "client.values", "compat", "links", "operators", "operators.base", "operators.promotion",
+        "provider_info",
+    }  # fmt: skip
     assert not {"requests", "tenacity", "fsspec", "upath"} & set(loaded)
 
 
@@ -101,8 +104,8 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
 """)
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert {"assets", "sensors.flow"} <= own <= {
-        "assets", "compat", "links", "operators", "operators.base", "provider_info", "runs", "runs.defaults", "sensors",
-        "sensors.flow",
+        "assets", "client", "client.values", "compat", "links", "operators", "operators.base", "provider_info", "runs",
+        "runs.defaults", "sensors", "sensors.flow",
     }  # fmt: skip
     heavy = {"requests", "aiohttp", "tenacity", "jwt", "asgiref", "yaml"}
     assert {module for module in loaded if module.split(".")[0] in heavy} == set()

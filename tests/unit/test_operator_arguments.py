@@ -6,16 +6,27 @@ import inspect
 import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
+from pathlib import PurePosixPath
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
-from airflow_provider_etlworks.worker.arguments import flat_parameters
+from airflow_provider_etlworks.worker.arguments import (
+    flat_parameters,
+    parameter_text,
+    parse_datetime,
+    parse_ids,
+    parse_names,
+    parse_text,
+)
 
 # What the operator does with an option that no trigger needs to know.
 USED_ON_THE_WORKER = {
@@ -110,6 +121,150 @@ def test_times_may_be_timedelta(name: str) -> None:
     operator = EtlworksRunFlowOperator(task_id="load", flow_id=7, **{name: timedelta(minutes=2)})  # type: ignore[arg-type]
 
     assert getattr(operator, name) == 120.0
+
+
+HUGE = pytest.param(10**5_000, id="5,000 digits")
+
+
+class Size(str, Enum):
+    LARGE = "large"
+
+
+class NaT(datetime):
+    """Not a time, as pandas has it: a datetime that differs from itself."""
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Undecided:
+    """A value that refuses to be compared, as an array or ``pandas.NA``."""
+
+    def __ne__(self, other: object) -> Any:
+        raise TypeError("ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def numpy_values() -> list[tuple[Any, str]]:
+    numpy = pytest.importorskip("numpy")
+    return [
+        (numpy.int64(7), "7"),
+        (numpy.float64(0.5), "0.5"),
+        (numpy.float32(0.1), "0.1"),
+        (numpy.bool_(True), "true"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Decimal("1E+3"), "1000"),
+        (Decimal("1.10"), "1.10"),
+        (Decimal("-0.00000001"), "-0.00000001"),
+        (1e22, "10000000000000000000000"),
+        (1e-7, "0.0000001"),
+        (1.0, "1.0"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (PurePosixPath("/data/in"), "/data/in"),
+        (Size.LARGE, "large"),
+        (True, "true"),
+    ],
+)
+def test_value_of_a_parameter(value: Any, text: str) -> None:
+    assert parameter_text("p", value) == text
+
+
+def test_value_of_a_parameter_from_numpy() -> None:
+    for value, text in numpy_values():
+        assert parameter_text("p", value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (None, "None; leave it out"),
+        (float("nan"), "nan; leave it out"),
+        (Decimal("nan"), "NaN; leave it out"),
+        (Decimal("sNaN"), "a Decimal"),
+        (NaT(2026, 5, 9), "leave it out"),
+        (Undecided(), "a Undecided"),
+        (float("inf"), "a float"),
+        (Decimal("Infinity"), "a Decimal"),
+        (Decimal("1E+999999"), "a Decimal"),
+        pytest.param(10**5_000, "a int", id="5,000 digits"),
+        (timedelta(1), "a timedelta"),
+        ({1}, "a set"),
+    ],
+)
+def test_value_that_cannot_be_a_parameter(value: Any, what: str) -> None:
+    with pytest.raises(EtlworksConfigError, match=re.escape("Parameter 'p' is ")) as refused:
+        parameter_text("p", value)
+    assert what in str(refused.value)
+
+
+@pytest.mark.parametrize(("value", "text"), [("Orders", "Orders"), (12345, "12345"), (1.5, "1.5"), (Decimal(2), "2")])
+def test_a_text_that_looks_like_a_number(value: Any, text: str) -> None:
+    assert parse_text("flow_name", value) == text
+    assert parse_names("flow_names", value) == [text]
+    assert parse_names("flow_names", [value, value]) == [text]
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "None", True, float("nan"), [], {}, b"x", HUGE])
+def test_what_is_not_a_text(value: Any) -> None:
+    with pytest.raises(EtlworksConfigError, match="flow_name is"):
+        parse_text("flow_name", value)
+
+
+@pytest.mark.parametrize("value", [7, "7", " 7\n"])
+def test_id(value: Any) -> None:
+    assert parse_id("flow_id", value) == 7
+    assert parse_ids("flow_ids", value) == [7]
+
+
+def test_id_from_numpy() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert parse_ids("flow_ids", numpy.int64(7)) == parse_ids("flow_ids", numpy.array([7])) == [7]
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, "x", "²", 2**63, "9" * 5_000, HUGE, float("nan"), b"7"])
+def test_what_is_not_an_id(value: Any) -> None:
+    with pytest.raises(EtlworksConfigError, match=r"flow_id is .*whole number") as refused:
+        parse_id("flow_id", value)
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(5, 5), (0.5, 0.5), (Decimal("1.5"), 1.5), (timedelta(minutes=2), 120.0)]
+)
+def test_seconds(value: Any, seconds: float) -> None:
+    assert parse_seconds("timeout", value) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, "60", 0, -1, timedelta(0), timedelta(-1), float("nan"), float("inf"), Decimal("nan"), Decimal("sNaN"),
+     10**400, HUGE, [1]],
+)  # fmt: skip
+def test_what_is_not_a_time(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"timeout is .*; it is a number of seconds greater than 0"):
+        parse_seconds("timeout", value)
+
+
+def test_zero_seconds() -> None:
+    assert parse_seconds("timeout", 0, allow_zero=True) == 0
+    with pytest.raises(EtlworksConfigError, match="0 or more"):
+        parse_seconds("timeout", -1, allow_zero=True)
+
+
+def test_not_a_time_is_not_a_datetime() -> None:
+    with pytest.raises(EtlworksConfigError, match="since is"):
+        parse_datetime("since", NaT(2026, 5, 9))
 
 
 def test_every_option_is_documented_and_no_other() -> None:
