@@ -219,7 +219,7 @@ class Call(Generic[T]):
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
-        answer = replace(answer, secrets=tuple(secrets))
+        answer = Response(answer.status, answer.headers, answer.body, tuple(secrets))
         try:
             if answer.status == 404 and self.none_on_404:
                 return self.read(replace(answer, status=200, body=b""))
@@ -390,7 +390,7 @@ class PagedCall(Generic[ItemT]):
 
     def first(self) -> Call[Page[ItemT]]:
         """Return the call for the first page."""
-        return self._call(0, 0)
+        return self._call(0)
 
     def following(self, offset: int, page: Page[ItemT]) -> Call[Page[ItemT]] | None:
         """
@@ -411,9 +411,9 @@ class PagedCall(Generic[ItemT]):
 
     def page_at(self, offset: int) -> Call[Page[ItemT]]:
         """Return the call for the page that begins at an item, counted from 0."""
-        return self._call(offset, 0)
+        return self._call(offset)
 
-    def _call(self, offset: int, skipped: int) -> Call[Page[ItemT]]:
+    def _call(self, offset: int, skipped: int = 0) -> Call[Page[ItemT]]:
         def read(answer: Response) -> Page[ItemT]:
             value = answer.json
             items = list_of(self.read_item)(value)

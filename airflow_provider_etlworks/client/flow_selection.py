@@ -1,4 +1,4 @@
-"""Flows picked out of the list of all flows: by id, by name, by tag."""
+"""Selects flows from the list of all flows: by id, by name, by tag."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.models import as_name, as_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,7 +21,9 @@ def find_by_name(name: str, flows: Sequence[Flow]) -> Flow:
     :param flows: all flows.
     :raises EtlworksConfigError: none, or more than one, has it; the message lists candidates.
     """
-    found = [flow for flow in flows if flow.name == name]
+    # As a flow's name is read, so that one with a line break is found as well.
+    wanted = as_name(name)
+    found = [flow for flow in flows if flow.name == wanted]
     if len(found) == 1:
         return found[0]
     if found:
@@ -48,7 +51,7 @@ def select_flows(
     flows: Sequence[Flow], *, ids: Iterable[int] = (), names: Iterable[str] = (), tags: Iterable[str] = ()
 ) -> list[Flow]:
     """
-    Return the flows that are selected in any of these ways, in the order of their ids, each once.
+    Return the flows that any of these selects, ordered by their ids, each once.
 
     :param flows: all flows.
     :param ids: their ids.
@@ -56,7 +59,7 @@ def select_flows(
     :param tags: tags; a flow with any of them is selected.
     :raises EtlworksConfigError: an id or a name has not exactly one flow, or no flow is selected at all.
     """
-    wanted = set(tags)
+    wanted = {as_word(tag) or "" for tag in tags}
     found = [find_by_id(each, flows) for each in ids]
     found += [find_by_name(each, flows) for each in names]
     found += [flow for flow in flows if wanted.intersection(flow.tags)]

@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json(key: str, read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False) -> Any:
-    """Declare a field of a model: the name of its JSON field, what reads it, and whether there is no model without."""
+    """Declare a field of a model: the name of its JSON field, what reads it, and whether it is required."""
     return field(default=default, metadata={"key": key, "read": read, "required": required})
 
 
@@ -200,7 +200,7 @@ class Execution(Model):
     :ivar flow_name: the flow's name.
     :ivar event_id: set for a run that a schedule started.
     :ivar message_uuid: set for a run that a payload started.
-    :ivar parent_audit_id: set where Etlworks itself repeated a run: the run it repeats.
+    :ivar parent_audit_id: the run that this one repeats, if Etlworks itself repeated it.
     """
 
     flow_id: int
@@ -223,7 +223,7 @@ class Execution(Model):
 
         :param flow_id: the flow that was asked for, for records that do not repeat it.
         :param audit_id: the run that was asked for; a record of another run is refused.
-        :raises EtlworksReplyError: it is no record, or one of another run.
+        :raises EtlworksReplyError: it is not a record, or it is the record of another run.
         """
         record = as_object(value, "a run's record")
         get = record.get
@@ -258,9 +258,9 @@ class Execution(Model):
     @classmethod
     def from_dict(cls, value: Any) -> Execution:
         """
-        Read back what ``to_dict`` wrote, also where another release of this package wrote it.
+        Read back what ``to_dict`` wrote, also in another release of this package.
 
-        :raises EtlworksReplyError: it is no such dict.
+        :raises EtlworksReplyError: it is not such a dict.
         """
         record = as_object(value, "a run")
         try:
@@ -273,7 +273,7 @@ class Execution(Model):
 
     @property
     def known_status(self) -> ExecutionStatus | None:
-        """The status, where it is one that this package knows."""
+        """The status, if this package knows it; else ``None``."""
         try:
             return ExecutionStatus(self.status)
         except ValueError:
@@ -302,7 +302,7 @@ class Execution(Model):
 
     @property
     def duration_seconds(self) -> float | None:
-        """Seconds from start to end, where both are known."""
+        """Seconds from start to end, if both are known; else ``None``."""
         if self.started_at is None or self.ended_at is None:
             return None
         return (self.ended_at - self.started_at).total_seconds()
@@ -325,9 +325,9 @@ class FlowStart(Model):
     """
     The answer to a start: Etlworks's FlowExecutionResponse.
 
-    :ivar flow_id: the flow's id, where the answer has it.
-    :ivar audit_id: the run's id, where the answer has it.
-    :ivar status: the outcome of the start, not the run's progress; ``None`` where unknown.
+    :ivar flow_id: the flow's id, if the answer has it.
+    :ivar audit_id: the run's id, if the answer has it.
+    :ivar status: the outcome of the start, not the run's progress; ``None`` if unknown.
     :ivar status_code: the same as it came.
     :ivar message_uuid: the message's id, for a run that a payload started.
     :ivar exception: the server's error text.
@@ -404,7 +404,7 @@ class Schedule(Model):
     :ivar flow_id: the flow it starts.
     :ivar name: its name.
     :ivar schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``.
-    :ivar enabled: whether it is on; ``None`` where the answer does not say.
+    :ivar enabled: whether it is on; ``None`` if the answer does not say.
     """
 
     title = "a schedule"
@@ -425,7 +425,7 @@ class Webhook(Model):
     :ivar name: its name.
     :ivar url: what is called.
     :ivar events: the events it is called for.
-    :ivar enabled: whether it is on; ``None`` where the answer does not say.
+    :ivar enabled: whether it is on; ``None`` if the answer does not say.
     """
 
     title = "a webhook"
@@ -442,7 +442,7 @@ class AuditEvent(Model):
     """
     One line of the audit log: who changed what, and when.
 
-    :ivar at: when; ``None`` where the answer's time is not in milliseconds (``raw`` has it).
+    :ivar at: when; ``None`` if the answer's time is not in milliseconds (``raw`` has it).
     :ivar user: who.
     :ivar action: what was done.
     :ivar resource_id: to what.

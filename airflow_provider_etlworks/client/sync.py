@@ -175,8 +175,9 @@ class EtlworksClient:
         bearer = self._bearer()
         try:
             return self._exchange(call, bearer)
-        except EtlworksUnauthorized:
-            if not self._auth.reject(bearer):
+        except EtlworksUnauthorized as error:
+            # The 401 of a listener may be its author's, after the payload was taken.
+            if not self._auth.reject(bearer) or not error.not_processed:
                 raise
         return self._exchange(call, self._bearer())
 

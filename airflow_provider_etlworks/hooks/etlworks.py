@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection becomes a client."""
+"""The hook: makes a client from an Airflow connection."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ _CREATING_CLIENT = threading.Lock()
 
 class EtlworksHook(BaseHook):
     """
-    Talks to Etlworks with what an Airflow connection says.
+    Calls Etlworks with the settings of an Airflow connection.
 
-    ``hook.client`` sends any call of :mod:`airflow_provider_etlworks.client.endpoints`; the methods here are what DAG
-    authors do in ``@task`` functions. What fails raises an error of :mod:`airflow_provider_etlworks.client.errors`.
+    ``hook.client`` sends any call of :mod:`airflow_provider_etlworks.client.endpoints`; the methods here are for
+    ``@task`` functions. A failure raises an error of :mod:`airflow_provider_etlworks.client.errors`.
 
     :param etlworks_conn_id: the Airflow connection, of type ``etlworks``.
     """
@@ -104,7 +104,7 @@ class EtlworksHook(BaseHook):
     @cached_property
     def settings(self) -> ClientSettings:
         """
-        What the connection says, checked. Read once.
+        The settings of the connection, checked. Read once.
 
         :raises EtlworksConfigError: the connection cannot work; the message names the field.
         """
@@ -166,7 +166,7 @@ class EtlworksHook(BaseHook):
 
     def execution_url(self, flow_id: int | str, audit_id: int | str) -> str:
         """
-        Return where a person looks at a run.
+        Return the address of a run for people.
 
         :param flow_id: the flow.
         :param audit_id: the run.
@@ -188,7 +188,7 @@ class EtlworksHook(BaseHook):
         since: datetime | str | None = None,
     ) -> Iterator[Flow]:
         """
-        List flows, without the parts that only :meth:`get_flow` tells.
+        List flows, without the parts that only :meth:`get_flow` returns.
 
         :param q: only flows with this text in their name.
         :param tags: only flows with all these tags; a text is one tag.
@@ -284,7 +284,7 @@ class EtlworksHook(BaseHook):
         return [self._changed(flow_id, retag) for flow_id in _ids(flow_ids)]
 
     def _changed(self, flow_id: int, change: Callable[[Flow], Mapping[str, Any]]) -> Flow:
-        """Change what ``change`` says of the flow as it is, and ask it again where the flow has changed since."""
+        """Apply ``change`` to the flow as it is, and once more if the flow has changed since it was read."""
         for last in (False, True):
             flow = self.get_flow(flow_id)
             changes = change(flow)
@@ -350,7 +350,7 @@ class EtlworksHook(BaseHook):
         :param audit_id: which run; ``None`` is the newest.
         :param status: the newest with this status, such as ``success``.
         :param message_uuid: the one that this message to a listener started.
-        :return: an ``Execution``; ``None`` where there is no such run yet.
+        :return: an ``Execution``; ``None`` if there is no such run yet.
         :raises EtlworksNotFound: there is no run with this audit id.
         :raises EtlworksConfigError: more than one of the three is given.
         :source: quickstart, ``GET /v1/executions/{flowId}``.
@@ -431,7 +431,7 @@ class EtlworksHook(BaseHook):
         List a flow's runs, newest first (an assumption), asking for pages as they are needed.
 
         :param flow_id: the flow.
-        :param since: a datetime or ISO 8601; only runs after it, where the server knows the filter.
+        :param since: a datetime or ISO 8601; only runs after it, if the server knows the filter.
         :return: an iterator of ``Execution``.
         :raises EtlworksNotFound: there is no such flow.
         :source: quickstart, ``GET /v1/executions/{flowId}/history``.
@@ -531,14 +531,14 @@ class EtlworksHook(BaseHook):
 
         :param bundle: what :meth:`export_flows` returned.
         :return: Etlworks's answer, whose shape is not documented.
-        :raises EtlworksBadRequest: it is no bundle.
+        :raises EtlworksBadRequest: it is not a bundle.
         :source: code examples, ``POST /v1/io/import/preview``.
         """
         return self.client.send(endpoints.preview_import(bundle))
 
     def import_bundle(self, bundle: bytes) -> Any:
         """
-        Import a bundle, byte for byte. Sent once only: it may have been applied where no answer came.
+        Import a bundle, byte for byte. Sent once only: it may have been applied if no answer came.
 
         :param bundle: what :meth:`export_flows` returned.
         :return: Etlworks's answer, whose shape is not documented.
@@ -678,7 +678,7 @@ class EtlworksHook(BaseHook):
 
     def pause_schedule(self, schedule_id: int | str) -> None:
         """
-        Turn a schedule off. Pausing what is paused is no error.
+        Turn a schedule off. Pausing a paused schedule is not an error.
 
         :param schedule_id: the schedule.
         :raises EtlworksNotFound: there is none.
@@ -689,7 +689,7 @@ class EtlworksHook(BaseHook):
 
     def resume_schedule(self, schedule_id: int | str) -> None:
         """
-        Turn a schedule on. Resuming what is on is no error.
+        Turn a schedule on. Resuming a schedule that is on is not an error.
 
         :param schedule_id: the schedule.
         :raises EtlworksNotFound: there is none.
@@ -762,12 +762,12 @@ class EtlworksHook(BaseHook):
 
     def send_to_listener(self, path: str, payload: bytes | Body | None = None, *, content_type: str = JSON_TYPE) -> Any:
         """
-        Send a payload to a user-defined endpoint, once: again only where it certainly did not reach Etlworks.
+        Send a payload to a user-defined endpoint, once: again only if no connection was made.
 
         :param path: the path that the flow's author chose, such as ``orders/new``.
         :param payload: what is sent; ``None`` is a request without a body.
         :param content_type: its type.
-        :return: the author's own answer: JSON where it is JSON, else text. A ``messageUuid`` in it finds the run that
+        :return: the author's own answer: JSON if it is JSON, else text. A ``messageUuid`` in it finds the run that
             it started: ``get_execution(flow_id, message_uuid=…)``.
         :raises EtlworksNotFound: nobody listens there.
         :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been received.
@@ -784,9 +784,9 @@ class EtlworksHook(BaseHook):
             for ``/plugins/…`` and ``/etl/…``. ``v1/flows`` and ``/rest/v1/flows`` mean the same as ``/v1/flows``.
         :param query: parameters of the URL; a list repeats its name.
         :param json: the body; ``None`` sends none.
-        :return: the answer as JSON where it is JSON, else text; ``None`` where it is empty.
+        :return: the answer as JSON if it is JSON, else text; ``None`` if it is empty.
         :raises EtlworksConfigError: the path is none, or the URL belongs to another host; nothing was sent.
-        :raises EtlworksApiError: the server refused; the kind of error tells why.
+        :raises EtlworksApiError: the server refused; the error's type says why.
         :source: quickstart, "The REST API".
         """
         return self.client.send(

@@ -12,9 +12,9 @@ from support.client import Drive, ScriptedServer, VirtualClock, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import Call, PagedCall
-from airflow_provider_etlworks.client.errors import EtlworksNotFound
+from airflow_provider_etlworks.client.errors import EtlworksApiError, EtlworksNotFound
 from airflow_provider_etlworks.client.models import StartStatus
-from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body
+from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -387,6 +387,16 @@ def test_a_payload_keeps_its_bytes_and_its_type(world: World) -> None:
     world.drive.send(endpoints.send_to_listener("orders/new one", b"<a>\xff</a>", "text/xml; charset=latin-1"))
     sent = world.sandbox.requests[-1]
     assert (sent.body, sent.headers["Content-Type"]) == (b"<a>\xff</a>", "text/xml; charset=latin-1")
+
+
+@pytest.mark.parametrize("code", [401, 429])
+def test_a_payload_is_sent_once_whatever_status_its_flow_chooses(world: World, code: int) -> None:
+    path = "/rest/v1/httplistener/orders/new%20one"
+    world.sandbox.fault("POST", path, status(code), times=None)
+    with pytest.raises(EtlworksApiError) as raised:
+        world.drive.send(endpoints.send_to_listener("orders/new one", b"{}"))
+    assert not raised.value.not_processed
+    assert [sent.path for sent in world.sandbox.requests].count(path) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b" \n"])

@@ -267,6 +267,13 @@ def test_not_a_time_is_not_a_datetime() -> None:
         parse_datetime("since", NaT(2026, 5, 9))
 
 
+@pytest.mark.parametrize("name", ["poll_interval", "timeout", "patience"])
+def test_times_may_be_timedelta(name: str) -> None:
+    operator = EtlworksRunFlowOperator(task_id="load", flow_id=7, **{name: timedelta(minutes=2)})  # type: ignore[arg-type]
+
+    assert getattr(operator, name) == 120.0
+
+
 def test_every_option_is_documented_and_no_other() -> None:
     for kind in (EtlworksRunFlowOperator, EtlworksFlowExecutionTrigger):
         documented = set(re.findall(r":param (\w+):", kind.__doc__ or ""))

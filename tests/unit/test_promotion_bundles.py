@@ -144,7 +144,7 @@ def test_names_are_read(value: Any, read: list[str]) -> None:
     assert parse_names("flow_names", value) == read
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "None", ["a", ""], ["a", None], {"a": 1}, b"a"])
+@pytest.mark.parametrize("value", [True, None, "", " ", "None", ["a", None], ["a", ""], {"a": 1}, b"a", "[None]"])
 def test_invalid_names_are_refused(value: Any) -> None:
     with pytest.raises(EtlworksConfigError, match=r"flow_names is .*; it must be a list of texts"):
         parse_names("flow_names", value)
