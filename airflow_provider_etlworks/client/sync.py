@@ -18,13 +18,12 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.observed_pool import ObservedAdapter
+from airflow_provider_etlworks.client.observed_pool import CURRENT_EXCHANGE, ObservedAdapter
 from airflow_provider_etlworks.client.procedure import PageCursor, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
-    CURRENT_EXCHANGE,
     POOL_SIZE,
     Exchange,
     ca_bundle,
