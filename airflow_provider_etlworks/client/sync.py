@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import urllib3.exceptions
+from requests.structures import CaseInsensitiveDict
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
@@ -228,7 +229,7 @@ class EtlworksClient:
             CURRENT_EXCHANGE.reset(token)
 
     def _chunks(self, call: Call[Any], exchange: Exchange, response: requests.Response) -> Iterator[bytes]:
-        body = ResponseBody(call, response.status_code, response.headers)
+        body = ResponseBody(call, response.status_code, _headers(response))
         # The default only from urllib3 2 on.
         response.raw.enforce_content_length = True
         try:
@@ -245,5 +246,11 @@ class EtlworksClient:
 _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error, OSError)
 
 
+def _headers(response: requests.Response) -> Mapping[str, str]:
+    # Of a repeated header the first one, as aiohttp reads it.
+    fields = response.raw.headers
+    return CaseInsensitiveDict((name, fields.getlist(name)[0]) for name in fields)
+
+
 def _with_body(response: requests.Response, body: bytes) -> Response:
-    return Response(response.status_code, response.headers, body)
+    return Response(response.status_code, _headers(response), body)

@@ -77,6 +77,8 @@ def redirect_target(call: Call[Any], url: object, response: Response, redirects:
     if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
         return None
     try:
+        if not (location.isascii() and location.isprintable()) or " " in location:
+            raise ValueError(location)  # noqa: TRY301  # as urlsplit does
         target = urljoin(str(url), location)
         here, there = urlsplit(str(url)), urlsplit(target)
         same_host = _is_same_host(here, there)
