@@ -116,13 +116,6 @@ def test_parameters_that_are_no_flat_map_are_refused_by_name_not_by_value(given:
     assert "swordfish" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["poll_interval", "timeout", "patience"])
-def test_times_may_be_timedelta(name: str) -> None:
-    operator = EtlworksRunFlowOperator(task_id="load", flow_id=7, **{name: timedelta(minutes=2)})  # type: ignore[arg-type]
-
-    assert getattr(operator, name) == 120.0
-
-
 HUGE = pytest.param(10**5_000, id="5,000 digits")
 
 
