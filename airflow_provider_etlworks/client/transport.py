@@ -193,7 +193,7 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
                 )
             return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
         try:
             tls_context(path)
         except ssl.SSLError as error:
