@@ -39,6 +39,7 @@ IMPORT_GRACE = 120.0
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 15.0
 _MOST_NAMED = 20
+_LONGEST_TEXT = 300
 
 FlowVersions = dict[str, list[list[int]]]
 """Flows by name, each as its id and the Unix milliseconds of its last change (0: not known). JSON."""
@@ -221,7 +222,7 @@ class BundleImport:
 
     def _safe(self, text: str) -> str:
         """Return a text of the answer that may be shown: without secrets, in one line, and short."""
-        return one_line(redact(text, self.secrets))
+        return one_line(redact(text, self.secrets), _LONGEST_TEXT)
 
 
 def flow_versions(flows: Iterable[Flow], names: Iterable[str]) -> FlowVersions:
@@ -241,7 +242,7 @@ def flow_versions(flows: Iterable[Flow], names: Iterable[str]) -> FlowVersions:
 
 def named(names: Sequence[str]) -> str:
     """Return names for a message: some of them, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:_MOST_NAMED]) or "none"
+    shown = ", ".join(repr(one_line(name, _LONGEST_TEXT)) for name in names[:_MOST_NAMED]) or "none"
     return shown if len(names) <= _MOST_NAMED else f"{shown} and {len(names) - _MOST_NAMED} more"
 
 

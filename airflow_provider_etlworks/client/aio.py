@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 import zlib
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,10 +21,9 @@ from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
-from airflow_provider_etlworks.client.streaming import ResponseBody
+from airflow_provider_etlworks.client.streaming import MAX_ERROR_BYTES, ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
-    CURRENT_EXCHANGE,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     POOL_SIZE,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 T = TypeVar("T")
+
+# The exchange of the request that this task sends now.
+_CURRENT_EXCHANGE: ContextVar[_AsyncExchange] = ContextVar("current_exchange")
 
 # Longer than the longest time between two polls of a run, so that not every poll needs a new connection.
 _KEEP_ALIVE = 75.0
@@ -77,7 +81,7 @@ class AsyncEtlworksClient:
         self._session: aiohttp.ClientSession | None = None
         # For requests that must not be repeated: a server may drop a kept-alive connection any time.
         self._fresh_session: aiohttp.ClientSession | None = None
-        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._watchdog = _Watchdog()
         self._proxy: str | None = None
         # A run's record is requested thousands of times, and parsing its URL takes longer than reading the response.
         self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
@@ -92,12 +96,13 @@ class AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
         # It takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
-        self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls))
-        self._fresh_session = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls))
+        self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls), self.settings)
+        self._fresh_session = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls), self.settings)
         return self
 
     async def close(self) -> None:
         """Close the pooled connections."""
+        self._watchdog.cancel()
         for session in (self._session, self._fresh_session):
             if session is not None:
                 await session.close()
@@ -169,7 +174,7 @@ class AsyncEtlworksClient:
         headers, url = request_headers(call, bearer), self._url(call)
         response = await self._request(call, url, headers)
         redirects = 0
-        while target := redirect_target(call, str(url), response, redirects):
+        while target := redirect_target(call, url, response, redirects):
             url, redirects = URL(target, encoded=True), redirects + 1
             response = await self._request(call, url, headers)
         try:
@@ -194,9 +199,9 @@ class AsyncEtlworksClient:
         for delay in self._rate_limiter.delays():
             await self.sleep(delay)
         async with self._free_connections:
-            exchange = Exchange(call, self.settings)
-            exchange.expect_response()
-            token = CURRENT_EXCHANGE.set(exchange)
+            exchange = _AsyncExchange(call, self.settings)
+            exchange.watchdog = self._watchdog
+            _CURRENT_EXCHANGE.set(exchange)
             try:
                 async with session.request(
                     call.method,
@@ -207,46 +212,89 @@ class AsyncEtlworksClient:
                     skip_auto_headers=None if call.method == "GET" else ("Content-Type",),
                     allow_redirects=False,
                     proxy=self._proxy,
-                    timeout=self._timeout(exchange),
                 ) as response:
-                    return Response(response.status, response.headers, await _read(call, response))
+                    result = Response(response.status, response.headers, await _read(call, response))
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, zlib.error) as error:
                 raise exchange.failure(call, self.settings, error) from None
             finally:
-                CURRENT_EXCHANGE.reset(token)
+                self._watchdog.forget(exchange)
+        if exchange.is_aborted:
+            # A body without a length looks complete when its connection is closed.
+            raise exchange.failure(call, self.settings, asyncio.TimeoutError())
+        return result
 
-    def _timeout(self, exchange: Exchange) -> aiohttp.ClientTimeout:
-        timeout = self._timeouts.get(exchange.time_limit)
-        if timeout is None:
-            timeout = self._timeouts[exchange.time_limit] = aiohttp.ClientTimeout(
-                total=exchange.time_limit,
-                # A tunnel through a proxy needs a request of its own, which no other time-out limits.
-                connect=self.settings.connect_timeout + self.settings.read_timeout,
-                sock_connect=self.settings.connect_timeout,
-                sock_read=self.settings.read_timeout,
-            )
-        return timeout
+
+class _Watchdog:
+    """Closes the connection of each overdue response. One timer serves all, since almost every response is in time."""
+
+    def __init__(self) -> None:
+        self._exchanges: set[_AsyncExchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_check = float("inf")
+
+    def watch(self, exchange: _AsyncExchange) -> None:
+        self._exchanges.add(exchange)
+        if exchange.deadline < self._next_check:
+            self.cancel()
+            self._check_at(exchange.deadline)
+
+    def forget(self, exchange: _AsyncExchange) -> None:
+        self._exchanges.discard(exchange)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check_at(self, deadline: float) -> None:
+        self._next_check = deadline
+        self._timer = asyncio.get_running_loop().call_later(deadline - time.monotonic(), self._check)
+
+    def _check(self) -> None:
+        self._next_check, now = float("inf"), time.monotonic()
+        for exchange in [each for each in self._exchanges if each.deadline <= now]:
+            self._exchanges.discard(exchange)
+            exchange.is_aborted = True
+            if exchange.transport is not None:
+                # It ends the wait for the response.
+                exchange.transport.abort()
+        if self._exchanges:
+            self._check_at(min(exchange.deadline for exchange in self._exchanges))
+
+
+class _AsyncExchange(Exchange):
+    __slots__ = ("is_aborted", "transport", "watchdog")
+
+    is_aborted: bool
+    transport: asyncio.Transport | None
+    watchdog: _Watchdog
 
 
 class _ObservedRequest(aiohttp.ClientRequest):
     """A request that records that it is sent. The CONNECT for a tunnel is not one of these."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        exchange = CURRENT_EXCHANGE.get()
-        if exchange.begun:
-            # aiohttp itself repeats a GET, without a pause and past our rate limit. We repeat it by our own rules.
-            raise aiohttp.ServerDisconnectedError
-        exchange.begun = True
-        super().__init__(*args, **kwargs)
-
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        CURRENT_EXCHANGE.get().sent = True
+        exchange = _CURRENT_EXCHANGE.get()
+        if exchange.sent:
+            # aiohttp itself repeats a dropped GET, without a pause and past our rate limit. Our own rules repeat it.
+            raise aiohttp.ServerDisconnectedError
+        exchange.sent = True
+        exchange.expect_response()
+        exchange.is_aborted, exchange.transport = False, conn.transport
+        exchange.watchdog.watch(exchange)
         return await super().send(conn)
 
 
-def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+def _session(connector: aiohttp.TCPConnector, settings: ClientSettings) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
+        timeout=aiohttp.ClientTimeout(
+            # Our watchdog limits the whole response, at less cost.
+            total=None,
+            # A tunnel through a proxy needs a request of its own, which no other time-out limits.
+            connect=settings.connect_timeout + settings.read_timeout,
+            sock_connect=settings.connect_timeout,
+            sock_read=settings.read_timeout,
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=COMMON_HEADERS,
         request_class=_ObservedRequest,
@@ -259,6 +307,10 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
 async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
     if len(response.raw_headers) >= MAX_HEADERS:
         raise aiohttp.ClientPayloadError(f"more than {MAX_HEADERS} header lines")
+    length = response.content_length
+    if length is not None and length <= MAX_ERROR_BYTES and "Content-Encoding" not in response.headers:
+        # Almost every response: nothing to decompress, and short enough for every limit.
+        return await response.read()
     body = ResponseBody(str(call), call.max_bytes, response.status, response.headers)
     chunks: list[bytes] = []
     async for data in response.content.iter_any():

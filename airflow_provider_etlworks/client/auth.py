@@ -145,13 +145,16 @@ class Authenticator:
 
         try:
             claims = jwt.decode(bearer, options={"verify_signature": False})
-        except jwt.InvalidTokenError:
+        except (jwt.InvalidTokenError, RecursionError):
             claims = {}
         expires, issued = claims.get("exp"), claims.get("iat")
         if not isinstance(expires, (int, float)):
             return _Token(bearer)
         # The two clocks may differ: the lifetime counts from now if the token says when it was issued.
-        lifetime = expires - (issued if isinstance(issued, (int, float)) else self._clock.time())
+        try:
+            lifetime = float(expires) - float(issued if isinstance(issued, (int, float)) else self._clock.time())
+        except OverflowError:
+            return _Token(bearer)
         if not lifetime > 0:
             # Its lifetime is unknown, so it is used until the server refuses it.
             return _Token(bearer)

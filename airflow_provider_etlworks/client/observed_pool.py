@@ -10,18 +10,21 @@ from __future__ import annotations
 import http.client
 import io
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from airflow_provider_etlworks.client.transport import CURRENT_EXCHANGE
-
 if TYPE_CHECKING:
     import socket
 
     from airflow_provider_etlworks.client.transport import Exchange
+
+
+CURRENT_EXCHANGE: ContextVar[Exchange] = ContextVar("current_exchange")
+"""The exchange of the request that this thread sends now, for the connection that sends it."""
 
 
 class ObservedAdapter(HTTPAdapter):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 import urllib3.exceptions
+from requests.structures import CaseInsensitiveDict
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client import retry
@@ -18,13 +19,12 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.observed_pool import ObservedAdapter
+from airflow_provider_etlworks.client.observed_pool import CURRENT_EXCHANGE, ObservedAdapter
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
 from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody, head_of
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
-    CURRENT_EXCHANGE,
     POOL_SIZE,
     Exchange,
     ca_bundle,
@@ -233,7 +233,7 @@ class EtlworksClient:
             CURRENT_EXCHANGE.reset(token)
 
     def _chunks(self, call: Call[Any], exchange: Exchange, response: requests.Response) -> Iterator[bytes]:
-        body = ResponseBody(str(call), call.max_bytes, response.status_code, response.headers)
+        body = ResponseBody(str(call), call.max_bytes, response.status_code, _headers(response))
         # The default only from urllib3 2 on.
         response.raw.enforce_content_length = True
         try:
@@ -250,5 +250,11 @@ class EtlworksClient:
 _FAILURES = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, zlib.error, OSError)
 
 
+def _headers(response: requests.Response) -> Mapping[str, str]:
+    # Of a repeated header the first one, as aiohttp reads it.
+    fields = response.raw.headers
+    return CaseInsensitiveDict((name, fields.getlist(name)[0]) for name in fields)
+
+
 def _with_body(response: requests.Response, body: bytes) -> Response:
-    return Response(response.status_code, response.headers, body)
+    return Response(response.status_code, _headers(response), body)

@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import time
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -62,7 +61,7 @@ def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     return headers
 
 
-def redirect_target(call: Call[Any], url: str, response: Response, redirects: int = 0) -> str | None:
+def redirect_target(call: Call[Any], url: object, response: Response, redirects: int = 0) -> str | None:
     """
     Return the URL that a response redirects to; ``None`` if it is not a redirect.
 
@@ -70,7 +69,7 @@ def redirect_target(call: Call[Any], url: str, response: Response, redirects: in
     POST into a GET is refused as well: the POST would silently not happen.
 
     :param call: the call.
-    :param url: the URL that sent the response.
+    :param url: the URL that sent the response; its text is read only if it redirects.
     :param response: the response.
     :param redirects: how many redirects led there.
     :raises EtlworksRedirected: the redirect must not be followed.
@@ -78,8 +77,10 @@ def redirect_target(call: Call[Any], url: str, response: Response, redirects: in
     if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
         return None
     try:
-        target = urljoin(url, location)
-        here, there = urlsplit(url), urlsplit(target)
+        if not (location.isascii() and location.isprintable()) or " " in location:
+            raise ValueError(location)  # noqa: TRY301  # as urlsplit does
+        target = urljoin(str(url), location)
+        here, there = urlsplit(str(url)), urlsplit(target)
         same_host = _is_same_host(here, there)
     except ValueError:
         raise EtlworksRedirected(f"Etlworks redirects {call} to an invalid address.", status=response.status) from None
@@ -112,7 +113,6 @@ class Exchange:
 
     :param call: the call.
     :param settings: the connection.
-    :ivar begun: whether the library has begun with it; it must not begin a second time by itself.
     :ivar sent: whether a byte of the request was handed to an established connection, or to a tunnel. Only a request
         that was not sent is certainly not processed; the names of a library's exceptions are no evidence.
     :ivar needs_fresh_connection: whether it must not use a kept-alive connection, which a server may drop any time.
@@ -121,10 +121,10 @@ class Exchange:
     :ivar deadline: until when bytes may be received, by the monotonic clock of the machine.
     """
 
-    __slots__ = ("begun", "deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
+    __slots__ = ("deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
 
     def __init__(self, call: Call[Any], settings: ClientSettings) -> None:
-        self.begun = self.sent = False
+        self.sent = False
         self.needs_fresh_connection = not call.idempotent
         self.read_timeout = settings.read_timeout
         self.time_limit = settings.read_timeout + min(call.overtime, settings.max_overtime)
@@ -157,10 +157,6 @@ class Exchange:
             f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",
             not_processed=not self.sent,
         )
-
-
-CURRENT_EXCHANGE: ContextVar[Exchange] = ContextVar("current_exchange")
-"""The exchange of the request that this thread or task sends now, for the connection that sends it."""
 
 
 def proxy_for(settings: ClientSettings) -> str | None:
@@ -197,7 +193,7 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
                 )
             return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
         try:
             tls_context(path)
         except ssl.SSLError as error:

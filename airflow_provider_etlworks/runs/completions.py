@@ -115,7 +115,7 @@ class CompletionTracker:
                     return runs, self._gives_up(runs, "it is not newest first, and too long to be read to its end")
             elif checkpoint is not None and lowest <= checkpoint.low_watermark + 1:
                 return runs, True
-            elif (is_last := paged.following(len(runs), page) is None) and self._is_end(runs, page):
+            elif (is_last := _looks_last(page, len(runs))) and self._is_end(runs, page):
                 self._warn_about_deleted(runs)
                 return runs, True
             elif checkpoint is None and (pages > 1 or not is_last):
@@ -245,6 +245,11 @@ class CompletionTracker:
             if audit_id in ended:
                 completions.append(Completion(ended[audit_id], checkpoint))
         return completions, checkpoint
+
+
+def _looks_last(page: Page[Execution], read: int) -> bool:
+    """Whether a page may be the last of a history: it is short, or the total that the server says is read."""
+    return not 0 < len(page.items) <= _PAGE or (len(page.items) < _PAGE if page.total is None else read >= page.total)
 
 
 def _complete_from(audit_ids: Sequence[int]) -> int | None:

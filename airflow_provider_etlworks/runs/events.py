@@ -8,27 +8,25 @@ is plain JSON that PostgreSQL can store, smaller than 64 KiB, and read back with
 from __future__ import annotations
 
 import json
-import re
-from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.text import cut, shorten_trace, storable
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Bytes of each text as JSON. With their names and the numbers, all of them together are smaller than 64 KiB.
 _LONGEST_EXCEPTION = 36_000
 _LONGEST_DETAIL = 10_000
 _LONGEST_WORD = 1_500
 
-# PostgreSQL refuses the one, a pipe of the triggerer the other: in both cases the whole triggerer ends.
-_NUL_OR_LONE_SURROGATE = re.compile("[\0\ud800-\udfff]")
-_CUT_MARK = "…"
+# Bytes that one character takes as JSON at most.
+_LARGEST_CHARACTER = 12
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class ExecutionEvent:
         """
         Return ``{"ending", "flow_id", "audit_id", "status", "detail", "execution"}``: JSON of less than 64 KiB.
 
-        No text in it contains a NUL or a lone surrogate; texts that are too long are cut, with an ellipsis at the end.
+        No text in it contains a NUL or a lone surrogate; texts that are too long are cut, with an ellipsis at the cut.
         """
         return _payload(self.flow_id, self.audit_id, self.followed)
 
@@ -97,8 +95,10 @@ def _payload(flow_id: int, audit_id: int | None, followed: FollowResult) -> dict
     record = execution.to_dict() if execution else None
     if record is not None:
         for name, value in record.items():
-            if isinstance(value, str):
-                record[name] = _bounded(value, _LONGEST_EXCEPTION if name == "exception" else _LONGEST_WORD)
+            if name == "exception" and value is not None:
+                record[name] = _bounded(value, _LONGEST_EXCEPTION, shorten_trace)
+            elif isinstance(value, str):
+                record[name] = _bounded(value, _LONGEST_WORD)
     return {
         "ending": followed.ending.value,
         "flow_id": flow_id,
@@ -133,16 +133,9 @@ def _explained(payload: Any) -> Iterator[None]:
         ) from error
 
 
-def _bounded(text: str, limit: int) -> str:
+def _bounded(text: str, limit: int, shorten: Callable[[str, int], str] = cut) -> str:
     """Return a text that Airflow can store, and that takes ``limit`` bytes as JSON at most."""
-    storable = _NUL_OR_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text[: limit + 1])
-    if len(text) <= limit and _json_size(storable) <= limit:
-        return storable
-    room = limit - _json_size(_CUT_MARK)
-    too_long = bisect_right(range(len(storable)), room, key=lambda length: _json_size(storable[:length]))
-    return storable[: too_long - 1] + _CUT_MARK
-
-
-def _json_size(text: str) -> int:
+    text = storable(text)
     # As ASCII, in which Airflow writes it. In UTF-8 it is never larger.
-    return len(json.dumps(text)) - len('""')
+    fits = len(text) <= limit and len(json.dumps(text)) <= limit
+    return text if fits else shorten(text, limit // _LARGEST_CHARACTER)

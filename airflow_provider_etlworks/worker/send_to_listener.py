@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -34,8 +33,6 @@ LONGEST_ANSWER = 10_000
 """Characters of a listener's answer, as JSON, that a task returns at most."""
 
 _LONGEST_MESSAGE_UUID = 200
-_DEEPEST = 50
-_LARGEST_INT = 2**63 - 1
 # Airflow reads these keys as those of a serialized object.
 _RESERVED_KEYS = {"__classname__", "__id__", "__type", "__var"}
 # What the record of a payload has for a flow that the task does not know.
@@ -179,7 +176,7 @@ class SendToListenerTask(RunTask):
         self._abort_if_killed()
         try:
             answer = client.send(call)
-            result = _message_result(answer, settings.secrets)
+            result = _message_result(answer)
         except Exception as error:  # also what nobody foresees: a payload in doubt must not be sent again
             if isinstance(error, EtlworksError) and error.not_processed:
                 self.state.idle()
@@ -225,48 +222,26 @@ def _file_body(path: Any) -> Iterator[Body]:
         yield FileBody(source, source.seek(0, SEEK_END))
 
 
-def _message_result(answer: Any, secrets: Iterable[str]) -> dict[str, Any]:
+def _message_result(answer: Any) -> dict[str, Any]:
     found = answer.get("messageUuid") if isinstance(answer, dict) else None
-    message_uuid = _harmless(str(found)) if isinstance(found, (str, int)) else ""
+    message_uuid = str(found) if isinstance(found, (str, int)) else ""
     is_id = 0 < len(message_uuid) <= _LONGEST_MESSAGE_UUID
-    return {"message_uuid": message_uuid if is_id else None, "answer": bounded_answer(answer, secrets)}
+    return {"message_uuid": message_uuid if is_id else None, "answer": bounded_answer(answer)}
 
 
-def bounded_answer(answer: Any, secrets: Iterable[str] = ()) -> Any:
+def bounded_answer(answer: Any) -> Any:
     """
     Return a listener's answer as a task returns it, so that Airflow can store it as an XCom.
 
-    :param answer: the answer, as JSON or as text.
-    :param secrets: the connection's own, which no XCom may contain.
-    :return: the answer, with U+FFFD instead of what no database takes; as text if Airflow could not store its JSON, or
-        if a secret was removed; the first 10,000 characters of the text if it is longer.
+    :param answer: the answer, as JSON or as text; the client has removed secrets and what cannot be stored.
+    :return: the answer; as text if it has names that Airflow reserves; the first 10,000 characters of the text if it is
+        longer.
     """
     text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-    for secret in secrets:
-        if secret and secret in text:
-            text = answer = text.replace(secret, "***")
-    if len(text) > LONGEST_ANSWER or not _is_storable(answer):
-        return _harmless(text[:LONGEST_ANSWER])
-    return _harmless(answer)
+    return text[:LONGEST_ANSWER] if len(text) > LONGEST_ANSWER or _has_reserved_key(answer) else answer
 
 
-def _is_storable(value: Any, depth: int = 0) -> bool:
-    """Whether Airflow can store the structure and the numbers of a JSON value, whatever its database and pipes are."""
-    if isinstance(value, (dict, list)):
-        items = value.values() if isinstance(value, dict) else value
-        is_plain = depth < _DEEPEST and not (isinstance(value, dict) and _RESERVED_KEYS & value.keys())
-        return is_plain and all(_is_storable(each, depth + 1) for each in items)
-    if isinstance(value, int):
-        return abs(value) <= _LARGEST_INT
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _harmless(value: Any) -> Any:
-    """Replace what no database takes, in all texts of a JSON value: NUL, and half a surrogate pair."""
+def _has_reserved_key(value: Any) -> bool:
     if isinstance(value, dict):
-        return {_harmless(key): _harmless(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_harmless(each) for each in value]
-    if not isinstance(value, str):
-        return value
-    return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return bool(_RESERVED_KEYS & value.keys()) or any(map(_has_reserved_key, value.values()))
+    return isinstance(value, list) and any(map(_has_reserved_key, value))

@@ -129,9 +129,7 @@ def test_flows_are_listed_for_people(etlworks: Sandbox, command: Callable[..., D
     assert "\x1b" not in "".join(lines)
 
 
-def test_what_fails_is_said_in_a_line(
-    etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_are_one_line(etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("flows", "--conn-id", "nobody_has_this") == Done(
         1, "", "airflow etlworks: The conn_id `nobody_has_this` isn't defined\n"
     )
@@ -213,7 +211,7 @@ def test_a_canceled_run_has_an_exit_code_of_its_own(etlworks: Sandbox, command: 
     assert command("run", "6", "--poll-interval", "0.05").code == 3
 
 
-def test_a_run_goes_on_when_nobody_waits_any_longer(etlworks: Sandbox, command: Callable[..., Done]) -> None:
+def test_timeout_leaves_the_run_going(etlworks: Sandbox, command: Callable[..., Done]) -> None:
     done = command("run", "4", "--timeout", "0.1", "--poll-interval", "0.05", "-o", "json")
     assert done.code == 4
     assert json.loads(done.out)["status"] == "running"
@@ -221,7 +219,7 @@ def test_a_run_goes_on_when_nobody_waits_any_longer(etlworks: Sandbox, command: 
     assert etlworks.runs()[0].status == "running"
 
 
-def test_a_run_that_cannot_be_followed_is_no_failed_run(etlworks: Sandbox, command: Callable[..., Done]) -> None:
+def test_unreadable_run_is_not_a_failed_run(etlworks: Sandbox, command: Callable[..., Done]) -> None:
     etlworks.fault("GET", "/rest/v1/executions/4", status(403), times=None, after=1)
     done = command("run", "4", "--poll-interval", "0.05", "-o", "json")
     assert done.code == 4
@@ -265,7 +263,7 @@ def test_wrong_usage_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_an_interrupt_says_what_becomes_of_the_run(
+def test_interrupt_reports_the_run(
     etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, stop: bool
 ) -> None:
     interrupt_while_waiting(monkeypatch)
@@ -280,7 +278,7 @@ def test_an_interrupt_says_what_becomes_of_the_run(
 def test_an_interrupt_in_the_middle_of_a_start_finds_the_run(
     etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The answer is lost, and the history does not have the run at once: the client waits before it looks again.
+    # The answer is lost, and the history does not have the run at once: the client waits before it polls again.
     etlworks.fault("POST", "/rest/v1/flows/4/run", hang_up())
     etlworks.fault("GET", "/rest/v1/executions/4/history", broken_body(b"[]", content_type="application/json"), after=1)
     etlworks.fault("GET", "/rest/v1/executions/4", status(404), after=1)
@@ -290,7 +288,7 @@ def test_an_interrupt_in_the_middle_of_a_start_finds_the_run(
     assert f"Run {etlworks.runs()[0].audit_id} of flow 4 goes on" in done.err
 
 
-def test_an_interrupt_before_the_start_says_so(
+def test_interrupt_before_the_start(
     etlworks: Sandbox, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     etlworks.fault("GET", "/rest/v1/executions/4", status(503))
@@ -375,7 +373,7 @@ def test_a_person_is_asked_at_the_terminal(
     assert ("Nothing was imported." in done.err) is not promoted
 
 
-def test_what_comes_from_the_target_itself_is_not_imported(
+def test_promotion_into_the_source_is_refused(
     production: Sandbox, command: Callable[..., Done], tmp_path: Path
 ) -> None:
     words = promotion(tmp_path / "bundle.json", "--yes")
@@ -403,7 +401,7 @@ def test_an_interrupted_import_may_have_been_applied(
     assert "it may have been applied, or not" in done.err.splitlines()[-1]
 
 
-def test_an_interrupt_before_the_import_says_so(
+def test_interrupt_before_the_import(
     production: Sandbox, command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> str:
@@ -454,7 +452,7 @@ def test_ctrl_c_ends_the_wait_and_not_the_run(etlworks: Sandbox) -> None:
     assert run.status == "running"
 
 
-def test_a_reader_that_is_gone_is_no_traceback(etlworks: Sandbox) -> None:
+def test_broken_pipe_prints_no_traceback(etlworks: Sandbox) -> None:
     for number in range(100, 1100):
         etlworks.add_flow(SandboxFlow(number, f"A flow with a rather long name, number {number}"))
     process = airflow_process("flows", "-o", "json")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -19,10 +21,15 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnauthorized,
     EtlworksUnreachable,
 )
+from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.hooks import clients
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, hang_up, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from airflow_provider_etlworks.client.sync import EtlworksClient
 
     Connect = Callable[..., Drive]
 
@@ -191,6 +198,32 @@ def test_all_callers_share_the_first_log_in(connect: Connect, etlworks, clock: V
     assert (sandbox.log_ins, len(sandbox.requests)) == (1, CALLERS + 1)
 
 
+def test_threads_that_share_a_hook_share_one_log_in(etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = etlworks()
+    settings = ClientSettings(sandbox.url, requests_per_minute=0, **LOGIN)
+    standard_client, hook = clients.standard_client, EtlworksHook()
+    monkeypatch.setattr(EtlworksHook, "settings", settings)
+    threads = 20
+    together = threading.Barrier(threads)
+
+    def slow_client(settings: ClientSettings) -> EtlworksClient:
+        # Long enough for the others to arrive.
+        time.sleep(0.05)
+        return standard_client(settings)
+
+    monkeypatch.setattr(clients, "standard_client", slow_client)
+
+    def read(_: int) -> int:
+        together.wait(GENEROUS)
+        # Not through the property: it has a lock of its own before Python 3.12.
+        return type(hook).client.func(hook).send(CALL).id
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert list(pool.map(read, range(threads))) == [7] * threads
+    assert (sandbox.log_ins, len(sandbox.requests)) == (1, threads + 1)
+    hook.client.close()
+
+
 def test_token_refused_twice_is_an_error(connect: Connect, etlworks, clock: VirtualClock) -> None:
     sandbox = etlworks()
     sandbox.fault("GET", "/rest/v1/flows/7", status(401), times=None)
@@ -349,6 +382,7 @@ HOUR = 3600
         pytest.param({"exp": NOW - HOUR + 600}, None, id="no iat, and our clock is an hour ahead"),
         pytest.param({"iat": NOW, "exp": NOW}, None, id="no life at all"),
         pytest.param({"iat": NOW, "exp": NOW - 5}, None, id="over before it began"),
+        pytest.param({"iat": NOW, "exp": 10**400}, None, id="exp beyond all numbers"),
     ],
 )
 def test_when_a_token_is_renewed(

@@ -262,8 +262,14 @@ def test_a_run_that_outlasts_the_timeout_is_stopped(etlworks: Etlworks, deferrab
 @pytest.mark.parametrize("waits_for_it", [False, True])
 @pytest.mark.parametrize(
     "fault",
-    [hang_up(), hang_up(carried_out=False), status(500), status(502), broken_body(code=500)],
-    ids=["lost answer", "lost payload", "500", "502", "proxy"],
+    # Any status may be the flow author's own, so none proves that the payload was not received.
+    [
+        hang_up(),
+        hang_up(carried_out=False),
+        broken_body(code=500),
+        *(status(code) for code in (302, 400, 403, 404, 429, 500, 502)),
+    ],
+    ids=["lost answer", "lost payload", "proxy", "302", "400", "403", "404", "429", "500", "502"],
 )
 def test_a_payload_that_may_have_been_received_is_not_sent_again(
     etlworks: Etlworks, fault: Any, waits_for_it: bool
@@ -275,30 +281,6 @@ def test_a_payload_that_may_have_been_received_is_not_sent_again(
     assert went.colour == "failed for good"
     assert "may have been received, so it is not sent again" in str(went.error)
     assert len(sent(etlworks)) == 1
-
-
-@pytest.mark.parametrize("waits_for_it", [False, True])
-def test_a_payload_that_certainly_was_not_received_is_sent_again(etlworks: Etlworks, waits_for_it: bool) -> None:
-    etlworks.sandbox.fault("POST", LISTENER_PATH, status(429, headers={"Retry-After": "7"}))
-
-    went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
-
-    assert went.colour == "success"
-    assert len(sent(etlworks)) == 2
-    assert len(went.accepted) == 1
-    assert etlworks.clock.time() >= BEGINNING + 7
-
-
-@pytest.mark.parametrize("code", [400, 403, 404])
-def test_a_refusal_is_told_and_the_next_try_may_send(etlworks: Etlworks, code: int) -> None:
-    etlworks.sandbox.fault("POST", LISTENER_PATH, status(code))
-    listener = waiting_task(etlworks)
-
-    refused, second = listener.run(), listener.run()
-
-    assert refused.colour == "failed"
-    assert str(code) in str(refused.error)
-    assert second.colour == "success"
 
 
 def test_no_connection_sends_nothing_and_the_next_try_may(etlworks: Etlworks, closed_port: int) -> None:
@@ -360,14 +342,6 @@ def test_worker_lost_while_it_sent_without_waiting_sends_nothing_again(
     assert sent(etlworks) == []
 
 
-@pytest.mark.parametrize("code", [403, 404])
-def test_refused_payload_is_sent_by_the_retry_without_waiting(etlworks: Etlworks, code: int) -> None:
-    etlworks.sandbox.fault("POST", LISTENER_PATH, status(code))
-    listener = task(etlworks, payload={"id": 1})
-
-    assert [listener.run().colour, listener.run().colour] == ["failed", "success"]
-
-
 @pytest.mark.parametrize("store", [True, False])
 def test_unforeseen_error_after_sending_sends_nothing_again(
     etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, store: bool
@@ -408,11 +382,11 @@ def nested(depth: int) -> str:
         (b'"\\ud83d\\ude00"', "\U0001f600"),
         (b'{"__classname__": "os.system"}', '{"__classname__": "os.system"}'),
         (b'[{"a": [{"__type": "set"}]}]', '[{"a": [{"__type": "set"}]}]'),
-        (b'{"a": NaN}', '{"a": NaN}'),
-        (b"[1e999]", "[Infinity]"),
+        (b'{"a": NaN}', {"a": None}),
+        (b"[1e999]", [None]),
         (b"[9223372036854775807, -1.5, null, true]", [2**63 - 1, -1.5, None, True]),
-        (b"[9223372036854775808]", "[9223372036854775808]"),
-        (nested(60).encode(), nested(60)),
+        (b"[9223372036854775808]", [None]),
+        (nested(60).encode(), json.loads(nested(60))),
     ],
 )
 def test_answer_that_no_xcom_can_hold_is_made_storable(etlworks: Etlworks, body: bytes, answer: Any) -> None:

@@ -83,9 +83,9 @@ def test_the_backup_brings_back_what_was_overwritten(group: Group) -> None:
     assert group.promote().colour == "success"
     assert group.in_production(11).description == "new"
 
-    told = group.run("roll_back").result
+    result = group.run("roll_back").result
 
-    assert told == {"path": f"{group.promotion.path}.backup", "restored": ["Orders"], "left": ["Customers"]}
+    assert result == {"path": f"{group.promotion.path}.backup", "restored": ["Orders"], "left": ["Customers"]}
     assert group.in_production(11).description == "old"
 
 
@@ -96,23 +96,23 @@ def test_the_backup_brings_back_what_was_overwritten(group: Group) -> None:
         {"success": True, "results": [{"flowId": 1, "flowName": "Orders", "success": False, "error": "locked"}]},
     ],
 )
-def test_an_import_that_was_carried_out_in_part_is_rolled_back(group: Group, answer: dict[str, Any]) -> None:
+def test_partly_applied_import_is_rolled_back(group: Group, answer: dict[str, Any]) -> None:
     assert group.promote(broken_body(json.dumps(answer))).colour == "failed for good"
     assert group.in_production(11).description == "new"
 
-    told = group.run("roll_back").result
+    result = group.run("roll_back").result
 
-    assert told["restored"] == ["Orders"]
+    assert result["restored"] == ["Orders"]
     assert group.in_production(11).description == "old"
 
 
-def test_an_import_that_was_refused_has_nothing_to_roll_back(group: Group) -> None:
+def test_refused_import_is_not_rolled_back(group: Group) -> None:
     assert group.promote(status(400)).colour == "failed"
     assert isinstance(group.run("roll_back").error, AirflowSkipException)
     assert group.promotion.imports() == 1
 
 
-def test_an_import_that_may_still_be_going_on_is_left_alone(group: Group) -> None:
+def test_import_in_doubt_is_left_alone(group: Group) -> None:
     assert group.promote(hang_up(carried_out=False)).colour == "failed for good"
     assert isinstance(group.run("roll_back").error, AirflowSkipException)
     assert group.promotion.imports() == 1
@@ -130,12 +130,12 @@ def test_a_backup_that_changed_is_not_imported(group: Group) -> None:
     assert group.promotion.imports() == 1
 
 
-def test_the_backup_has_no_connections_where_the_import_brought_none(group: Group) -> None:
+def test_backup_has_no_connections_if_the_import_has_none(group: Group) -> None:
     group.promote()
     assert json.loads(Path(f"{group.promotion.path}.backup").read_bytes())["connections"] == []
 
 
-def test_schedules_of_the_flows_with_the_promoted_names_are_paused_and_no_others(group: Group) -> None:
+def test_only_schedules_of_promoted_flows_are_paused(group: Group) -> None:
     group.run("export_flows")
 
     paused = group.run("pause_schedules").result

@@ -206,7 +206,7 @@ NOT_A_BUNDLE = {
 
 
 @pytest.mark.parametrize("case", NOT_A_BUNDLE)
-def test_what_is_no_bundle_is_refused_and_the_old_one_stays(promotion: Promotion, case: str) -> None:
+def test_invalid_bundle_leaves_the_old_one(promotion: Promotion, case: str) -> None:
     fault, said = NOT_A_BUNDLE[case]
     before = promotion.exported(flow_ids=[1])
     promotion.staging.fault("POST", EXPORT, fault, times=None)
@@ -219,13 +219,13 @@ def test_what_is_no_bundle_is_refused_and_the_old_one_stays(promotion: Promotion
 
 
 @pytest.mark.parametrize("case", NOT_A_BUNDLE)
-def test_an_answer_that_breaks_once_is_asked_for_again(promotion: Promotion, case: str) -> None:
+def test_broken_export_is_requested_again(promotion: Promotion, case: str) -> None:
     promotion.staging.fault("POST", EXPORT, NOT_A_BUNDLE[case][0])
     assert promotion.exported(flow_ids=[1])["sha256"] == sha256_of(promotion.path)
 
 
 @pytest.mark.parametrize("fault", [status(503), status(429, headers={"Retry-After": "7"}), hang_up()])
-def test_a_passing_fault_is_met_by_asking_again(promotion: Promotion, fault: Any) -> None:
+def test_transient_fault_is_retried(promotion: Promotion, fault: Any) -> None:
     promotion.staging.fault("POST", EXPORT, fault, times=2)
     assert promotion.exported(flow_ids=[1])["flow_ids"] == [1]
     assert promotion.asked(promotion.staging, "POST", EXPORT) == 3
@@ -234,7 +234,7 @@ def test_a_passing_fault_is_met_by_asking_again(promotion: Promotion, fault: Any
 @pytest.mark.parametrize(
     "body", [b'{"success": false, "message": "Flow 1 is locked"}', b'{"status": 500, "error": "Flow 1 is locked"}']
 )
-def test_an_error_in_the_place_of_a_bundle_is_said(promotion: Promotion, body: bytes) -> None:
+def test_error_instead_of_a_bundle_is_reported(promotion: Promotion, body: bytes) -> None:
     promotion.staging.fault("POST", EXPORT, broken_body(body, content_type=JSON), times=None)
     went = promotion.exporting(flow_ids=[1]).run()
     assert went.colour == "failed"
@@ -245,7 +245,7 @@ def test_an_error_in_the_place_of_a_bundle_is_said(promotion: Promotion, body: b
 @pytest.mark.parametrize(
     "body", [b'\xef\xbb\xbf{"flows":[1]}', b' \r\n[{"name":"}"}]\n', b'{"a":"\\\\"}', BIG + b"1]}"]
 )
-def test_whatever_is_a_whole_document_is_a_bundle(promotion: Promotion, body: bytes) -> None:
+def test_any_complete_document_is_a_bundle(promotion: Promotion, body: bytes) -> None:
     promotion.staging.fault("POST", EXPORT, broken_body(body, content_type=JSON))
     promotion.exported(flow_ids=[1])
     assert Path(promotion.path).read_bytes() == body
@@ -276,7 +276,7 @@ def test_a_disk_that_is_full_leaves_the_old_bundle(promotion: Promotion, monkeyp
     assert files_in(promotion) == ["bundle.json", "bundle.json.meta.json"]
 
 
-def test_what_a_killed_export_left_is_removed_later(promotion: Promotion) -> None:
+def test_leftovers_of_a_killed_export_are_removed(promotion: Promotion) -> None:
     old, fresh = (Path(promotion.directory) / f".bundle.json.{each}.part" for each in ("old", "fresh"))
     for each in (old, fresh, Path(promotion.directory) / ".other.json.old.part"):
         each.write_text("half a bundle")
@@ -289,7 +289,7 @@ def test_what_a_killed_export_left_is_removed_later(promotion: Promotion) -> Non
 
 
 @pytest.mark.parametrize("code", [404, 405])
-def test_the_older_api_is_used_where_the_newer_one_is_missing(promotion: Promotion, code: int) -> None:
+def test_legacy_api_is_used_if_the_newer_is_missing(promotion: Promotion, code: int) -> None:
     promotion.staging.fault("*", NEWER, status(code), times=None)
     exported = promotion.exported(flow_ids=[1, 3], include_connections=False)
     assert exported["format"] == "older"
@@ -308,7 +308,7 @@ def test_the_older_api_is_used_where_the_newer_one_is_missing(promotion: Promoti
         (b'{"status": 403, "message": "not yours"}', "not yours"),
     ],
 )
-def test_what_is_no_dump_is_refused(promotion: Promotion, body: bytes, said: str) -> None:
+def test_invalid_dump_is_refused(promotion: Promotion, body: bytes, said: str) -> None:
     promotion.staging.fault("*", NEWER, status(404), times=None)
     promotion.staging.fault("GET", OLDER, broken_body(body, content_type="text/plain"), times=None)
     went = promotion.exporting(flow_ids=[1]).run()
@@ -324,7 +324,7 @@ def test_a_dump_that_is_shorter_than_announced_is_refused(promotion: Promotion) 
     assert files_in(promotion) == []
 
 
-def test_where_there_is_neither_api_it_is_said(promotion: Promotion) -> None:
+def test_missing_export_api_is_reported(promotion: Promotion) -> None:
     promotion.staging.fault("*", NEWER, status(404), times=None)
     promotion.staging.fault("GET", OLDER, status(404), times=None)
     went = promotion.exporting(flow_ids=[1]).run()
@@ -332,14 +332,14 @@ def test_where_there_is_neither_api_it_is_said(promotion: Promotion) -> None:
     assert "404 to GET /v1/flows/export" in went.said
 
 
-def test_another_refusal_is_not_taken_for_an_older_server(promotion: Promotion) -> None:
+def test_other_refusals_do_not_select_the_legacy_api(promotion: Promotion) -> None:
     promotion.staging.fault("POST", EXPORT, status(403), times=None)
     went = promotion.exporting(flow_ids=[1]).run()
     assert "403" in went.said
     assert promotion.asked(promotion.staging, "GET", OLDER) == 0
 
 
-def test_an_endless_error_is_not_read_to_its_end(promotion: Promotion) -> None:
+def test_endless_error_is_not_read_to_its_end(promotion: Promotion) -> None:
     def answer(request: Received) -> bytes:
         if request.target.startswith("/rest/v1/flows"):
             return reply(body=json.dumps([{"id": 1, "name": "Orders"}]).encode())
@@ -351,6 +351,6 @@ def test_an_endless_error_is_not_read_to_its_end(promotion: Promotion) -> None:
     assert "403 to POST /v1/io/export: no" in went.said
 
 
-def test_two_flows_with_one_tag_are_found_on_a_server_that_ignores_filters(promotion: Promotion) -> None:
+def test_tags_are_filtered_by_the_client(promotion: Promotion) -> None:
     promotion.staging.add_flow(SandboxFlow(4, "Untagged"))
     assert promotion.exported(tags=["warehouse"])["flow_ids"] == [2]

@@ -1,4 +1,4 @@
-"""Imports: exactly what was approved, once; and what is said where that cannot be told."""
+"""Imports: exactly what was approved, once; and what is reported about an import in doubt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def says(body: Any) -> Any:
 # --- What is imported -----------------------------------------------------------------------------------------------
 
 
-def test_the_very_bytes_are_imported(promotion: Promotion) -> None:
+def test_bundle_is_imported_byte_for_byte(promotion: Promotion) -> None:
     exported = promotion.exported()
     went = promotion.importing(expected_sha256=exported["sha256"].upper()).run()
     assert promotion.production.requests[-2].body == Path(promotion.path).read_bytes()
@@ -65,7 +65,7 @@ def test_the_very_bytes_are_imported(promotion: Promotion) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 100, -1])
-def test_a_bundle_that_was_changed_by_one_byte_is_refused(promotion: Promotion, position: int) -> None:
+def test_bundle_changed_by_one_byte_is_refused(promotion: Promotion, position: int) -> None:
     exported = promotion.exported()
     content = bytearray(Path(promotion.path).read_bytes())
     content[position] ^= 1
@@ -83,7 +83,7 @@ def test_a_bundle_that_was_changed_by_one_byte_is_refused(promotion: Promotion, 
 
 @pytest.mark.parametrize("size", [100, streaming.CHUNK_SIZE, 3 * streaming.CHUNK_SIZE, 3 * streaming.CHUNK_SIZE + 100])
 @pytest.mark.parametrize("change", ["first byte", "last byte", "shorter", "longer", "empty"])
-def test_a_bundle_that_changes_while_it_is_sent_does_not_take_effect(
+def test_bundle_changed_while_sending_does_not_take_effect(
     promotion: Promotion, monkeypatch: pytest.MonkeyPatch, size: int, change: str
 ) -> None:
     script = "x" * (size - len('{"flows":[""]}'))
@@ -114,7 +114,7 @@ def test_a_bundle_that_changes_while_it_is_sent_does_not_take_effect(
     assert all(each.body != changed for each in promotion.production.requests if each.path == IMPORT)
 
 
-def test_a_bundle_that_is_replaced_while_it_is_sent_is_sent_as_it_was_approved(
+def test_bundle_replaced_while_sending_is_sent_as_approved(
     promotion: Promotion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = promotion.exported(flow_ids=[1])
@@ -153,7 +153,7 @@ def test_arguments_that_cannot_work_fail_for_good(promotion: Promotion, argument
 
 
 @pytest.mark.parametrize("name", ["expected_sha256", "backup_path"])
-def test_what_a_template_renders_to_nothing_is_not_left_out(promotion: Promotion, name: str) -> None:
+def test_argument_rendered_to_none_is_refused(promotion: Promotion, name: str) -> None:
     promotion.exported()
     task = promotion.importing(**{name: "{{ ti.xcom_pull('review')['sha256'] }}"})
     setattr(task.operator, name, None)
@@ -166,7 +166,7 @@ def test_what_a_template_renders_to_nothing_is_not_left_out(promotion: Promotion
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"format": "io"}', '{"format": "other", "instance": {}}', '{"instance": 1}', "null"]
 )
-def test_a_manifest_that_cannot_be_read_is_said(promotion: Promotion, text: str) -> None:
+def test_unreadable_manifest_is_reported(promotion: Promotion, text: str) -> None:
     promotion.exported()
     Path(promotion.path + ".meta.json").write_text(text)
     went = promotion.importing().run()
@@ -174,7 +174,7 @@ def test_a_manifest_that_cannot_be_read_is_said(promotion: Promotion, text: str)
     assert ".meta.json' cannot be used" in went.said
 
 
-def test_a_field_of_a_later_release_in_the_manifest_is_no_error(promotion: Promotion) -> None:
+def test_unknown_manifest_field_is_ignored(promotion: Promotion) -> None:
     promotion.exported()
     manifest = Path(promotion.path + ".meta.json")
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "signature": "later"}))
@@ -184,7 +184,7 @@ def test_a_field_of_a_later_release_in_the_manifest_is_no_error(promotion: Promo
 # --- Where it comes from --------------------------------------------------------------------------------------------
 
 
-def test_the_very_instance_that_a_bundle_comes_from_is_refused(promotion: Promotion) -> None:
+def test_import_into_the_source_is_refused(promotion: Promotion) -> None:
     promotion.exported()
     before = len(promotion.staging.requests)
     went = promotion.importing(etlworks_conn_id="staging").run()
@@ -199,7 +199,7 @@ def test_the_very_instance_that_a_bundle_comes_from_is_refused(promotion: Promot
     ("source", "target", "is_same"),
     [("1", "2", False), ("1", "1", True), (None, "1", True), ("1", None, True), (None, None, True)],
 )
-def test_tenants_are_told_apart_where_both_are_named(
+def test_tenants_differ_only_if_both_are_named(
     promotion: Promotion, source: str | None, target: str | None, is_same: bool
 ) -> None:
     url = promotion.staging.url
@@ -210,15 +210,15 @@ def test_tenants_are_told_apart_where_both_are_named(
     assert went.colour == ("failed for good" if is_same else "success")
 
 
-def test_a_bundle_without_a_manifest_is_imported_only_when_told(promotion: Promotion) -> None:
+def test_bundle_without_manifest_needs_allow_same_instance(promotion: Promotion) -> None:
     promotion.exported()
     Path(promotion.path + ".meta.json").unlink()
     went = promotion.importing().run()
     assert went.colour == "failed for good"
     assert "Nothing beside" in went.said
-    told = promotion.importing(allow_same_instance=True).run()
-    assert told.result is not None
-    assert (told.result["format"], told.result["flow_names"]) == ("io", [])
+    result = promotion.importing(allow_same_instance=True).run()
+    assert result.result is not None
+    assert (result.result["format"], result.result["flow_names"]) == ("io", [])
     assert promotion.names(promotion.production) == ["Customers", "Invoices | €", "Orders", "Reports"]
     backup = promotion.importing(allow_same_instance=True, backup_path=f"{promotion.directory}/backup.json").run()
     assert backup.colour == "failed for good"
@@ -255,7 +255,7 @@ def test_a_backup_rolls_back(promotion: Promotion) -> None:
     assert promotion.production.flows[11].description == "as it was"
 
 
-def test_nothing_to_overwrite_is_no_error(promotion: Promotion) -> None:
+def test_backup_of_nothing(promotion: Promotion) -> None:
     promotion.exported(flow_names=["Customers"])
     backup = Path(promotion.directory) / "backup.json"
     went = promotion.importing(backup_path=str(backup)).run()
@@ -275,7 +275,7 @@ def test_without_its_backup_nothing_is_imported(promotion: Promotion, fault: Any
     assert task.run().colour == "success"
 
 
-def test_the_backup_does_not_go_where_the_bundle_is(promotion: Promotion) -> None:
+def test_backup_path_must_differ_from_the_bundles(promotion: Promotion) -> None:
     exported = promotion.exported()
     went = promotion.importing(backup_path=promotion.path).run()
     assert went.colour == "failed for good"
@@ -297,7 +297,7 @@ def test_a_refusal_in_a_200_fails_with_the_servers_reason(promotion: Promotion) 
     assert promotion.imports() == 1
 
 
-def test_a_refusal_says_what_is_done_and_what_is_not(promotion: Promotion) -> None:
+def test_refusal_names_the_failed_items(promotion: Promotion) -> None:
     promotion.exported()
     body = {
         "success": False,
@@ -315,7 +315,7 @@ def test_a_refusal_says_what_is_done_and_what_is_not(promotion: Promotion) -> No
     assert "Not done: 'flow Invoices | € (no such format)'. None of the bundle's flows has changed" in went.said
 
 
-def test_a_refusal_after_a_part_was_done_is_seen_in_the_target(promotion: Promotion) -> None:
+def test_refusal_reports_what_changed_in_the_target(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, says({"success": False, "message": "stopped half-way"}))
     orders = promotion.production.flows[11]
@@ -326,7 +326,7 @@ def test_a_refusal_after_a_part_was_done_is_seen_in_the_target(promotion: Promot
     assert "In the target, changed: 'Orders'. Not changed: 'Customers', 'Invoices | €'." in went.said
 
 
-def test_a_part_that_failed_fails_the_task_though_the_answer_is_a_success(promotion: Promotion) -> None:
+def test_failed_item_fails_the_import(promotion: Promotion) -> None:
     promotion.exported()
     body = {"success": True, "results": [{"flowId": 1, "flowName": "Orders", "success": False, "error": "locked"}]}
     promotion.production.fault("POST", IMPORT, says(body))
@@ -337,7 +337,7 @@ def test_a_part_that_failed_fails_the_task_though_the_answer_is_a_success(promot
 
 
 @pytest.mark.parametrize(("code", "said"), [(400, "400 to POST"), (403, "role does not allow"), (409, "409 to POST")])
-def test_a_refusal_by_status_may_be_tried_again(promotion: Promotion, code: int, said: str) -> None:
+def test_refusal_by_status_may_be_retried(promotion: Promotion, code: int, said: str) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, status(code))
     task = promotion.importing()
@@ -373,7 +373,7 @@ def test_remarks_of_the_target_are_logged(promotion: Promotion) -> None:
     assert "and remarks: password=***" in promotion.log_text()
 
 
-def test_flows_that_do_not_arrive_are_said(promotion: Promotion) -> None:
+def test_flows_that_did_not_arrive_are_logged(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, says({"success": True}))
     assert promotion.importing().run().colour == "success"
@@ -396,7 +396,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("fault", LOST)
-def test_an_import_whose_answer_is_lost_is_found_in_the_target(promotion: Promotion, fault: str) -> None:
+def test_import_with_a_lost_answer_is_found_in_the_target(promotion: Promotion, fault: str) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, LOST[fault])
     went = promotion.importing().run()
@@ -407,9 +407,7 @@ def test_an_import_whose_answer_is_lost_is_found_in_the_target(promotion: Promot
 
 
 @pytest.mark.parametrize("fault", [hang_up(carried_out=False), status(503), status(500, body="<p>oops</p>")])
-def test_an_import_that_the_target_does_not_show_fails_for_good_and_names_both_possibilities(
-    promotion: Promotion, fault: Any
-) -> None:
+def test_unproven_import_names_both_possibilities(promotion: Promotion, fault: Any) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, fault)
     task = promotion.importing()
@@ -425,7 +423,7 @@ def test_an_import_that_the_target_does_not_show_fails_for_good_and_names_both_p
     assert promotion.imports() == 2
 
 
-def test_an_import_that_takes_effect_late_is_waited_for(promotion: Promotion) -> None:
+def test_late_import_is_found(promotion: Promotion) -> None:
     promotion.exported()
     content = Path(promotion.path).read_bytes()
     promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
@@ -442,7 +440,7 @@ def test_an_import_that_takes_effect_late_is_waited_for(promotion: Promotion) ->
     assert went.result["told_by"] == "target"
 
 
-def test_an_import_that_is_applied_in_part_says_what_is_done(promotion: Promotion) -> None:
+def test_partly_applied_import_names_what_changed(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
     orders = promotion.production.flows[11]
@@ -452,7 +450,7 @@ def test_an_import_that_is_applied_in_part_says_what_is_done(promotion: Promotio
     assert "changed: 'Orders'. Not changed: 'Customers', 'Invoices | €'." in went.said
 
 
-def test_a_change_of_somebody_else_is_not_taken_for_the_import(promotion: Promotion) -> None:
+def test_change_by_another_user_is_not_proof(promotion: Promotion) -> None:
     promotion.connect("production", promotion.production.url, login="sandbox", password="sandbox")
     promotion.exported(flow_ids=[1])
     promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
@@ -468,7 +466,7 @@ def log_in_to_production(promotion: Promotion) -> None:
 
 
 @pytest.mark.parametrize("edit", ["description", "nothing"])
-def test_an_edit_of_somebody_else_is_no_proof_with_an_api_key(promotion: Promotion, edit: str) -> None:
+def test_edit_is_not_proof_with_an_api_key(promotion: Promotion, edit: str) -> None:
     promotion.exported(flow_ids=[1])
     promotion.production.fault("POST", IMPORT, hang_up(carried_out=False))
     edited = SandboxFlow(
@@ -482,7 +480,7 @@ def test_an_edit_of_somebody_else_is_no_proof_with_an_api_key(promotion: Promoti
     assert promotion.imports() == 1
 
 
-def test_a_change_of_our_user_is_proof(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_by_our_user_is_proof(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in_to_production(promotion)
     monkeypatch.setattr("airflow_provider_etlworks.bundles.transfer._LONGEST_PARSED", 0)
     promotion.exported()
@@ -504,7 +502,7 @@ def test_without_user_and_content_an_import_stays_in_doubt(
     assert promotion.imports() == 1
 
 
-def test_a_dump_shows_no_content(promotion: Promotion) -> None:
+def test_dump_cannot_prove_its_content(promotion: Promotion) -> None:
     for sandbox in (promotion.staging, promotion.production):
         sandbox.fault("*", NEWER, status(404), times=None)
     promotion.exported()
@@ -526,7 +524,7 @@ def test_a_flow_that_cannot_be_compared_leaves_the_import_in_doubt(promotion: Pr
     assert "It may have been applied, or not" in went.said
 
 
-def test_a_target_that_cannot_be_read_afterwards_is_said(promotion: Promotion) -> None:
+def test_unreadable_target_leaves_the_import_in_doubt(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, hang_up())
     promotion.production.fault("GET", FLOWS, status(503), times=None, after=1)
@@ -536,7 +534,7 @@ def test_a_target_that_cannot_be_read_afterwards_is_said(promotion: Promotion) -
     assert promotion.imports() == 1
 
 
-def test_a_target_that_is_away_for_a_moment_is_asked_again(promotion: Promotion) -> None:
+def test_transient_fault_during_reconciliation_is_retried(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, hang_up())
     promotion.production.fault("GET", FLOWS, status(503), times=5, after=1)
@@ -545,7 +543,7 @@ def test_a_target_that_is_away_for_a_moment_is_asked_again(promotion: Promotion)
     assert went.result["told_by"] == "target"
 
 
-def test_a_bundle_whose_flows_are_not_known_cannot_be_looked_for(promotion: Promotion) -> None:
+def test_import_of_unknown_flows_stays_in_doubt(promotion: Promotion) -> None:
     promotion.exported()
     Path(promotion.path + ".meta.json").unlink()
     promotion.production.fault("POST", IMPORT, hang_up())
@@ -555,7 +553,7 @@ def test_a_bundle_whose_flows_are_not_known_cannot_be_looked_for(promotion: Prom
 
 
 @pytest.mark.parametrize("fault", [status(429, headers={"Retry-After": "9"})])
-def test_what_certainly_did_not_arrive_is_sent_again(promotion: Promotion, fault: Any) -> None:
+def test_import_not_processed_is_sent_again(promotion: Promotion, fault: Any) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, fault)
     went = promotion.importing().run()
@@ -564,7 +562,7 @@ def test_what_certainly_did_not_arrive_is_sent_again(promotion: Promotion, fault
     assert promotion.imports() == 2
 
 
-def test_a_refused_connection_is_no_import(promotion: Promotion, closed_port: int) -> None:
+def test_refused_connection_is_not_an_import(promotion: Promotion, closed_port: int) -> None:
     promotion.exported()
     promotion.connect("production", f"http://127.0.0.1:{closed_port}")
     task = promotion.importing()
@@ -726,7 +724,7 @@ def test_names_in_an_answer_are_stored_without_control_characters(promotion: Pro
 
 
 @pytest.mark.parametrize("manifest", [True, False])
-def test_before_airflow_3_3_a_lost_import_is_not_repeated_either(
+def test_lost_import_is_not_repeated_before_airflow_3_3(
     promotion: Promotion, monkeypatch: pytest.MonkeyPatch, manifest: bool
 ) -> None:
     promotion.exported()
@@ -742,7 +740,7 @@ def test_before_airflow_3_3_a_lost_import_is_not_repeated_either(
     assert promotion.imports() == 1
 
 
-def test_before_airflow_3_3_an_untouched_target_is_imported_into(
+def test_untouched_target_is_imported_into_before_airflow_3_3(
     promotion: Promotion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promotion.exported()
@@ -755,7 +753,7 @@ def test_before_airflow_3_3_an_untouched_target_is_imported_into(
 # --- The older API --------------------------------------------------------------------------------------------------
 
 
-def test_the_older_api_only(promotion: Promotion) -> None:
+def test_legacy_api_only(promotion: Promotion) -> None:
     for sandbox in (promotion.staging, promotion.production):
         sandbox.fault("*", NEWER, status(404), times=None)
     exported = promotion.exported()
@@ -769,7 +767,7 @@ def test_the_older_api_only(promotion: Promotion) -> None:
     assert json.loads(sent.body) == {"dump": Path(promotion.path).read_text()}
 
 
-def test_a_dump_is_a_text_whatever_is_in_it(promotion: Promotion) -> None:
+def test_dump_is_sent_as_json_text(promotion: Promotion) -> None:
     dump = 'quotes " and \\ and \n lines \t and \x01 and €' * 5_000
     promotion.staging.fault("*", NEWER, status(404), times=None)
     promotion.staging.fault("GET", "/rest/v1/flows/export", broken_body(dump, content_type="text/plain"))
@@ -781,7 +779,7 @@ def test_a_dump_is_a_text_whatever_is_in_it(promotion: Promotion) -> None:
     assert sent.headers["Content-Length"] == str(len(sent.body))
 
 
-def test_a_target_without_the_newer_api_says_so(promotion: Promotion) -> None:
+def test_target_without_the_newer_api_is_reported(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("*", NEWER, status(404), times=None)
     for task in (promotion.importing(), promotion.previewing()):

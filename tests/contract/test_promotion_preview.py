@@ -1,4 +1,4 @@
-"""Previews: what is said of them, and what is never said."""
+"""Previews: what they report, and what they never claim."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_would_change(promotion: Promotion, api: str) -> None:
 
 
 @pytest.mark.parametrize("api", ["newer", "older"])
-def test_a_missing_connection_is_said_first(promotion: Promotion, api: str) -> None:
+def test_missing_connection_is_listed_first(promotion: Promotion, api: str) -> None:
     promotion.staging.add_flow(SandboxFlow(4, "Ledger", connections=("ledger-db", "orders-db")))
     if api == "older":
         graph = {"4": ["ledger-db", "orders-db"], "1": ["orders-db"]}
@@ -102,19 +102,19 @@ UNKNOWN = [{}, [], None, "ok", 5, {"message": "done"}, {"a": {"b": [1, 2, {"c": 
 
 
 @pytest.mark.parametrize("answer", UNKNOWN)
-def test_an_answer_that_cannot_be_read_is_never_taken_for_no_change(promotion: Promotion, answer: Any) -> None:
+def test_unreadable_preview_is_not_no_change(promotion: Promotion, answer: Any) -> None:
     promotion.exported()
     said = previewed(promotion, json.dumps(answer).encode())
     assert said["shape_known"] is False
     assert "**What would change is not known:**" in said["markdown"]
     assert "bundle.json.preview.json" in said["markdown"].replace("\\", "")
-    # What the target has is told all the same.
+    # What the target has is reported all the same.
     assert said["replaced"] == [{"kind": "flow", "name": "Orders"}]
     assert said["counts"]["new"] == 2
     assert json.loads(raw(promotion).read_bytes()) == answer
 
 
-def test_an_answer_too_long_to_read_is_kept(promotion: Promotion) -> None:
+def test_answer_too_long_to_read_is_stored(promotion: Promotion) -> None:
     promotion.exported()
     answer = {"flows": [{"name": f"flow {number}", "script": "x" * 10_000} for number in range(500)]}
     said = previewed(promotion, answer)
@@ -149,14 +149,14 @@ def test_remarks_are_shown(promotion: Promotion) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (broken_body(), "Expected JSON, got 89 bytes that are none: 'Bad gateway The proxy has no answer.'"),
+        (broken_body(), "Expected JSON, got 89 bytes that are not JSON: 'Bad gateway The proxy has no answer.'"),
         (broken_body(b"", content_type=JSON), "The answer is empty"),
         (broken_body(b'{"flows":', content_type=JSON), "Expected JSON"),
         (status(503), "503"),
         (hang_up(), "No answer from"),
     ],
 )
-def test_an_answer_that_breaks_is_asked_for_again(promotion: Promotion, fault: Any, said: str) -> None:
+def test_broken_preview_is_requested_again(promotion: Promotion, fault: Any, said: str) -> None:
     promotion.exported()
     promotion.production.fault("POST", PREVIEW, fault)
     previewed(promotion)
@@ -168,7 +168,7 @@ def test_an_answer_that_breaks_is_asked_for_again(promotion: Promotion, fault: A
     assert raw(promotion).read_bytes() == before
 
 
-def test_a_refusal_is_said(promotion: Promotion) -> None:
+def test_refused_preview_has_the_reason(promotion: Promotion) -> None:
     promotion.exported()
     body = b'{"success": false, "message": "not a bundle of this release"}'
     promotion.production.fault("POST", PREVIEW, broken_body(body, content_type=JSON), times=None)
@@ -186,19 +186,19 @@ def test_no_error_shows_what_is_in_the_answer(promotion: Promotion) -> None:
     assert SECRET_IN_BUNDLE not in went.said
 
 
-def test_a_bundle_of_unknown_origin_is_said(promotion: Promotion) -> None:
+def test_bundle_of_unknown_origin_is_reported(promotion: Promotion) -> None:
     promotion.exported()
     Path(promotion.path + ".meta.json").unlink()
     assert "Where the bundle comes from is not known" in previewed(promotion)["markdown"]
 
 
-def test_the_very_same_instance_is_said(promotion: Promotion) -> None:
+def test_preview_on_the_source_is_reported(promotion: Promotion) -> None:
     promotion.exported()
     said = previewed(promotion, etlworks_conn_id="staging")
     assert "**That is the very instance that it is to be imported into.**" in said["markdown"]
 
 
-def test_a_flow_of_the_target_that_cannot_be_read_is_no_error(promotion: Promotion) -> None:
+def test_unreadable_target_flow_leaves_connection_unclear(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("GET", "/rest/v1/flows/11", status(403))
     answer = {"flows": {"1": {"id": 1, "name": "Orders"}}, "connections": {"1": {"id": 1, "name": "orders-db"}}}

@@ -200,13 +200,13 @@ def test_a_bundle_far_longer_than_the_memory_it_takes(server: BigServer, tmp_pat
     )
     out, err = process.communicate(timeout=4 * GENEROUS)
     assert process.returncode == 0, err.decode()[-4_000:]
-    told = json.loads(out.splitlines()[-1])
-    exported, _, imported = told["results"][3:]
+    reported = json.loads(out.splitlines()[-1])
+    exported, _, imported = reported["results"][3:]
     assert exported["bytes"] == BIG == big.stat().st_size
     assert server.received[-2:] == [(PREVIEW, BIG, exported["sha256"]), (IMPORT, BIG, exported["sha256"])]
     assert imported["backup_sha256"] == exported["sha256"]
-    before, *after = told["peaks"][3:]
-    assert [number - before < ROOM for number in after] == [True] * 3, told["peaks"]
+    before, *after = reported["peaks"][3:]
+    assert [number - before < ROOM for number in after] == [True] * 3, reported["peaks"]
 
 
 def test_an_export_that_is_killed_leaves_the_old_bundle(server: BigServer, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_an_import_that_is_killed_is_not_repeated(server: BigServer, tmp_path: P
     process.kill()
     process.communicate()
     retry = asked(task("Import", path), try_number=2, **kept)
-    # With an API key, and content that the server does not show, a changed flow is no proof.
+    # With an API key, and content that the server does not show, a changed flow proves nothing.
     doubt = "the task ended before the answer came" if store else "may have imported the bundle, or not"
     with pytest.raises(AirflowFailException, match=doubt):
         promotion_process.carry_out(retry)

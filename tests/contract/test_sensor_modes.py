@@ -12,6 +12,7 @@ from support.task import BEGINNING, FLOW, RECORD_PATH, StateStore
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
+from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 
 if TYPE_CHECKING:
     from support.task import Etlworks
@@ -447,9 +448,9 @@ def test_silent_fail_does_not_hide_a_bad_end(etlworks: Etlworks, waiting: Waitin
         ({"repetition_grace": timedelta(seconds=-1)}, "0 or more"),
     ],
 )
-def test_invalid_arguments_are_refused_at_parse_time(waiting: Waiting, arguments: Any, message: str) -> None:
+def test_invalid_arguments_are_refused_at_parse_time(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        waiting.run("poke", **arguments)
+        EtlworksFlowExecutionSensor(task_id="wait", flow_id=FLOW, **arguments)
 
 
 @modes
@@ -476,8 +477,6 @@ def test_invalid_templated_arguments_are_refused_before_a_request(
 
 
 def test_audit_id_that_renders_to_none_is_refused(etlworks: Etlworks) -> None:
-    from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
-
     sensor = EtlworksFlowExecutionSensor(task_id="wait", flow_id=FLOW, audit_id="{{ none }}")
     sensor.audit_id = None  # what native rendering makes of it
 

@@ -160,7 +160,7 @@ class Promotion:
         return self.task(EtlworksImportOperator(task_id="import", **given), store=store)
 
     def exported(self, **arguments: Any) -> dict[str, Any]:
-        """Export, all flows unless told otherwise, and return the result."""
+        """Export, by default all flows, and return the result."""
         went = self.exporting(**(arguments or {"flow_ids": [1, 2, 3]})).run()
         assert went.result is not None, went.error
         return went.result

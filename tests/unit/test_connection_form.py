@@ -16,8 +16,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, FIELD_BEHAVIOUR, get_provider_info
 
 FROM_THE_COMMON_FIELDS = {"root_url", "login", "password"}
-# The clients of bundles and of killed tasks set it.
-NOT_IN_THE_FORM = {"max_overtime"}
+SET_BY_THE_HOOK = {"max_overtime"}
 
 
 def connection(extra: Any = None, **changes: Any) -> Any:
@@ -37,7 +36,7 @@ def test_form_checks_and_client_have_the_same_fields() -> None:
     settings = {each.name for each in fields(ClientSettings)}
     (declared,) = get_provider_info()["connection-types"]
 
-    assert set(CONNECTION_FIELDS) == settings - FROM_THE_COMMON_FIELDS - NOT_IN_THE_FORM
+    assert set(CONNECTION_FIELDS) == settings - FROM_THE_COMMON_FIELDS - SET_BY_THE_HOOK
     assert declared["conn-fields"] == CONNECTION_FIELDS
     assert declared["ui-field-behaviour"] == FIELD_BEHAVIOUR
     assert declared["connection-type"] == EtlworksHook.conn_type

@@ -62,15 +62,9 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
     own = {module.partition(".")[2] for module in loaded if module.startswith("airflow_provider_etlworks.")}
     assert "operators.promotion" in own
     assert own <= {
-        "client",
-        "client.values",
-        "compat",
-        "links",
-        "operators",
-        "operators.base",
-        "operators.promotion",
+        "client", "client.values", "compat", "links", "operators", "operators.base", "operators.promotion",
         "provider_info",
-    }
+    }  # fmt: skip
     assert not {"requests", "tenacity", "fsspec", "upath"} & set(loaded)
 
 

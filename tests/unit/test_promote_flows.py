@@ -1,4 +1,4 @@
-"""The task group of a promotion: which tasks there are, what follows what, and what each is told."""
+"""The task group of a promotion: its tasks, their order, and their arguments."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def task_of(dag: DAG, name: str) -> Any:
     return dag.get_task(f"promote_flows.{name}")
 
 
-def test_the_least_is_an_import_that_is_reported() -> None:
+def test_minimal_group() -> None:
     dag, _ = make()
     assert edges(dag) == {
         "before": {"export_flows"},
@@ -120,7 +120,7 @@ def test_what_is_approved_is_what_is_imported() -> None:
     assert task_of(dag, "roll_back").allow_same_instance
 
 
-def test_each_task_talks_to_the_right_environment() -> None:
+def test_each_task_uses_the_right_connection() -> None:
     dag, _ = make(**EVERYTHING)
     connections = {task.task_id: task.etlworks_conn_id for task in dag.tasks if hasattr(task, "etlworks_conn_id")}
     assert connections.pop("promote_flows.export_flows") == "staging"
@@ -168,7 +168,7 @@ def test_a_group_may_have_another_name() -> None:
         ({"tags": None}, "at least one of flow_ids, flow_names and tags"),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_at_parse_time(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**arguments)
 
@@ -177,13 +177,13 @@ def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str,
 
 
 @pytest.mark.skipif(ASKS, reason="this Airflow asks people")
-def test_an_airflow_that_cannot_ask_says_so_when_the_dag_is_parsed() -> None:
+def test_approval_needs_airflow_3_1() -> None:
     with pytest.raises(ValueError, match=r"Airflow 3\.1 or later.*Set approval=False"):
         make(approval=True)
 
 
 @asking
-def test_an_airflow_without_the_standard_provider_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_approval_needs_the_standard_provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "airflow.providers.standard.operators.hitl", None)
     with pytest.raises(ValueError, match=r"apache-airflow-providers-standard.*Set approval=False"):
         make(approval=True)
@@ -212,7 +212,7 @@ def test_the_person_sees_the_preview_and_is_asked_once() -> None:
 
 
 @asking
-def test_a_dags_own_time_out_does_not_end_the_wait() -> None:
+def test_default_execution_timeout_does_not_end_the_approval() -> None:
     dag, _ = make(approval=True, default_args={"execution_timeout": timedelta(minutes=5)})
     approve = task_of(dag, "approve_import")
     assert approve.execution_timeout is None
@@ -220,7 +220,7 @@ def test_a_dags_own_time_out_does_not_end_the_wait() -> None:
 
 
 @asking
-def test_a_question_of_ones_own() -> None:
+def test_custom_approval_subject() -> None:
     dag, _ = make(approval=True, approval_subject="Release {{ ds }}?")
     assert task_of(dag, "approve_import").subject == "Release {{ ds }}?"
 
@@ -256,7 +256,7 @@ def context(states: Mapping[str, str], **xcoms: Any) -> Any:
 
 
 @pytest.mark.parametrize("state", ["upstream_failed", "skipped", "removed", None])
-def test_nothing_is_rolled_back_that_was_not_imported_now(state: str | None) -> None:
+def test_roll_back_is_skipped_without_an_import(state: str | None) -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
     states = {} if state is None else {"import_flows": state}
     with pytest.raises(AirflowSkipException, match="nothing to roll back"):
@@ -264,20 +264,20 @@ def test_nothing_is_rolled_back_that_was_not_imported_now(state: str | None) -> 
         roll_back.execute(context(states, import_flows=IMPORTED, import_flows_import_failed=IMPORTED))
 
 
-def test_an_import_that_may_still_be_going_on_is_not_rolled_back() -> None:
+def test_import_in_doubt_is_not_rolled_back() -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
     with pytest.raises(AirflowSkipException, match="nothing to roll back"):
         roll_back.execute(context({"import_flows": "failed"}, import_flows=IMPORTED))
 
 
-def test_what_was_imported_in_part_is_rolled_back() -> None:
+def test_roll_back_of_new_flows_names_them() -> None:
     roll_back = task_of(make()[0], "roll_back")
     failed = {"backup_path": None, "backup_sha256": None, "flow_names": ["New"]}
-    told = roll_back.execute(context({"import_flows": "failed"}, import_flows_import_failed=failed))
-    assert told == {"path": None, "restored": [], "left": ["New"]}
+    result = roll_back.execute(context({"import_flows": "failed"}, import_flows_import_failed=failed))
+    assert result == {"path": None, "restored": [], "left": ["New"]}
 
 
-def test_an_import_that_a_person_marked_as_success_cannot_be_rolled_back_and_says_so() -> None:
+def test_import_marked_as_success_cannot_be_rolled_back() -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
     with pytest.raises(
         AirflowFailException, match=r"marked as success.*backup at /bundles/\{\{ run_id \}\}.json.backup"
@@ -287,17 +287,17 @@ def test_an_import_that_a_person_marked_as_success_cannot_be_rolled_back_and_say
     assert report.execute(context({"smoke_test": "success"}, smoke_test={"audit_id": 7}))["flow_names"] is None
 
 
-def test_where_all_was_new_there_is_nothing_to_restore_and_what_stays_is_named() -> None:
+def test_roll_back_without_a_backup_names_new_flows() -> None:
     roll_back = task_of(make(smoke_flow_name="Orders")[0], "roll_back")
-    told = roll_back.execute(context({"import_flows": "success"}, import_flows={**IMPORTED, "backup_path": None}))
-    assert told == {"path": None, "restored": [], "left": ["Orders", "New"]}
+    result = roll_back.execute(context({"import_flows": "success"}, import_flows={**IMPORTED, "backup_path": None}))
+    assert result == {"path": None, "restored": [], "left": ["Orders", "New"]}
 
 
-def test_a_promotion_tells_what_it_did() -> None:
+def test_report_of_a_promotion() -> None:
     report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
     # Without an answer yet from the roll-back: the report does not wait for it to be skipped.
-    told = report.execute(context({"smoke_test": "success"}, import_flows=IMPORTED, smoke_test={"audit_id": 7}))
-    assert told == {
+    result = report.execute(context({"smoke_test": "success"}, import_flows=IMPORTED, smoke_test={"audit_id": 7}))
+    assert result == {
         "flow_names": ["Orders", "New"],
         "sha256": "ab",
         "path": "/b.json",
@@ -316,14 +316,14 @@ def test_a_promotion_tells_what_it_did() -> None:
         (None, None),
     ],
 )
-def test_a_promotion_tells_who_approved_it(answer: Any, name: str | None) -> None:
+def test_report_names_the_approver(answer: Any, name: str | None) -> None:
     report = task_of(make(approval=True)[0], "report_result")
-    told = report.execute(context({"import_flows": "success"}, import_flows=IMPORTED, approve_import=answer))
-    assert told["approved_by"] == name
-    assert told["smoke_run"] is None
+    result = report.execute(context({"import_flows": "success"}, import_flows=IMPORTED, approve_import=answer))
+    assert result["approved_by"] == name
+    assert result["smoke_run"] is None
 
 
-def test_a_roll_back_is_red_and_told() -> None:
+def test_report_fails_after_a_roll_back() -> None:
     report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
     rolled_back = {"path": "/b.json.backup", "restored": ["Orders"], "left": ["New"]}
     # A run's XCom of an earlier promotion does not make it green.
@@ -336,7 +336,7 @@ def test_a_roll_back_is_red_and_told() -> None:
     assert "perhaps still there, as Etlworks documents no call that deletes a flow: New." in text
 
 
-def test_a_roll_back_of_a_part_names_the_import() -> None:
+def test_report_names_the_import_that_failed_in_part() -> None:
     report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
     rolled_back = {"path": "/b.json.backup", "restored": ["Orders"], "left": []}
     states = {"roll_back": "success", "import_flows": "failed", "smoke_test": "upstream_failed"}
@@ -344,11 +344,11 @@ def test_a_roll_back_of_a_part_names_the_import() -> None:
         report.execute(context(states, roll_back=rolled_back))
 
 
-def test_a_roll_back_of_an_earlier_promotion_does_not_make_this_one_red() -> None:
+def test_report_ignores_an_earlier_roll_back() -> None:
     report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
     stale = {"roll_back": {"path": "/b.json.backup", "restored": ["Orders"], "left": []}}
-    told = report.execute(context({"smoke_test": "success", "roll_back": "skipped"}, import_flows=IMPORTED, **stale))
-    assert told["sha256"] == "ab"
+    result = report.execute(context({"smoke_test": "success", "roll_back": "skipped"}, import_flows=IMPORTED, **stale))
+    assert result["sha256"] == "ab"
 
 
 def test_the_group_loads_nothing_heavy() -> None:

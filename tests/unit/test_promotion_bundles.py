@@ -41,7 +41,7 @@ def test_a_json_document_is_whole_at_its_end_and_nowhere_before(document: Any, s
 
 
 @pytest.mark.parametrize("text", [b'{"a":1}}', b"[1]]", b'{"a":1}x', b'{"a":1}"', b"{", b'"a"', b"1", b"", b"}{"])
-def test_what_is_no_whole_document(text: bytes) -> None:
+def test_incomplete_documents(text: bytes) -> None:
     outline = JsonCompleteness()
     outline.feed(text)
     assert not outline.is_whole
@@ -70,7 +70,7 @@ def test_a_dump_is_sent_inside_a_document(size: int) -> None:
         assert len(body) == len(whole)
 
 
-def test_the_end_of_a_bundle_that_changed_is_kept_back() -> None:
+def test_end_of_a_changed_bundle_is_held_back() -> None:
     content = b"[" + b"1," * CHUNK_SIZE + b"1]"
     inspected = BundleInspector()
     inspected.feed(content)
@@ -81,7 +81,7 @@ def test_the_end_of_a_bundle_that_changed_is_kept_back() -> None:
     assert b"".join(given) == changed[: 2 * CHUNK_SIZE]
 
 
-def test_a_file_that_cannot_be_read_is_no_fault_of_the_server() -> None:
+def test_unreadable_file_is_not_a_server_error() -> None:
     class Broken(io.BytesIO):
         def read(self, *_: Any) -> bytes:
             raise OSError("the disk is gone")
@@ -134,6 +134,9 @@ def test_a_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
         ('["a"]', ["a"]),
         ("[a]", ["[a]"]),
         (("b", "a", "b"), ["b", "a"]),
+        (1, ["1"]),
+        (["a", 1], ["a", "1"]),
+        ("[1, 2]", ["1", "2"]),
         ([], []),
     ],
 )
@@ -142,7 +145,7 @@ def test_names_are_read(value: Any, read: list[str]) -> None:
 
 
 @pytest.mark.parametrize("value", [True, None, "", " ", "None", ["a", None], ["a", ""], {"a": 1}, b"a", "[None]"])
-def test_what_are_no_names_is_refused(value: Any) -> None:
+def test_invalid_names_are_refused(value: Any) -> None:
     with pytest.raises(EtlworksConfigError, match=r"flow_names is .*; it must be a list of texts"):
         parse_names("flow_names", value)
 
@@ -155,7 +158,7 @@ def test_a_hash_is_read() -> None:
             parse_sha256("expected_sha256", value)
 
 
-def test_an_import_is_remembered_beside_a_start() -> None:
+def test_import_record_is_kept_beside_a_launch_record() -> None:
     store = StateStore()
     note = ImportRecord(sha256="ab", before={"Orders": [[1, 5]]}, max_tries=3, backup_path="b.json")
     ImportRecordStore(store).save(note)

@@ -80,34 +80,34 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandInAirflow, "answers", [])
 
 
-def test_all_as_it_should_be(capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert sandbox_command(["demo", "--promotion"]) == 0
-    told = capsys.readouterr().out
-    assert "Import?" in told
-    assert "Orders" in told
-    assert "Everything ended as it should" in told
+    reported = capsys.readouterr().out
+    assert "Import?" in reported
+    assert "Orders" in reported
+    assert "Everything ended as it should" in reported
     assert StandInAirflow.answers == ["promote_flows.approve_import: Approve"] * 2
 
 
 @pytest.mark.parametrize(
-    ("does", "told"),
+    ("does", "reported"),
     [
         ("fails", "the log of promote_flows.smoke_test in run-1"),
         ("keeps what is broken", "of the warehouse in one pass"),
         ("leaves a schedule off", "These schedules of production are off: Schedule of Daily warehouse refresh"),
     ],
 )
-def test_what_goes_wrong_is_told(
-    does: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_demo_reports_what_went_wrong(
+    does: str, reported: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(StandInAirflow, "does", {does})
     assert sandbox_command(["demo", "--promotion"]) == 1
     output = capsys.readouterr().out
-    assert told in output
+    assert reported in output
     assert "Everything ended as it should" not in output
 
 
-def test_an_airflow_that_cannot_ask_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_without_approvals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandInAirflow, "version", (2, 11, 0))
     assert sandbox_command(["demo", "--promotion"]) == 0
     assert StandInAirflow.answers == []
