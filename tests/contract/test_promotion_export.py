@@ -67,7 +67,7 @@ def test_selections_add_up(promotion: Promotion, selection: dict[str, Any], ids:
         ({"flow_ids": []}, "No flow is selected"),
         ({"flow_names": ["orders"]}, "No flow is called 'orders' among the 3 that this user can see. Did you mean"),
         ({"flow_names": "None"}, "flow_names is 'None'"),
-        ({"flow_names": [1]}, "flow_names is [1]"),
+        ({"flow_names": [None]}, "flow_names is [None]"),
         ({"tags": ["daily"]}, "No flow with the tags 'daily' is selected"),
         ({"tags": ["daily"]}, "The tags that there are: finance, nightly, warehouse."),
         ({"path": "", "flow_ids": 1}, "path is ''"),

@@ -7,7 +7,7 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
 from support.client import GENEROUS
@@ -89,7 +89,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         # A peer that hangs up first is no failure of the proxy.
         with contextlib.suppress(OSError), client, client.makefile("rb") as reader:
-            head = b"".join(iter(reader.readline, b"\r\n"))
+            head = _read_head(reader)
             if head:
                 method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
                 self.received.append((method, target))
@@ -152,6 +152,14 @@ class Proxy:
             client.sendall(record)
         client.shutdown(socket.SHUT_RDWR)
         requests.join(GENEROUS)
+
+
+def _read_head(reader: BinaryIO) -> bytes:
+    """Read the lines before an empty one, or until the peer hangs up."""
+    lines: list[bytes] = []
+    while (line := reader.readline()) not in (b"", b"\r\n"):
+        lines.append(line)
+    return b"".join(lines)
 
 
 def _content_length(head: bytes) -> int:
