@@ -75,6 +75,7 @@ __all__ = [
     "approval_task",
     "conf",
     "get_xcom",
+    "is_in_mapped_task",
     "let_commands_read_connections",
     "read_checkpoint",
     "task_state_store",
@@ -134,6 +135,19 @@ if not TYPE_CHECKING:
         "PokeReturnValue": lambda: _sensor_module().PokeReturnValue,
         "TaskGroup": _task_group,
     }
+
+
+def is_in_mapped_task() -> bool:
+    """Return whether this process runs a mapped task instance."""
+    try:
+        from airflow.sdk import get_current_context
+    except ImportError:  # Airflow 2
+        from airflow.operators.python import get_current_context  # type: ignore[no-redef,import-not-found]
+    try:
+        map_index = getattr(get_current_context()["ti"], "map_index", -1)
+    except Exception:  # noqa: BLE001  # outside of a task, each Airflow raises another error
+        return False
+    return isinstance(map_index, int) and map_index >= 0
 
 
 def task_state_store(context: Context) -> Any | None:

@@ -140,7 +140,8 @@ def as_error(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         value = shorten_trace(value.strip().replace("\r\n", "\n"), LONGEST_DESCRIPTION)
-    return as_str(value, LONGEST_DESCRIPTION, "\n\t")
+    # Once more, since a control character may have become a space: what is read twice stays the same.
+    return (as_str(value, LONGEST_DESCRIPTION, "\n\t") or "").strip() or None
 
 
 def harmless(value: Any) -> Any:

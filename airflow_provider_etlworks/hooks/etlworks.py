@@ -37,7 +37,7 @@ from airflow_provider_etlworks.client.models import (
 from airflow_provider_etlworks.client.redaction import redact_data
 from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
-from airflow_provider_etlworks.compat import BaseHook
+from airflow_provider_etlworks.compat import BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.provider_info import (
@@ -303,7 +303,7 @@ class EtlworksHook(BaseHook):
         parameters: Mapping[str, str] | None = None,
         *,
         run_options: Mapping[str, Any] | None = None,
-        is_only_starter: bool = True,
+        is_only_starter: bool | None = None,
     ) -> FlowStart:
         """
         Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
@@ -312,8 +312,8 @@ class EtlworksHook(BaseHook):
         :param parameters: the flow's parameters, all of them text.
         :param run_options: parameters of the start's URL, such as the one that allows parallel runs.
         :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
-            ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter. Say
-            ``False`` in mapped tasks. The connection's ``run_key_parameter`` gives proof instead.
+            ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter.
+            Default: not in a mapped task. The connection's ``run_key_parameter`` gives proof instead.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
         :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
@@ -321,6 +321,8 @@ class EtlworksHook(BaseHook):
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
         flow_id = parse_id("flow_id", flow_id)
+        if is_only_starter is None:
+            is_only_starter = not is_in_mapped_task()
         start = RunStarter(
             flow_id=flow_id,
             clock=self.client.clock,

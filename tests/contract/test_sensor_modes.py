@@ -245,9 +245,9 @@ def repeats(etlworks: Etlworks, *, at: float, of: int, ends: str) -> None:
         etlworks.flow(running=30, ends=ends, schedule=NIGHTLY)
         audit_id = etlworks.sandbox.run_by_schedule(FLOW)
         run = etlworks.sandbox._run(audit_id)
-        record, reported = run.record, run.reported
+        record, report_entry = run.record, run.report_entry
         run.record = lambda now: {**record(now), "parentAuditId": of}
-        run.reported = reported
+        run.report_entry = report_entry
 
     etlworks.clock.at(at, repeat)
 

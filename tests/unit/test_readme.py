@@ -18,6 +18,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from support.cli import parser_of_commands
 
+import airflow_provider_etlworks
 from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.hooks.connection import settings_from
@@ -256,7 +257,7 @@ def test_architecture_answers_each_question_with_existing_files() -> None:
     assert len(rows) >= 25
     files = [re.findall(r"`([^`]+)`", cell) for _, cell in rows]
     assert all(files)
-    package = ROOT / "airflow_provider_etlworks"
+    package = Path(airflow_provider_etlworks.__file__).parent
     assert [path for paths in files for path in paths if not (package / path).is_file()] == []
 
 
