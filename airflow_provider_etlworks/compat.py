@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -84,65 +85,43 @@ __all__ = [
 ]
 
 
+_IMPORTED_LATE = {
+    "Asset": ("airflow.sdk:Asset", "airflow.datasets:Dataset"),
+    "BaseHook": ("airflow.sdk.bases.hook:BaseHook", "airflow.hooks.base:BaseHook"),
+    "BaseSensorOperator": ("airflow.sdk.bases.sensor:BaseSensorOperator", "airflow.sensors.base:BaseSensorOperator"),
+    "ObjectStoragePath": ("airflow.sdk:ObjectStoragePath", "airflow.io.path:ObjectStoragePath"),
+    "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
+    "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),
+    "XCom": ("airflow.sdk.execution_time.xcom:XCom", "airflow.models.xcom:XCom"),
+    "get_current_context": ("airflow.sdk:get_current_context", "airflow.operators.python:get_current_context"),
+}
+"""What not every DAG file needs: where the newest Airflow has it, and where an older one does."""
+
+
+def _import_late(name: str) -> Any:
+    newest, older = _IMPORTED_LATE[name]
+    for place in (newest, older):
+        module, _, attribute = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            if place is older:
+                raise
+    raise AssertionError("the loop returns or raises")
+
+
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Import what not every DAG file needs, when it is first used."""
         if name not in _IMPORTED_LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return _IMPORTED_LATE[name]()
-
-    def _base_hook() -> Any:
-        try:
-            from airflow.sdk.bases.hook import BaseHook
-        except ImportError:  # before Airflow 3.1
-            from airflow.hooks.base import BaseHook
-        return BaseHook
-
-    def _sensor_module() -> Any:
-        try:
-            from airflow.sdk.bases import sensor
-        except ImportError:  # Airflow 2
-            from airflow.sensors import base as sensor
-        return sensor
-
-    def _task_group() -> Any:
-        try:
-            from airflow.sdk import TaskGroup
-        except ImportError:  # Airflow 2
-            from airflow.utils.task_group import TaskGroup
-        return TaskGroup
-
-    def _object_storage_path() -> Any:
-        try:
-            from airflow.sdk import ObjectStoragePath
-        except ImportError:  # Airflow 2
-            from airflow.io.path import ObjectStoragePath
-        return ObjectStoragePath
-
-    def _asset() -> Any:
-        try:
-            from airflow.sdk import Asset
-        except ImportError:  # Airflow 2
-            from airflow.datasets import Dataset as Asset
-        return Asset
-
-    _IMPORTED_LATE = {
-        "Asset": _asset,
-        "BaseHook": _base_hook,
-        "BaseSensorOperator": lambda: _sensor_module().BaseSensorOperator,
-        "ObjectStoragePath": _object_storage_path,
-        "PokeReturnValue": lambda: _sensor_module().PokeReturnValue,
-        "TaskGroup": _task_group,
-    }
+        return _import_late(name)
 
 
 def is_in_mapped_task() -> bool:
     """Return whether this process runs a mapped task instance."""
-    try:
-        from airflow.sdk import get_current_context
-    except ImportError:  # Airflow 2
-        from airflow.operators.python import get_current_context  # type: ignore[no-redef,import-not-found]
+    get_current_context = _import_late("get_current_context")
     try:
         map_index = getattr(get_current_context()["ti"], "map_index", -1)
     except Exception:  # noqa: BLE001  # outside of a task, each Airflow raises another error
@@ -246,14 +225,4 @@ def let_commands_read_connections() -> None:
 
 def get_xcom(ti_key: Any, key: str) -> Any:
     """Return a task instance's XCom value; ``None`` if there is none."""
-    return _xcom_class().get_value(ti_key=ti_key, key=key)
-
-
-def _xcom_class() -> Any:
-    try:
-        from airflow.sdk.execution_time.xcom import XCom
-    except ImportError:  # Airflow 2
-        from airflow.models import xcom
-
-        return xcom.XCom
-    return XCom
+    return _import_late("XCom").get_value(ti_key=ti_key, key=key)

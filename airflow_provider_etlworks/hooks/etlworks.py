@@ -35,6 +35,7 @@ from airflow_provider_etlworks.client.models import (
     Webhook,
 )
 from airflow_provider_etlworks.client.redaction import redact_data
+from airflow_provider_etlworks.client.streaming import tail_lines
 from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import BaseHook, is_in_mapped_task
@@ -454,8 +455,6 @@ class EtlworksHook(BaseHook):
         """
         flow_id = parse_id("flow_id", flow_id)
         audit_id = parse_id("audit_id", audit_id)
-        from airflow_provider_etlworks.client.streaming import tail_lines
-
         call = endpoints.execution_log(flow_id, audit_id)
         if last_lines is None:
             return self.client.send(call)
