@@ -114,7 +114,7 @@ class _ObservedPool(HTTPConnectionPool):
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)
         if CURRENT_EXCHANGE.get().needs_fresh_connection:
-            # It connects anew.
+            # It connects again.
             connection.close()
         return connection
 

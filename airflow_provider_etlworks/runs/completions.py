@@ -51,7 +51,7 @@ class Completion:
 
 class CompletionTracker:
     """
-    Finds the ends of one flow's runs.
+    Finds completed runs of one flow.
 
     :param flow_id: the flow.
     :param checkpoint: what was stored about it; ``None`` is a first start: runs that have ended by then are not
@@ -161,7 +161,7 @@ class CompletionTracker:
         watermark = self.checkpoint.low_watermark if self.checkpoint is not None else 0
         self._warn_once(
             ("gap", watermark),
-            "The history of flow %s cannot be read down to run %s: %s. The ends of runs that are not among the %s that "
+            "The history of flow %s cannot be read down to run %s: %s. Completed runs that are not among the %s that "
             "were read are not reported until it can; every poll tries again.",
             self.flow_id,
             watermark,

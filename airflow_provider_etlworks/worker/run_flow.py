@@ -180,7 +180,8 @@ class RunFlowTask(RunTask):
         if newest.started_at is None or began is None or newest.started_at < began:
             return None
         self.log.warning(
-            "Run %s has been going since this DAG run began; taking it for the run of an earlier try.", newest.audit_id
+            "Run %s has been going since this DAG run began. It is assumed to be an earlier try's, and is followed.",
+            newest.audit_id,
         )
         return self._accept(RunRef(starter.flow_id, newest.audit_id)), True
 

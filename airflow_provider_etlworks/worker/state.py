@@ -18,7 +18,7 @@ class Phase(Enum):
     """
     The phases of one execution.
 
-    ``IDLE``: nothing was sent, or certainly nothing came of it. ``STARTING``: a start is being sent or is in doubt.
+    ``IDLE``: nothing was sent, or certainly nothing was started. ``STARTING``: a start is being sent or is in doubt.
     ``RUNNING``: the run is known. ``DONE``: nothing is left to stop.
     """
 
