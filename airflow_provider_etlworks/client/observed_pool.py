@@ -1,7 +1,7 @@
 """
-The connections of the sync client: urllib3's own, which record what becomes of a request.
+The connections of the sync client: urllib3's own, which record what happens to a request.
 
-They note whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip every
+They record whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip every
 interim response, and end a response at its time limit.
 """
 

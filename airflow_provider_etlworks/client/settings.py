@@ -117,7 +117,8 @@ class ClientSettings:
     :ivar login: the user's name; ``None`` if ``password`` is an API key.
     :ivar password: the user's password, or an API key.
     :ivar tenant_id: the tenant that a super admin switches to after log-in.
-    :ivar verify: whether to check the server's certificate, or the path of a CA bundle to check it with.
+    :ivar verify: whether to check the server's certificate, or the path of a CA bundle: a file, or a directory of
+        certificates under hashed names.
     :ivar proxy: URL of a proxy; ``None`` uses the environment's (``HTTPS_PROXY``, ``NO_PROXY``).
     :ivar connect_timeout: seconds to wait for a connection.
     :ivar read_timeout: seconds to wait for the next part of an answer.

@@ -215,9 +215,9 @@ class RunWaiter:
             self.log.warning("Cannot read the status, trying on: %s", reason)
         return None
 
-    def _report(self, news: Any, text: str, *args: Any) -> None:
-        if self._reported != news:
-            self._reported = news
+    def _report(self, subject: Any, text: str, *args: Any) -> None:
+        if self._reported != subject:
+            self._reported = subject
             self.log.info(text, *args)
 
 
@@ -262,7 +262,7 @@ def find_message_run(
     :param message_uuid: the message, as the listener answered.
     :param clock: the clock.
     :param log: receives a line for each failed search.
-    :param patience: seconds for which Etlworks may be out of reach meanwhile.
+    :param patience: seconds for which Etlworks may be unreachable.
     :return: the run's record.
     :raises EtlworksStartUnknown: no run appeared within the grace for new runs, or Etlworks cannot be asked.
     """

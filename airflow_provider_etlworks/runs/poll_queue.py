@@ -348,7 +348,7 @@ class PollQueue(Generic[SubscriberT]):
         self, item: RunItem[SubscriberT], error: EtlworksError, now: float
     ) -> list[tuple[SubscriberT, FollowResult]]:
         """Process a poll that failed, and return the results of the subscribers for whom that is the end."""
-        # Refused credentials hold for every run: one refusal is enough.
+        # Refused credentials concern all runs: one refusal is enough.
         items = list(self._runs.values()) if isinstance(error, EtlworksUnauthorized) else [item]
         return [result for each in items for result in self._deliver(each, RunPoller.on_error, error, now)]
 

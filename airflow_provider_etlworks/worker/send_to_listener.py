@@ -136,7 +136,7 @@ class SendToListenerTask(RunTask):
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
-        # A task that was cleared sends its payload again; if the run is known, its state decides what becomes of it.
+        # A task that was cleared sends its payload again; if the run is known, its state decides what happens to it.
         is_known = record.audit_id is not None and self._operator.wait_for_completion
         return None if self._was_cleared(record) and not is_known else record
 
