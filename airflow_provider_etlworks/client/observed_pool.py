@@ -1,8 +1,8 @@
 """
 The connections of the sync client: urllib3's own, which record what happens to a request.
 
-They record whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip every
-interim response, and end a response at its time limit.
+They record whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip
+every interim response, and end a response at its time limit.
 """
 
 from __future__ import annotations
