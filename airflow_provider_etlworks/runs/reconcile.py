@@ -240,7 +240,7 @@ def _history(flow_id: int) -> Procedure[list[Execution]]:
 
 
 def _identify(runs: list[Execution], key: RunKey, known: dict[int, bool]) -> Procedure[None]:
-    """Note which runs show the key, or another one, in the history, in their record or in their log."""
+    """Record which runs show the key, or another one, in the history, in their record or in their log."""
     for run in runs:
         if run.audit_id in known:
             continue

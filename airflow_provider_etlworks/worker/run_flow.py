@@ -202,7 +202,7 @@ class RunFlowTask(RunTask):
         return run, started.is_ours
 
     def _save_intent(self, watermark: int | None) -> None:
-        """Note that a start is about to be sent, or with ``None`` that it certainly did nothing."""
+        """Record that a start is about to be sent, or with ``None`` that it certainly did nothing."""
         if watermark is not None:
             self._abort_if_killed()
             self._records.save(self._new_record(watermark))
