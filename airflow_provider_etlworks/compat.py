@@ -167,7 +167,7 @@ async def write_checkpoint(trigger: BaseTrigger, key: str, checkpoint: Any) -> N
 
 def _asset_stores(trigger: Any) -> list[Any]:
     """Return the state stores of all assets that a trigger watches."""
-    # There is no public way to list them.
+    # Airflow has no public way to list them.
     return [] if trigger.asset_state_store is None else list(trigger.asset_state_store._by_name.values())  # noqa: SLF001
 
 

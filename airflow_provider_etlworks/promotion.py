@@ -50,7 +50,7 @@ def promote_flows(
     pause_schedules: bool | Sequence[int] = False,
     smoke_flow_name: str | None = None,
     smoke_parameters: Mapping[str, Any] | None = None,
-    smoke_timeout: float | None = SMOKE_TIMEOUT,
+    smoke_timeout: float | timedelta | None = SMOKE_TIMEOUT,
     group_id: str = "promote_flows",
     **task_group: Any,
 ) -> TaskGroup:
@@ -102,7 +102,8 @@ def promote_flows(
     :param smoke_flow_name: the flow to run in the target after the import: a promoted one, or one that checks them.
         (templated)
     :param smoke_parameters: its parameters. (templated)
-    :param smoke_timeout: seconds after which its run is stopped, and counts as failed; ``None`` is no limit.
+    :param smoke_timeout: seconds (or a ``timedelta``) after which its run is stopped, and counts as failed;
+        ``None`` means no limit.
     :param group_id: the group's id, which is also part of its tasks' ids.
     :param task_group: what else Airflow's ``TaskGroup`` takes, such as ``default_args`` with ``retries``.
     :return: the task group. The XCom of its ``report_result`` is ``{"flow_names", "sha256", "path", "backup_path",

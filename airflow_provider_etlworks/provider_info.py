@@ -38,7 +38,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     },
     "requests_per_minute": {
         "label": "Requests per minute",
-        "description": "This process's share of the organization's limit; 0 is no limit. Default: 300.",
+        "description": "This process's share of the organization's limit; 0 means no limit. Default: 300.",
         "schema": {"type": ["integer", "null"]},
     },
     "stop_path": {

@@ -91,7 +91,7 @@ class StoredFile:
             target.write(content)
 
     def _neighbour(self) -> str:
-        """Return the path of a new temporary file beside this one."""
+        """Return the path of a new temporary file next to this one."""
         directory, slash, name = self.path.rpartition("/")
         return f"{directory}{slash}.{name}.{secrets.token_hex(8)}.part"
 
@@ -160,7 +160,7 @@ def _located(url: str) -> tuple[Any, str]:
     """
     Return an object store, and what it calls the file that a URL names.
 
-    :raises EtlworksConfigError: there is no such store, or its package is not installed.
+    :raises EtlworksConfigError: the store does not exist, or its package is not installed.
     """
     from airflow_provider_etlworks.compat import ObjectStoragePath
 

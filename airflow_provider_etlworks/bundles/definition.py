@@ -1,4 +1,4 @@
-"""What a flow does, as far as a bundle and the target show it: the proof that the target has what the bundle brings."""
+"""What a flow does, as far as a bundle and the target show it: the proof that the target has the bundle's content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def definitions_in(bundle: bytes) -> dict[str, Mapping[str, Any]]:
 
 def shows_definition(flow: Mapping[str, Any], definition: Mapping[str, Any]) -> bool:
     """
-    Whether a flow of the target has the content that a bundle brings.
+    Whether a flow of the target has a bundle's content.
 
     :param flow: the whole flow, as the target returns it.
     :param definition: the flow as the bundle has it. Each documented part of it must be in the target, and equal; ids

@@ -1,4 +1,4 @@
-"""What is written beside a bundle: where it comes from, and what is in it."""
+"""What is written next to a bundle: where it comes from, and what is in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Format(str, Enum):
 @dataclass(frozen=True)
 class Manifest:
     """
-    What is written beside a bundle: where it comes from, and what is in it.
+    What is written next to a bundle: where it comes from, and what is in it.
 
     :ivar format: which API it belongs to.
     :ivar host: the instance it was exported from, such as ``app.etlworks.com``.

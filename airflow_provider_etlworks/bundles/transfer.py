@@ -78,7 +78,7 @@ def export_bundle(
     client: EtlworksClient, flows: Sequence[Flow], file: BundleFile, *, include_connections: bool, log: Log
 ) -> Manifest:
     """
-    Export flows into a file, and write their manifest beside it.
+    Export flows into a file, and write their manifest next to it.
 
     :param client: the client of the instance.
     :param flows: the flows.
@@ -149,8 +149,8 @@ def back_up(
     """
     if bundle.manifest is None:
         raise EtlworksConfigError(
-            f"Nothing beside {bundle.path!r} says which flows are in it, so what it overwrites cannot be backed "
-            "up. Nothing was sent. Keep its .meta.json beside it, or leave out backup_path."
+            f"Nothing next to {bundle.path!r} says which flows are in it, so what it overwrites cannot be backed "
+            "up. Nothing was sent. Keep its .meta.json next to it, or leave out backup_path."
         )
     if file.path == bundle.path:
         raise EtlworksConfigError(f"backup_path is {file.path!r}, the bundle's own path; it must be another one.")
@@ -245,7 +245,7 @@ def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenB
         if expected_sha256 is not None and inspected.sha256 != expected_sha256:
             raise EtlworksConfigError(
                 f"The bundle at {file.path!r} is not the expected one: its SHA-256 is {inspected.sha256}, expected is "
-                f"{expected_sha256}. Nothing was sent. It was changed or exported anew; preview and approve it again."
+                f"{expected_sha256}. Nothing was sent. It was changed or exported again; preview and approve it again."
             )
         if manifest is not None and manifest.sha256 != inspected.sha256:
             raise EtlworksConfigError(
@@ -351,7 +351,7 @@ def introduction(bundle: OpenBundle, settings: ClientSettings) -> str:
     text = [f"Import into **{escaped(instance_of(settings))}**: {bundle.inspected.size} bytes."]
     text += [f"SHA-256: {bundle.inspected.sha256}."]
     if manifest is None:
-        text += ["Where the bundle comes from is not known: nothing is written beside it."]
+        text += ["Where the bundle comes from is not known: nothing is written next to it."]
     else:
         text += [f"Exported from {escaped(manifest.host)} at {escaped(manifest.exported_at)}."]
         if manifest.is_from(settings):

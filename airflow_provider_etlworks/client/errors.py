@@ -125,7 +125,7 @@ class EtlworksForbidden(EtlworksApiError):
 
 
 class EtlworksNotFound(EtlworksApiError):
-    """There is no such thing, or this user cannot see it (404)."""
+    """What was asked for does not exist, or this user cannot see it (404)."""
 
 
 class EtlworksConflict(EtlworksApiError):

@@ -1,8 +1,8 @@
 """
-The connections of the sync client: urllib3's own, which record what becomes of a request.
+The connections of the sync client: urllib3's own, which record what happens to a request.
 
-They note whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip every
-interim response, and end a response at its time limit.
+They record whether a byte of it was sent, drop kept-alive connections for requests that must not be repeated, skip
+every interim response, and end a response at its time limit.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _ObservedPool(HTTPConnectionPool):
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)
         if CURRENT_EXCHANGE.get().needs_fresh_connection:
-            # It connects anew.
+            # It connects again.
             connection.close()
         return connection
 

@@ -117,12 +117,13 @@ class ClientSettings:
     :ivar login: the user's name; ``None`` if ``password`` is an API key.
     :ivar password: the user's password, or an API key.
     :ivar tenant_id: the tenant that a super admin switches to after log-in.
-    :ivar verify: whether to check the server's certificate, or the path of a CA bundle to check it with.
+    :ivar verify: whether to check the server's certificate, or the path of a CA bundle: a file, or a directory of
+        certificates under hashed names.
     :ivar proxy: URL of a proxy; ``None`` uses the environment's (``HTTPS_PROXY``, ``NO_PROXY``).
     :ivar connect_timeout: seconds to wait for a connection.
     :ivar read_timeout: seconds to wait for the next part of an answer.
     :ivar max_overtime: seconds beyond ``read_timeout`` that a whole response may take at most, if a call allows more.
-    :ivar requests_per_minute: the most requests that this client sends in a minute; 0 is no limit.
+    :ivar requests_per_minute: the most requests that this client sends in a minute; 0 means no limit.
     :ivar stop_path: the path of a stop, with ``{flow_id}`` and ``{audit_id}``.
     :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
     :ivar run_key_parameter: the flow parameter that every start fills with a unique key, as proof of whose run it is;
@@ -161,7 +162,7 @@ class ClientSettings:
                 )
         if not 0 <= self.requests_per_minute < math.inf:
             raise EtlworksConfigError(
-                f"requests_per_minute is {self.requests_per_minute!r}; it is a whole number, and 0 is no limit."
+                f"requests_per_minute is {self.requests_per_minute!r}; it is a whole number, and 0 means no limit."
             )
         if self.proxy is not None:
             proxy_url(self.proxy)

@@ -141,7 +141,7 @@ class EtlworksClient:
         Send a call whose response may be too long to hold, with log-in, retries and rate limit.
 
         :param call: the call. It may be sent again if it is idempotent.
-        :param take: receives the response's body in chunks, and returns the value; it begins anew with each attempt.
+        :param take: receives the response's body in chunks, and returns the value; it begins again with each attempt.
             What it raises counts as a failure of the call.
         :param attempts: the most times to send it, if it may be repeated.
         :return: what ``take`` returned.

@@ -179,7 +179,7 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
     Return what both transports check certificates with: the path of a CA bundle, or ``False`` for nothing.
 
     :return: a file of certificates, or a directory of them as ``openssl rehash`` prepares it.
-    :raises EtlworksConfigError: there is no such path, or it contains no certificates.
+    :raises EtlworksConfigError: the path does not exist, or contains no certificates.
     """
     if settings.verify is False:
         return False

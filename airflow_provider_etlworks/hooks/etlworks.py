@@ -353,8 +353,8 @@ class EtlworksHook(BaseHook):
         :param audit_id: which run; ``None`` is the newest.
         :param status: the newest with this status, such as ``success``.
         :param message_uuid: the one that this message to a listener started.
-        :return: an ``Execution``; ``None`` if there is no such run yet.
-        :raises EtlworksNotFound: there is no run with this audit id.
+        :return: an ``Execution``; ``None`` if the run does not exist yet.
+        :raises EtlworksNotFound: no run has this audit id.
         :raises EtlworksConfigError: more than one of the three is given.
         :source: quickstart, ``GET /v1/executions/{flowId}``.
         """
@@ -381,7 +381,7 @@ class EtlworksHook(BaseHook):
         :param audit_id: the run.
         :param poll_interval: seconds (or a ``timedelta``, as for the other times) between two polls of a young run; an
             old run is polled less often.
-        :param timeout: the most seconds to wait; ``None`` is no limit.
+        :param timeout: the most seconds to wait; ``None`` means no limit.
         :param patience: seconds for which the status may be unreadable.
         :return: the run's last ``Execution``; its ``status`` says how it ended.
         :raises EtlworksExecutionTimeout: it is still going.
@@ -422,7 +422,7 @@ class EtlworksHook(BaseHook):
         :param audit_id: the run.
         :return: a ``StopResult``: whether Etlworks accepted, and a sentence for a person. Nothing that
             Etlworks causes is raised.
-        :source: the connection's ``stop_path``, an assumption; support pages tell that runs can be stopped.
+        :source: the connection's ``stop_path``, an assumption; support pages say that runs can be stopped.
         """
         flow_id = parse_id("flow_id", flow_id)
         audit_id = parse_id("audit_id", audit_id)
@@ -436,7 +436,7 @@ class EtlworksHook(BaseHook):
         :param flow_id: the flow.
         :param since: a datetime or ISO 8601; only runs after it, if the server knows the filter.
         :return: an iterator of ``Execution``.
-        :raises EtlworksNotFound: there is no such flow.
+        :raises EtlworksNotFound: the flow does not exist.
         :source: quickstart, ``GET /v1/executions/{flowId}/history``.
         """
         flow_id = parse_id("flow_id", flow_id)
@@ -450,7 +450,7 @@ class EtlworksHook(BaseHook):
         :param audit_id: the run.
         :param last_lines: only so many lines from its end; a long log is then never held in memory.
         :return: the text.
-        :raises EtlworksNotFound: there is no such run.
+        :raises EtlworksNotFound: the run does not exist.
         :source: support pages, ``GET /v1/executions/console/download``.
         """
         flow_id = parse_id("flow_id", flow_id)
@@ -470,7 +470,7 @@ class EtlworksHook(BaseHook):
         :param type: only ``stream``, ``extract``, ``load``, ``task`` or ``hwm``.
         :return: a list of ``FlowTask``: name, type, start, duration in milliseconds, records.
         :raises EtlworksForbidden: it takes the role Administrator.
-        :raises EtlworksNotFound: there is no such run.
+        :raises EtlworksNotFound: the run does not exist.
         :source: support pages, ``GET /etl/rest/v1/tasks/{auditId}/``, below the bare host.
         """
         audit_id = parse_id("audit_id", audit_id)

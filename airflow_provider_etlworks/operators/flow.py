@@ -29,16 +29,17 @@ class EtlworksRunFlowOperator(RunOperator):
     Start an Etlworks flow and, by default, wait for its run to end.
 
     A run is started exactly once: if a start is in doubt, its run is searched for before anything is sent again.
-    ``success`` is green, ``warning`` too unless ``fail_on_warning`` is set, all else is red. ``canceled`` fails without
-    an Airflow retry, since a person stopped the run. A status that cannot be read is never reported as the run's
-    failure.
+    The task succeeds if the run ends with ``success``, or with ``warning`` unless ``fail_on_warning`` is set, and fails
+    otherwise. ``canceled`` fails without an Airflow retry, since a person stopped the run. A status that cannot be read
+    is never reported as the run's failure.
 
     Exactly one of ``flow_id`` and ``flow_name`` is given.
 
     :param flow_id: the flow to run. (templated)
     :param flow_name: the flow's name, exactly; its id is looked up first. (templated)
     :param parameters: the flow's parameters, a flat mapping. Numbers become their digits, booleans ``true`` or
-        ``false``, dates ISO 8601; lists, mappings and ``None`` are refused. (templated)
+        ``false``, dates and times ISO 8601, UUIDs and paths their text; lists, mappings, ``None`` and NaN are refused.
+        (templated)
     :param run_options: parameters of the start call's URL, for options such as parallel runs of one flow, whose names
         Etlworks does not document publicly. (templated)
     :param etlworks_conn_id: the Airflow connection. (templated)
@@ -49,8 +50,8 @@ class EtlworksRunFlowOperator(RunOperator):
         minute. A ``timedelta`` is taken, too, for this, ``timeout`` and ``patience``.
     :param timeout: seconds, counted from the task's start, after which the run is stopped and the task fails. Default:
         no limit.
-    :param patience: seconds for which the run's status may be unreadable before the task gives up. The run may then
-        still be going, and the task says so.
+    :param patience: seconds for which the run's status may be unreadable before the task fails. The run may then
+        still be going, and the message says so.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
     :param on_already_running: what to do if another run of the flow is going, as Etlworks allows one at a time:
         ``"fail"``; ``"wait"`` until it ends, then start ours; ``"attach"``: follow that run, and never stop it;
@@ -60,7 +61,7 @@ class EtlworksRunFlowOperator(RunOperator):
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
         none.
     :param durable: whether a retry after a lost worker follows the run that is already going. From Airflow 3.3 on it
-        is certain; before, the run is recognized by the server's history as well as possible.
+        is certain; before, the task can only recognize the run by the server's history.
     :return: ``{"flow_id", "audit_id", "status", "started_at", "ended_at", "duration_seconds", "records", "url"}``:
         JSON-safe, times as ISO 8601 in UTC, ``None`` for what Etlworks does not say. The audit id is also the XCom
         ``audit_id``, set as soon as the run is accepted.

@@ -47,7 +47,7 @@ class EtlworksHttpListenerOperator(RunOperator):
         minute. A ``timedelta`` is taken, too, for this, ``timeout`` and ``patience``.
     :param timeout: seconds, counted from the task's start, after which the run is stopped and the task fails. Default:
         no limit.
-    :param patience: seconds for which the run's status may be unreadable before the task gives up.
+    :param patience: seconds for which the run's status may be unreadable before the task fails.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
         deferred, this takes Airflow 3.3 or later.
@@ -59,7 +59,7 @@ class EtlworksHttpListenerOperator(RunOperator):
     :raises AirflowFailException: an argument or the connection cannot work; or the payload may have been received, and
         nothing more is known about it; or the run was canceled. Another try would not help, or could send it twice.
     :raises EtlworksApiError: Etlworks, or the flow, refused the payload.
-    :raises EtlworksUnreachable: no connection came to be; nothing was sent.
+    :raises EtlworksUnreachable: no connection was established; nothing was sent.
     :raises EtlworksExecutionFailed: the run ended badly.
     :raises EtlworksExecutionTimeout: the run was still going after ``timeout``; it was asked to stop.
     :raises EtlworksLostTouch: the status could not be read for longer than ``patience``; the run may still be going.

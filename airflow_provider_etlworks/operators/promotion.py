@@ -30,9 +30,9 @@ class EtlworksExportOperator(_BundleOperator):
     """
     Export flows as one bundle, into a file or an object store.
 
-    The bundle is written in chunks, however large it is, to a temporary file beside ``path``, is checked, and is then
+    The bundle is written in chunks, however large it is, to a temporary file next to ``path``, is checked, and is then
     moved into place: an export that breaks leaves an older bundle as it is. An answer that is not a complete bundle (a
-    page of HTML, nothing, a bundle that is cut off) is refused. Beside the bundle, ``<path>.meta.json`` says where it
+    page of HTML, nothing, a bundle that is cut off) is refused. Next to the bundle, ``<path>.meta.json`` says where it
     comes from and what is in it. Local files are readable by their owner only, since a bundle is sensitive.
 
     Several selections add up; at least one is given. A flow that is selected twice is exported once.
@@ -105,7 +105,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
         ``missing_connections``: names, 50 at most; ``counts``: the whole length of each of these lists, by its name;
         ``shape_known``: whether all of the answer has the documented shape; and ``markdown``: all of it for people,
         8,000 characters at most, with every name escaped.
-    :raises AirflowFailException: an argument or the connection cannot work, there is no bundle, or it is not the
+    :raises AirflowFailException: an argument or the connection cannot work, or the bundle does not exist or is not the
         expected one: another try would not help.
     """
 
@@ -158,7 +158,7 @@ class EtlworksImportOperator(_BundleOperator):
         "backup_sha256"}``. ``flow_names`` are the bundle's, ``flow_ids`` the target's ids of the flows with these
         names, as far as they are known; ``items``: what the answer lists, 100 at most, as ``{"kind", "id", "name",
         "status"}``, with the answer's own word as ``status``; ``told_by``: ``"answer"``, or ``"target"`` if the answer
-        was lost and the target proves that the import was applied; the backup's are ``None`` if there is no backup. If
+        was lost and the target proves that the import was applied; the backup's are ``None`` without a backup. If
         Etlworks answered that the import failed, in part or as a whole, ``{"backup_path", "backup_sha256",
         "flow_names"}`` is the XCom ``import_failed``.
     :raises AirflowFailException: another try would not help: an argument or the connection cannot work; the bundle is

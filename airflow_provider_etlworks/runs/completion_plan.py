@@ -20,7 +20,7 @@ _TODAY = DayListing(0)
 
 # From this many flows on, one list for all takes fewer requests than each flow's history.
 _FLOWS_WORTH_A_LIST = 3
-# Seconds in which each flow's history is read once, also if the list has no news of it.
+# Seconds in which each flow's history is read once, also if the list reports nothing new about it.
 _RESYNC_EVERY = 600.0
 # Seconds for which a flow's history is read at every poll, after the list missed the end of a run.
 _DISTRUSTED_FOR = 900.0
@@ -32,7 +32,7 @@ _Today = dict[int, dict[int, bool]]
 
 class CompletionPlanner:
     """
-    Chooses whose history is read at a poll: everybody's, or that of the flows that today's list has news of.
+    Chooses whose history is read at a poll: everybody's, or that of the flows that today's list reports on.
 
     :param clock: gives the time.
     :param log: receives a line, once, if the list cannot be used.
@@ -79,7 +79,7 @@ class CompletionPlanner:
         self._read_at[flow] = self._clock.monotonic()
 
     def _read_today(self, flows: Collection[CompletionTracker]) -> Procedure[_Today | None]:
-        """Return what today's list reports about the flows; ``None`` if there is no list."""
+        """Return what today's list reports about the flows; ``None`` without a list."""
         if not self._breaker.is_available(_TODAY):
             return None
         try:

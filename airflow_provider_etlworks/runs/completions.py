@@ -1,8 +1,8 @@
 """
-Every end of a flow's runs, reported once: it reads what is needed to find the next ends, and keeps the checkpoint.
+Finds each completed run of a flow once: it reads what is needed to find the next ones, and keeps the checkpoint.
 
 A flow's history decides. The list of the day's runs only shows whose history is worth reading now, so a list that is
-refused, stale or incomplete delays an end, and loses none.
+refused, stale or incomplete delays the report of a run, and loses none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Completion:
     A run that has ended.
 
     :ivar execution: its record.
-    :ivar checkpoint: what to store once this end is reported.
+    :ivar checkpoint: what to store once this completion is reported.
     """
 
     execution: Execution
@@ -51,15 +51,15 @@ class Completion:
 
 class CompletionTracker:
     """
-    Finds the ends of one flow's runs.
+    Finds completed runs of one flow.
 
     :param flow_id: the flow.
     :param checkpoint: what was stored about it; ``None`` is a first start: runs that have ended by then are not
         reported.
-    :param log: receives a warning about each end that may not be reported.
-    :ivar checkpoint: which runs are done, including the ends that the last poll has found.
+    :param log: receives a warning about each completed run that may not be reported.
+    :ivar checkpoint: which runs are done, including the completed runs that the last poll has found.
     :ivar reported_done: runs that a list reports as ended: the next poll reads their own records.
-    :ivar found: the runs whose ends the last poll has found.
+    :ivar found: the completed runs that the last poll has found.
     :ivar going: the runs that were going at the last poll.
     """
 
@@ -150,7 +150,7 @@ class CompletionTracker:
             self._warn_once(
                 ("deleted", known),
                 "Run %s of flow %s and all before it are gone from the history, which now begins with run %s. "
-                "If runs between the two have ended, their ends are not reported.",
+                "Runs between the two that have completed are not reported.",
                 known,
                 self.flow_id,
                 min(runs),
@@ -161,7 +161,7 @@ class CompletionTracker:
         watermark = self.checkpoint.low_watermark if self.checkpoint is not None else 0
         self._warn_once(
             ("gap", watermark),
-            "The history of flow %s cannot be read down to run %s: %s. The ends of runs that are not among the %s that "
+            "The history of flow %s cannot be read down to run %s: %s. Completed runs that are not among the %s that "
             "were read are not reported until it can; every poll tries again.",
             self.flow_id,
             watermark,
@@ -172,7 +172,7 @@ class CompletionTracker:
             return False
         self._warn_once(
             ("given up", watermark),
-            "The history of flow %s still cannot be read down to run %s. Ends that were not read are given up.",
+            "The history of flow %s still cannot be read down to run %s. Runs that were not read stay unreported.",
             self.flow_id,
             watermark,
         )

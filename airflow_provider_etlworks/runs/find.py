@@ -69,7 +69,7 @@ class RunSelector:
         """
         Find the run.
 
-        :return: its record; ``None`` if there is no run yet.
+        :return: its record; ``None`` if no run is found yet.
         :raises EtlworksError: Etlworks cannot be asked, or does not know the audit id.
         """
         if self.audit_id is not None:
@@ -119,7 +119,7 @@ class RunWaiter:
     Polls for a run, each time its owner asks for a poll.
 
     :ivar selector: the run.
-    :ivar policy: how often the run is polled, and when polling gives up.
+    :ivar policy: how often the run is polled, and when polling ends without a result.
     :ivar clock: the clock.
     :ivar log: receives a line for each change.
     :ivar repetition_grace: seconds after the end of a schedule's run in which Etlworks may still repeat it.
@@ -139,7 +139,7 @@ class RunWaiter:
         Poll once. A failed poll never counts as the run's failure.
 
         :param ended: the record of a run that an earlier poll found and that has ended since.
-        :return: how the wait ended, if it is over; the run, if the wait goes on; ``None`` if there is no run yet.
+        :return: how the wait ended, if it is over; the run, if the wait goes on; ``None`` if no run is found yet.
         """
         now = self.clock.time()
         try:
@@ -215,9 +215,9 @@ class RunWaiter:
             self.log.warning("Cannot read the status, trying on: %s", reason)
         return None
 
-    def _report(self, news: Any, text: str, *args: Any) -> None:
-        if self._reported != news:
-            self._reported = news
+    def _report(self, subject: Any, text: str, *args: Any) -> None:
+        if self._reported != subject:
+            self._reported = subject
             self.log.info(text, *args)
 
 
@@ -262,7 +262,7 @@ def find_message_run(
     :param message_uuid: the message, as the listener answered.
     :param clock: the clock.
     :param log: receives a line for each failed search.
-    :param patience: seconds for which Etlworks may be out of reach meanwhile.
+    :param patience: seconds for which Etlworks may be unreachable.
     :return: the run's record.
     :raises EtlworksStartUnknown: no run appeared within the grace for new runs, or Etlworks cannot be asked.
     """

@@ -1,4 +1,4 @@
-"""How one run is followed to its end: when to poll, what a failed poll means, when to give up, what is logged."""
+"""How one run is followed to its end: when to poll, what a failed poll means, when to stop polling, what is logged."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def follow(
     Poll a run until it is over. A poll that fails does not mean that the run failed.
 
     :param run: the run.
-    :param policy: how often it is polled, and when polling gives up.
+    :param policy: how often it is polled, and when polling ends without a result.
     :param clock: gives the time.
     :param log: receives a line per change of status, and a heartbeat now and then.
     :param is_over: whether a record means that the wait is over; default: that the run is.

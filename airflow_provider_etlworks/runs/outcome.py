@@ -14,7 +14,7 @@ _LONGEST_EXCEPTION = 4_000
 
 
 class Outcome(Enum):
-    """What becomes of a task that runs a flow."""
+    """What a run's record means for a task."""
 
     GOING = "going"
     SUCCESS = "success"
@@ -26,8 +26,8 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
     """
     Say what a run's record means for a task.
 
-    Only ``success``, and ``warning`` unless it is to fail, are ever good. A run with an unknown or missing status has
-    not ended before its record has an end, and then it has failed.
+    Only ``success`` counts as success, and ``warning`` unless ``fail_on_warning`` is set. A run with an unknown or
+    missing status is going until its record has an end, and then it has failed.
 
     :param execution: the run's record.
     :param fail_on_warning: whether ``warning`` is a failure.

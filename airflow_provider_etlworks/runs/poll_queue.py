@@ -43,7 +43,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _NEVER = float("-inf")
-# Lists are chosen anew at least this often, and this soon after a new subscriber.
+# Lists are chosen again at least this often, and this soon after a new subscriber.
 _CHOOSE_EVERY = 10.0
 _CHOOSE_SOON = 1.0
 # A list that reports a run as going replaces its polls for this many of its intervals.
@@ -191,7 +191,7 @@ class PollQueue(Generic[SubscriberT]):
     the queue has forgotten by then, and its result.
 
     :param clock: gives the time.
-    :param requests_per_minute: the budget for everything that is polled; 0 is no limit.
+    :param requests_per_minute: the budget for everything that is polled; 0 means no limit.
     :ivar breaker: which kinds of list can be used at present.
     """
 
@@ -348,7 +348,7 @@ class PollQueue(Generic[SubscriberT]):
         self, item: RunItem[SubscriberT], error: EtlworksError, now: float
     ) -> list[tuple[SubscriberT, FollowResult]]:
         """Process a poll that failed, and return the results of the subscribers for whom that is the end."""
-        # Refused credentials hold for every run: one refusal is enough.
+        # Refused credentials concern all runs: one refusal is enough.
         items = list(self._runs.values()) if isinstance(error, EtlworksUnauthorized) else [item]
         return [result for each in items for result in self._deliver(each, RunPoller.on_error, error, now)]
 

@@ -1,5 +1,5 @@
 """
-Finds the run of a start that is in doubt: it was sent, and its response does not say whether a run came of it.
+Finds the run of a start that is in doubt: it was sent, and its response does not say whether it started a run.
 
 The candidates are the flow's runs that are newer than the watermark, the newest audit id before the start. One of them
 is adopted only with proof, or if nobody else starts the flow. A candidate that is not adopted forbids a second start.
@@ -97,7 +97,7 @@ def new_token() -> str:
 @dataclass(frozen=True)
 class SentStart:
     """
-    A start that was sent, and of which it is not known whether a run came of it.
+    A start that was sent, and of which it is not known whether it started a run.
 
     :ivar flow_id: the flow.
     :ivar watermark: the flow's newest audit id before the start.
@@ -143,7 +143,7 @@ def reconcile(
     :param log: receives what happens.
     :param grace: seconds for which a run that Etlworks does not show may still appear; 0 decides after one poll.
     :param patience: seconds for which Etlworks may be unreachable.
-    :return: the run's audit id; ``None`` if no run came of the start.
+    :return: the run's audit id; ``None`` if the start started no run.
     :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
     """
     began = clock.monotonic()
@@ -195,7 +195,7 @@ def _decide(
         return None
     if start.is_only_starter and len(newer) == 1 and is_candidate(newer[0], start.user):
         return newer[0].audit_id
-    raise start.unknown("it is not certain which run, if any, came of the start.", newer)
+    raise start.unknown("it is not certain which run, if any, is this start's.", newer)
 
 
 def is_candidate(run: Execution, user: str | None) -> bool:
@@ -240,7 +240,7 @@ def _history(flow_id: int) -> Procedure[list[Execution]]:
 
 
 def _identify(runs: list[Execution], key: RunKey, known: dict[int, bool]) -> Procedure[None]:
-    """Note which runs show the key, or another one, in the history, in their record or in their log."""
+    """Record which runs show the key, or another one, in the history, in their record or in their log."""
     for run in runs:
         if run.audit_id in known:
             continue
@@ -254,7 +254,7 @@ def _identify(runs: list[Execution], key: RunKey, known: dict[int, bool]) -> Pro
             try:
                 read = yield more
             except EtlworksError:
-                # What cannot be read is no proof. The next poll tries again.
+                # What cannot be read proves nothing. The next poll tries again.
                 continue
             is_shown = key.is_shown_by(read if isinstance(read, str) else read.raw)
         if is_shown is not None:

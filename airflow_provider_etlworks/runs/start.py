@@ -216,7 +216,7 @@ class RunStarter:
         :param key: the key that that start carried: :attr:`key` for this object's own; ``None`` if it carried none, or
             if it is not known.
         :param grace: seconds for which a run that Etlworks does not show may still appear; 0 decides after one poll.
-        :return: the run's audit id; ``None`` if no run came of the start.
+        :return: the run's audit id; ``None`` if the start started no run.
         :raises EtlworksStartUnknown: there are runs that may or may not be the start's, or they cannot be read.
         """
         start = SentStart(self.flow_id, watermark, self.user, self.is_only_starter, key)
@@ -286,7 +286,7 @@ class RunStarter:
         raise EtlworksAlreadyRunning(
             f"Flow {self.flow_id} is already running: run {other.audit_id}"
             f"{f' of {other.user}' if other.user else ''} is {other.status}. Etlworks started nothing. "
-            "Set on_already_running to 'wait', 'attach' or 'skip' if that is no error.",
+            "Set on_already_running to 'wait', 'attach' or 'skip' if that is not an error.",
             audit_id=other.audit_id,
         )
 
@@ -347,7 +347,7 @@ class RunStarter:
 
 
 def _is_worth_repeating(response: FlowStart | EtlworksError) -> bool:
-    """Whether a start in doubt, of which no run came, may be sent once more: a fault may pass, an answer stays."""
+    """Whether a start in doubt may be sent once more if no run appears: a fault may pass, an answer stays the same."""
     return isinstance(response, EtlworksError) and response.retryable
 
 

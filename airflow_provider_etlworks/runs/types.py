@@ -27,7 +27,7 @@ class RunRef:
 @dataclass(frozen=True, slots=True)
 class PollPolicy:
     """
-    How often a run is polled, and when polling gives up.
+    How often a run is polled, and when polling ends without a result.
 
     :ivar poll_interval: seconds between two polls of a young run; an old run is polled less often.
     :ivar patience: seconds for which the status may be unreadable.

@@ -41,7 +41,7 @@ class Watcher:
     """
     Follows runs over one client, in one event loop.
 
-    :param client: sends the polls; its budget holds for everything that is watched.
+    :param client: sends the polls; its rate limit applies to all runs together.
     """
 
     def __init__(self, client: AsyncEtlworksClient) -> None:

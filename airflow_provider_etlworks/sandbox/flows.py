@@ -23,7 +23,7 @@ _DOCUMENTED = ("id", "name", "description", "flow_type", "tags", "connections", 
 @dataclass(frozen=True)
 class SandboxFlow:
     """
-    A flow and the behaviour of its runs, which is the same for every run.
+    A flow, and how each of its runs behaves: all in the same way.
 
     :param id: The flow's number, 1 or more.
     :param name: The flow's name, unique among the flows.

@@ -18,7 +18,7 @@ class RateLimit:
     """
     Admits a number of requests in any 60 seconds.
 
-    :param per_minute: The number; 0 or None is no limit.
+    :param per_minute: The number; 0 or None means no limit.
     :param clock: Returns the time in seconds.
     """
 

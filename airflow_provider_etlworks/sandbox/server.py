@@ -71,7 +71,7 @@ class Sandbox:
     :param port: Port to listen on; default a free one.
     :param token_lifetime: Seconds a token lives. Default 86400.
     :param issue_path_only: Answer 404 to ``/rest/v1/token-auth``, like a server that has only the older log-in path.
-    :param requests_per_minute: The organization's limit; 0 or None is no limit. Default 600.
+    :param requests_per_minute: The organization's limit; 0 or None means no limit. Default 600.
     :param seconds_scale: Multiplies the seconds of every flow; 0.1 makes all runs ten times faster. Default 1.
     :param administrator: Whether the user is an administrator and super admin. Default True.
     :param stop_takes: Seconds between a stop and the end of the run. Default 1.
@@ -258,7 +258,7 @@ class Sandbox:
         Start a run as the flow's own schedule does, whether or not another run is going.
 
         :return: The audit id.
-        :raises KeyError: there is no such flow.
+        :raises KeyError: the flow does not exist.
         """
         with self._lock:
             return self._organization.run_by_schedule(self.flows[flow_id]).audit_id
@@ -268,7 +268,7 @@ class Sandbox:
         Start a run as another person does in Etlworks, whether or not another run is going.
 
         :return: The audit id.
-        :raises KeyError: there is no such flow.
+        :raises KeyError: the flow does not exist.
         """
         with self._lock:
             return self._organization.begin_run(self.flows[flow_id], user).audit_id
@@ -279,7 +279,7 @@ class Sandbox:
 
         :param audit_id: The run.
         :param status: The status it ends with.
-        :raises KeyError: there is no such run.
+        :raises KeyError: the run does not exist.
         :raises ValueError: it has already ended, or a run cannot end with this status.
         """
         if status not in ENDINGS:
@@ -294,7 +294,7 @@ class Sandbox:
         """
         Answer 404 to every request for a run from now on, and leave it out of every list.
 
-        :raises KeyError: there is no such run.
+        :raises KeyError: the run does not exist.
         """
         with self._lock:
             self._organization.runs.forget(self._run(audit_id))

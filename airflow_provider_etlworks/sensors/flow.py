@@ -45,7 +45,7 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
     :param deferrable: wait in the triggerer, without holding a worker slot. Default: Airflow's
         ``[operators] default_deferrable``. A deferred task is polled every ``poke_interval``, an old run less often;
         ``mode``, ``exponential_backoff`` and ``max_wait`` have no effect then.
-    :param patience: seconds (or a ``timedelta``) for which the status may be unreadable before the task gives up.
+    :param patience: seconds (or a ``timedelta``) for which the status may be unreadable before the task fails.
         Default 1800. With ``mode="reschedule"``, Airflow before 3.3 cannot store since when it is unreadable; only the
         sensor's ``timeout`` ends such a wait there.
     :param repetition_grace: seconds (or a ``timedelta``) after the ``error`` of a schedule's run in which Etlworks may

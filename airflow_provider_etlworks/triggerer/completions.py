@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds in which triggers that start at about the same time are gathered for one round.
+# Seconds in which triggers that start at about the same time are gathered for one poll.
 _GATHER = 1.0
-# Seconds between two rounds at most, while Etlworks does not answer; or the interval, if that is longer.
+# Seconds between two polls at most, while Etlworks does not answer; or the interval, if that is longer.
 _LONGEST_DELAY = 60.0
 # Seconds until the connection is read again, after its credentials were refused.
 _RECONNECT_DELAY = 180.0
@@ -132,7 +132,7 @@ class FlowSubscription:
             self._confirmed = event.checkpoint
 
     async def commit(self) -> None:
-        """Write the checkpoint up to the last stored event. If Airflow cannot, the next round does."""
+        """Write the checkpoint up to the last stored event. If Airflow cannot, the next poll does."""
         async with self._committing:
             if self._tracker is not None and self._all_stored and not self._pending:
                 self._confirmed = self._tracker.checkpoint
@@ -141,7 +141,7 @@ class FlowSubscription:
                 return
             try:
                 await self._flow.write_checkpoint(self._key, checkpoint.to_json())
-            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round writes it
+            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next poll writes it
                 log.warning("Airflow cannot store the checkpoint of flow %s, trying on: %s", self.flow_id, error)
             else:
                 self._committed = checkpoint
@@ -249,7 +249,7 @@ class CompletionStream:
         for subscription in list(self._subscriptions):
             try:
                 opened[await subscription.open()] = subscription
-            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next round reads it
+            except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next poll reads it
                 flow_id = subscription.flow_id
                 text = "Airflow cannot read the checkpoint of flow %s, trying on: %s"
                 self._warn(("checkpoint", flow_id), _WARN_EVERY, text, flow_id, error)

@@ -27,7 +27,7 @@ async def follow_run(
     Follow a run, and return what to report to the task.
 
     :param run: the run.
-    :param policy: how often it is polled, and when polling gives up.
+    :param policy: how often it is polled, and when polling ends without a result.
     :param conn_id: the Airflow connection.
     :param cancel_on_kill: whether the run is stopped at the deadline.
     :param log: the trigger's own log, so that the lines are in the task's log.

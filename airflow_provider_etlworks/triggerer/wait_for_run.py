@@ -41,7 +41,7 @@ async def wait_for_run(
     :param audit_id: the run, if it is known.
     :param message_uuid: the message that started it, if that is known.
     :param since: ISO 8601; without audit id and message, the newest run that started at or after it.
-    :param policy: how often Etlworks is polled, and when polling gives up.
+    :param policy: how often Etlworks is polled, and when polling ends without a result.
     :param repetition_grace: seconds after the bad end of a schedule's run in which Etlworks may still repeat it.
     :param pause: seconds until the first poll.
     :param conn_id: the Airflow connection.

@@ -1,4 +1,4 @@
-"""When a task gives up: the arithmetic of ``timeout``, ``execution_timeout``, and a trigger's deadline."""
+"""When a task stops waiting: the arithmetic of ``timeout``, ``execution_timeout``, and a trigger's deadline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARGIN = 10.0
 @dataclass(frozen=True)
 class Deadline:
     """
-    The moment at which a task gives up.
+    The moment at which a task stops waiting.
 
     :ivar at: Unix time; ``None`` is never.
     :ivar limit: which argument sets it, and its value, for messages.
@@ -32,8 +32,8 @@ class Deadline:
         Return the earlier one of a task's two limits.
 
         :param began: Unix time of the task's start.
-        :param timeout: the operator's ``timeout`` in seconds; ``None`` is no limit.
-        :param execution_timeout: Airflow's; ``None`` is no limit.
+        :param timeout: the operator's ``timeout`` in seconds; ``None`` means no limit.
+        :param execution_timeout: Airflow's; ``None`` means no limit.
         """
         own = cls() if timeout is None else cls(began + timeout, f"timeout ({timeout} s)")
         if execution_timeout is None:

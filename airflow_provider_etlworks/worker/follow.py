@@ -155,7 +155,7 @@ class RunTask(ABC):
             raise EtlworksError("The task was killed while it started its run.")
 
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
-        """Note that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
+        """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
         self.state.running(run, is_ours=is_ours)
         self._records.update(audit_id=run.audit_id)
         if self.state.killed:

@@ -102,7 +102,7 @@ class _RecordStore(Generic[RecordT]):
             self.save(changed)
 
     def clear(self) -> None:
-        """Forget the record: it is certain that nothing came of it."""
+        """Delete the record: it is certain that nothing was started or imported."""
         if self._store is not None:
             self._store.delete(self._key)
 

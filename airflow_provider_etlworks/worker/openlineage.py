@@ -28,8 +28,8 @@ def lineage_of(flow_id: Any, run: Mapping[str, Any] | None) -> OperatorLineage[A
     """
     Return the facets of a run: ``etlworks_run`` and ``externalQuery`` of the run, ``etlworks_flow`` of the job.
 
-    :param flow_id: the flow, as the task was given it; it counts if there is no run.
-    :param run: the operator's dict; ``None`` if there is no run. What it does not say is left out.
+    :param flow_id: the flow, as the task was given it; it counts if no run is known.
+    :param run: the operator's dict; ``None`` if no run is known. Fields that it lacks are left out.
     :return: ``None`` if OpenLineage, or its provider, is not installed.
     """
     try:

@@ -177,8 +177,8 @@ class ImportTask:
         manifest = bundle.manifest
         if manifest is None:
             raise EtlworksConfigError(
-                f"Nothing beside {bundle.path!r} says which instance it comes from; it may be the target. Keep its "
-                ".meta.json beside it, or set allow_same_instance=True."
+                f"Nothing next to {bundle.path!r} says which instance it comes from; it may be the target. Keep its "
+                ".meta.json next to it, or set allow_same_instance=True."
             )
         if manifest.is_from(self.hook.settings):
             raise EtlworksConfigError(

@@ -180,7 +180,8 @@ class RunFlowTask(RunTask):
         if newest.started_at is None or began is None or newest.started_at < began:
             return None
         self.log.warning(
-            "Run %s has been going since this DAG run began; taking it for the run of an earlier try.", newest.audit_id
+            "Run %s has been going since this DAG run began. It is assumed to be an earlier try's, and is followed.",
+            newest.audit_id,
         )
         return self._accept(RunRef(starter.flow_id, newest.audit_id)), True
 
@@ -201,7 +202,7 @@ class RunFlowTask(RunTask):
         return run, started.is_ours
 
     def _save_intent(self, watermark: int | None) -> None:
-        """Note that a start is about to be sent, or with ``None`` that it certainly did nothing."""
+        """Record that a start is about to be sent, or with ``None`` that it certainly did nothing."""
         if watermark is not None:
             self._abort_if_killed()
             self._records.save(self._new_record(watermark))

@@ -136,7 +136,7 @@ class SendToListenerTask(RunTask):
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
-        # A task that was cleared sends its payload again; if the run is known, its state decides what becomes of it.
+        # A task that was cleared sends its payload again; if the run is known, its state decides what happens to it.
         is_known = record.audit_id is not None and self._operator.wait_for_completion
         return None if self._was_cleared(record) and not is_known else record
 
@@ -160,7 +160,7 @@ class SendToListenerTask(RunTask):
     def _fail_in_doubt(self) -> NoReturn:
         raise AirflowFailException(
             "An earlier try was lost while it sent the payload, which may have been received, so it is not sent again. "
-            "Look in Etlworks whether it was; clear the task to send it once more."
+            "Check in Etlworks whether it was; clear the task to send it once more."
         )
 
     # --- The start ------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class SendToListenerTask(RunTask):
                 self._records.clear()
                 raise
             raise AirflowFailException(
-                f"{error} The payload may have been received, so it is not sent again. Look in Etlworks whether it "
+                f"{error} The payload may have been received, so it is not sent again. Check in Etlworks whether it "
                 "was; clear the task to send it once more."
             ) from error
         self._message_uuid = result["message_uuid"]

@@ -18,7 +18,7 @@ class Phase(Enum):
     """
     The phases of one execution.
 
-    ``IDLE``: nothing was sent, or certainly nothing came of it. ``STARTING``: a start is being sent or is in doubt.
+    ``IDLE``: nothing was sent, or certainly nothing was started. ``STARTING``: a start is being sent or is in doubt.
     ``RUNNING``: the run is known. ``DONE``: nothing is left to stop.
     """
 
@@ -78,15 +78,15 @@ class RunState:
         self._move(_Position())
 
     def starting(self, watermark: int) -> None:
-        """Note that a start is about to be sent, or that it is in doubt whether one was."""
+        """Record that a start is about to be sent, or is in doubt."""
         self._move(_Position(Phase.STARTING, watermark))
 
     def running(self, run: RunRef, *, is_ours: bool = True) -> None:
-        """Note the run."""
+        """Record the run."""
         self._move(_Position(Phase.RUNNING, run=run, is_ours=is_ours))
 
     def done(self) -> None:
-        """Note that nothing is left to stop."""
+        """Record that nothing is left to stop."""
         self._move(_Position(Phase.DONE))
 
     def _move(self, to: _Position) -> None:

@@ -161,7 +161,7 @@ class StandInAirflow:
 @pytest.mark.parametrize(
     ("run_flow", "fan_out", "code", "told"),
     [
-        (("success", 1), ("failed", 2), 0, "etlworks_fan_out / run_flow is red, and that is intended"),
+        (("success", 1), ("failed", 2), 0, "etlworks_fan_out / run_flow fails, and that is intended"),
         (("success", 1), ("success", 2), 1, "etlworks_fan_out / run_flow should not be success"),
         (("failed", 1), ("failed", 2), 1, "the log of etlworks_run_flow"),
         (("upstream_failed", 1), ("failed", 2), 1, "etlworks_run_flow / run_flow should not be upstream_failed"),

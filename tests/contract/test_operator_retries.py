@@ -397,7 +397,7 @@ def test_before_airflow_3_3_the_active_run_of_the_earlier_try_is_recognized(
     assert went.result is not None
     assert went.result["audit_id"] == first
     assert etlworks.sandbox.runs_started() == 1
-    assert etlworks.warnings(str(first), "taking it for the run of an earlier try")
+    assert etlworks.warnings(str(first), "assumed to be an earlier try's")
 
 
 @pytest.mark.parametrize("try_number", [1, 2])

@@ -216,7 +216,7 @@ def test_bundle_without_manifest_needs_allow_same_instance(promotion: Promotion)
     Path(promotion.path + ".meta.json").unlink()
     went = promotion.importing().run()
     assert went.colour == "failed for good"
-    assert "Nothing beside" in went.said
+    assert "Nothing next to" in went.said
     result = promotion.importing(allow_same_instance=True).run()
     assert result.result is not None
     assert (result.result["format"], result.result["flow_names"]) == ("io", [])

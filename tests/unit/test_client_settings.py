@@ -145,7 +145,7 @@ def test_other_timeouts_change_nothing_else() -> None:
         ({"read_timeout": -1}, ["read_timeout", "seconds", "greater than 0"]),
         ({"read_timeout": float("nan")}, ["read_timeout", "seconds", "greater than 0"]),
         ({"read_timeout": float("inf")}, ["read_timeout", "seconds", "greater than 0"]),
-        ({"requests_per_minute": -1}, ["requests_per_minute", "0 is no limit"]),
+        ({"requests_per_minute": -1}, ["requests_per_minute", "0 means no limit"]),
         ({"stop_path": "v1/stop"}, ["stop_path", "begins with /", "{audit_id}"]),
         ({"stop_path": "/v1/{run}/stop"}, ["stop_path", "{flow_id}"]),
         ({"stop_path": "/v1/{/stop"}, ["stop_path", "{flow_id}"]),

@@ -243,7 +243,7 @@ def test_gap_that_cannot_be_read_is_given_up_in_the_end(etlworks: Etlworks, capl
 
     assert 500 <= largest <= 550
     assert len(tracker.checkpoint.done) <= 50
-    assert len([record for record in caplog.records if "are given up" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "stay unreported" in record.getMessage()]) == 1
     etlworks.asked.clear()
     carry_out(tracker.poll(), FastClock(), answer)
     assert len(etlworks.asked) == 1
@@ -287,7 +287,7 @@ def test_runs_that_a_short_history_lost_are_warned_about_once(
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == (
         "Run 2 of flow 7 and all before it are gone from the history, which now begins with run 15. "
-        "If runs between the two have ended, their ends are not reported."
+        "Runs between the two that have completed are not reported."
     )
 
 
@@ -424,7 +424,7 @@ class Warnings:
         elif "down to run" in msg:
             self.about.append(lambda audit_id, watermark=args[1]: audit_id > watermark)  # type: ignore[misc]
         else:
-            assert "are given up" in msg
+            assert "stay unreported" in msg
 
     def cover(self, audit_id: int) -> bool:
         return any(about(audit_id) for about in self.about)

@@ -142,7 +142,10 @@ def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
         ),
         (connection({"requests_per_minute": "1.5"}), "'requests_per_minute' is '1.5'; it must be a whole number"),
         (connection({"requests_per_minute": True}), "'requests_per_minute' is True; it must be a whole number"),
-        (connection({"requests_per_minute": -1}), "requests_per_minute is -1; it is a whole number, and 0 is no limit"),
+        (
+            connection({"requests_per_minute": -1}),
+            "requests_per_minute is -1; it is a whole number, and 0 means no limit",
+        ),
         (connection({"stop_path": "v1/stop"}), "stop_path is 'v1/stop'; it begins with /"),
         (connection({"stop_path": "/v1/{run}"}), "may hold {flow_id} and {audit_id}"),
         (connection({"ui_url": "etlworks.example.com"}), "ui_url is 'etlworks.example.com'; it begins with http://"),

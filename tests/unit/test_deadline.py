@@ -1,4 +1,4 @@
-"""When a task gives up: its own time-out or Airflow's, whichever is earlier."""
+"""When a task stops waiting: its own time-out or Airflow's, whichever is earlier."""
 
 from __future__ import annotations
 

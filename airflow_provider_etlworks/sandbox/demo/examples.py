@@ -215,7 +215,7 @@ class Demo:
             if outcome.flow_run and outcome.flow_run_failed and outcome.is_expected:
                 name = self.sandbox.flows[outcome.flow_run.flow_id].name
                 self.console.print(
-                    f"{outcome.label} is red, and that is intended: the sandbox's flow {outcome.flow_run.flow_id}"
+                    f"{outcome.label} fails, and that is intended: the sandbox's flow {outcome.flow_run.flow_id}"
                     f" ({name}) is meant to end with an error. Only its own task fails.",
                     highlight=False,
                     markup=False,

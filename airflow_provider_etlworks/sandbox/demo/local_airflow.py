@@ -356,7 +356,7 @@ class LocalAirflow:
         :param conf: Configuration of the run. Default: none.
         :param run_id: Its id. Default: a new one.
         :return: The id of the run.
-        :raises LocalAirflowError: if there is no such DAG, or Airflow refuses the run.
+        :raises LocalAirflowError: if the DAG does not exist, or Airflow refuses the run.
         """
         self.wait_for_dag(dag_id)
         run_id = run_id or f"manual__{secrets.token_hex(6)}"
@@ -515,7 +515,7 @@ class LocalAirflow:
 
         :param dag_id: The DAG.
         :param run_id: The DAG run.
-        :return: ``queued``, ``running``, ``success`` or ``failed``; empty if there is no such run.
+        :return: ``queued``, ``running``, ``success`` or ``failed``; empty if the run does not exist.
         """
         rows = self._query("SELECT state FROM dag_run WHERE dag_id = ? AND run_id = ?", dag_id, run_id)
         return str(rows[0]["state"]) if rows else ""
