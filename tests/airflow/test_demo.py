@@ -74,7 +74,7 @@ def table(output: str) -> dict[str, list[str]]:
 @pytest.mark.airflow
 def test_the_demo_shows_the_examples_and_then_ends_on_ctrl_c(started: list[subprocess.Popen[str]]) -> None:
     process = start(started, "--keep")
-    output = read_until(process, "Ctrl-C ends and removes everything")
+    output = read_until(process, "Ctrl-C stops and removes everything")
 
     rows = table(output)
     assert rows["etlworks_run_flow / stripe_to_snowflake"][0] == "success"
@@ -84,7 +84,7 @@ def test_the_demo_shows_the_examples_and_then_ends_on_ctrl_c(started: list[subpr
     assert endings == {"success": "success", "warning": "success", "error": "failed"}
     assert [cells[0] for cells in of_fan_out.values()].count("failed") == 1
     assert all(re.fullmatch(r"\d+\.\d s", cells[1]) for cells in rows.values() if cells[0] in ("success", "failed"))
-    assert "ends in error on purpose" in output
+    assert "and that is intended" in output
     assert re.search(r"http://127\.0\.0\.1:\d+/dags/etlworks_run_flow/\S+", output)
     # One line for each change, with the time.
     assert re.search(r"^ *\d+\.\d s  etlworks_run_flow / stripe_to_snowflake: deferred$", output, re.MULTILINE)
