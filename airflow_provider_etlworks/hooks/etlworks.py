@@ -20,6 +20,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
     EtlworksNotFound,
+    EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.flow_selection import find_by_name
 from airflow_provider_etlworks.client.models import (
@@ -38,7 +39,7 @@ from airflow_provider_etlworks.client.redaction import redact_data
 from airflow_provider_etlworks.client.streaming import tail_lines
 from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
-from airflow_provider_etlworks.compat import BaseHook, is_in_mapped_task
+from airflow_provider_etlworks.compat import AirflowFailException, BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.provider_info import (
@@ -63,6 +64,10 @@ if TYPE_CHECKING:
 
 # Of the module, since a hook with a lock could not be copied.
 _CREATING_CLIENT = threading.Lock()
+
+
+class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
+    """``EtlworksStartUnknown`` that Airflow does not retry: a retry might start a second run."""
 
 
 class EtlworksHook(BaseHook):
@@ -317,7 +322,8 @@ class EtlworksHook(BaseHook):
             Default: not in a mapped task. The connection's ``run_key_parameter`` gives proof instead.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
-        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it.
+        :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry a
+            task that fails with it.
         :raises EtlworksForbidden: it takes the role Operator.
         :source: quickstart, ``POST /v1/flows/{id}/run``.
         """
@@ -334,7 +340,10 @@ class EtlworksHook(BaseHook):
             is_only_starter=is_only_starter and not run_options,
             run_key_parameter=self.settings.run_key_parameter,
         )
-        started = self.client.run(start.start())
+        try:
+            started = self.client.run(start.start())
+        except EtlworksStartUnknown as error:
+            raise StartInDoubt(str(error), candidates=error.candidates) from error
         audit_id = started.audit_id if started else None
         return FlowStart(flow_id=flow_id, audit_id=audit_id, status=StartStatus.STARTED, status_code=0)
 

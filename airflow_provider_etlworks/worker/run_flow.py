@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
-from airflow_provider_etlworks.compat import AirflowFailException, AirflowSkipException
+from airflow_provider_etlworks.compat import AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
+from airflow_provider_etlworks.hooks.etlworks import StartInDoubt
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
 from airflow_provider_etlworks.runs.reconcile import RunKey
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
@@ -33,10 +34,6 @@ class RunFlowArguments(RunArguments, Protocol):
     run_options: Mapping[str, Any] | None
     on_already_running: str
     durable: bool
-
-
-class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
-    """``EtlworksStartUnknown`` that Airflow does not retry: a retry might start a second run."""
 
 
 def find_run_at_once(hook: EtlworksHook, starter: RunStarter, watermark: int) -> int | None:

@@ -272,7 +272,9 @@ def test_what_is_no_secret_is_left() -> None:
 
 def test_the_tree_in_the_documentation_is_the_tree() -> None:
     def below(kind: type[Exception]) -> set[str]:
-        return {kind.__name__}.union(*(below(each) for each in kind.__subclasses__()))
+        # The hook has a kind of its own that Airflow does not retry.
+        own = (each for each in kind.__subclasses__() if each.__module__ == errors.__name__)
+        return {kind.__name__}.union(*map(below, own))
 
     documented = re.findall(r"^(?:[│ ]*[├└]── )?(Etlworks\w+)", errors.__doc__ or "", re.MULTILINE)
     assert sorted(documented) == sorted(below(errors.EtlworksError))
