@@ -19,7 +19,8 @@ _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", r
 _TAGS = re.compile(r"<[/!?a-z][^>]*(?:>|\Z)", re.IGNORECASE)
 # Each takes a time that is proportional to the text, whatever a server sends: hence the condition before "eyJ".
 _JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]*")
-_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")
+# Also those of a URL that was cut before its "@".
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)(?:[^/\s'\"]*(?=@)|[^/\s'\":…]*:[^/\s'\"…]*(?=…))")
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 # In data, "bearer" may also be a word of the flow's author.
 _BEARER_TOKEN = re.compile(r"(bearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)

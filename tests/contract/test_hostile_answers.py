@@ -1,0 +1,127 @@
+"""What a server says of a run, a start or a stop harms neither the task nor what Airflow stores of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.task import FLOW, RECORD_PATH
+
+from airflow_provider_etlworks.sandbox import broken_body
+
+if TYPE_CHECKING:
+    from support.task import Etlworks, Try
+
+JSON = "application/json"
+LOG_PATH = "/rest/v1/executions/console/download"
+both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
+
+HOSTILE = {
+    "NUL": "a\0b",
+    "half a surrogate pair": "a\ud83db",
+    "forged line": "a\r\n[2026-05-09] ERROR forged",
+    "ANSI": "a\x1b[2Jb\x9b31m",
+    "right to left": "a\u202eb\u2028c",
+    "megabytes": "x" * 1_000_000,
+}
+
+
+def unsafe(text: str, keep: str = "") -> list[str]:
+    """Return the characters of a text that steer a terminal, break a line, or that a database or a pipe refuses."""
+    return [each for each in text if not (each.isprintable() or each in keep)]
+
+
+def assert_harmless(etlworks: Etlworks, went: Try, xcoms: dict[str, Any]) -> None:
+    """Check all that Airflow stores or shows of a try."""
+    for record in etlworks.logged.records:
+        message = record.getMessage()
+        assert unsafe(message, "\t") == [], record.name
+        assert len(message) < 20_000
+    if went.error is not None:
+        assert unsafe(str(went.error)) == []
+        assert len(str(went.error)) < 12_000
+    for stored in (went.event, went.result, xcoms):
+        text = json.dumps(stored, ensure_ascii=False)
+        text.encode()
+        assert "\\u0000" not in text
+        assert len(json.dumps(stored)) < 65_536
+
+
+def hostile_record(etlworks: Etlworks, text: str, **fields: Any) -> bytes:
+    """Return the record of the flow's latest run, with a text everywhere."""
+    names = ("user", "flowName", "exception", "eventId", "messageUuid", "unknown")
+    ids = {"auditId": etlworks.sandbox.runs()[-1].audit_id, "flowId": FLOW}
+    return json.dumps({**ids, **dict.fromkeys(names, text), **fields}).encode()
+
+
+@both_modes
+@pytest.mark.parametrize("state", ["error", "success", "running", ""])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_texts_of_a_run_are_harmless(etlworks: Etlworks, kind: str, state: str, deferrable: bool) -> None:
+    text = HOSTILE[kind]
+    etlworks.flow(running=600)
+
+    def become_hostile() -> None:
+        record = hostile_record(etlworks, text, status=state or text, ended=1 if state != "running" else None)
+        etlworks.sandbox.fault("GET", f"{RECORD_PATH}*", broken_body(record, content_type=JSON), times=None)
+
+    etlworks.clock.at(20, become_hostile)
+    log = text.encode(errors="surrogatepass") * 10 + b"\nlast line"
+    etlworks.sandbox.fault("GET", LOG_PATH, broken_body(log, content_type="text/plain"), times=None)
+    task = etlworks.task(deferrable=deferrable, timeout=100)
+
+    went = task.run()
+
+    assert_harmless(etlworks, went, task.xcoms)
+    assert went.colour == ("success" if state == "success" else "failed")
+    if state == "error":
+        assert "| last line" in etlworks.log_text
+
+
+@both_modes
+@pytest.mark.parametrize("size", [9_000, 2_000_000])
+def test_root_cause_of_a_java_trace_is_reported(etlworks: Etlworks, size: int, deferrable: bool) -> None:
+    frames = "\n".join(f"\tat com.etlworks.Flow.step{number}(Flow.java:{number})" for number in range(size // 50))
+    trace = f"Flow failed\n{frames}\nCaused by: java.sql.SQLException: first\n{frames}\nCaused by: the root cause\n"
+    etlworks.flow(ends="error", exception=trace)
+
+    went = etlworks.task(deferrable=deferrable).run()
+
+    assert "Flow failed" in str(went.error)
+    assert "Caused by: the root cause" in str(went.error)
+
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzYW5kYm94LXVzZXIifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ"
+SECRETS = {
+    # What a server may repeat, and the parts of it of which none may be seen.
+    "API key": ("sandbox-key", ["sandbox-k", "ndbox-key"]),
+    "token": (JWT, [JWT[:12], JWT[-12:]]),
+    "bearer": ("Bearer ab12cd34ef56ab12cd34", ["ab12cd34"]),
+    "password of a URL": ("https://maria:5ecret-w0rd-5ecret@warehouse/", ["5ecret"]),
+}
+
+
+@both_modes
+@pytest.mark.parametrize("cut_at", [0, 255, 1_000, 1_500, 4_000, 8_000, 10_000])
+@pytest.mark.parametrize("kind", SECRETS)
+def test_secret_in_a_runs_record_is_removed_before_a_cut(
+    etlworks: Etlworks, kind: str, cut_at: int, deferrable: bool
+) -> None:
+    secret, parts = SECRETS[kind]
+    etlworks.flow(running=600)
+    text = "x" * max(0, cut_at - len(secret) // 2) + " " + secret + " y" * 6_000
+
+    def become_hostile() -> None:
+        # Only an error is for people: elsewhere, what looks like a password may be a name.
+        record = hostile_record(etlworks, text if kind != "password of a URL" else "", exception=text, ended=1)
+        etlworks.sandbox.fault("GET", RECORD_PATH, broken_body(record, content_type=JSON), times=None)
+
+    etlworks.clock.at(20, become_hostile)
+    task = etlworks.task(deferrable=deferrable)
+
+    went = task.run()
+
+    assert went.colour == "failed"
+    shown = "".join([etlworks.log_text, str(went.error), json.dumps([went.event, task.xcoms])])
+    assert [part for part in parts if part in shown] == []
