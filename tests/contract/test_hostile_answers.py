@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
 
 import pytest
-from support.task import FLOW, RECORD_PATH
+from support.task import FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
 
-from airflow_provider_etlworks.sandbox import broken_body
+from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.sandbox import broken_body, hang_up, status, tokens, truncated
 
 if TYPE_CHECKING:
     from support.task import Etlworks, Try
@@ -125,3 +130,85 @@ def test_secret_in_a_runs_record_is_removed_before_a_cut(
     assert went.colour == "failed"
     shown = "".join([etlworks.log_text, str(went.error), json.dumps([went.event, task.xcoms])])
     assert [part for part in parts if part in shown] == []
+
+
+# As people choose them, and as JSON, a URL, HTML and a header write them.
+PASSWORDS = ['a"b\\c-5ecret', "ä ö+/&<5ecret", "pa'ss\\\"5ecret"]
+SPELLINGS: dict[str, Any] = {
+    "plain": str,
+    "JSON": lambda secret: json.dumps(secret)[1:-1],
+    "JSON in UTF-8": lambda secret: json.dumps(secret, ensure_ascii=False)[1:-1],
+    "JSON in JSON": lambda secret: json.dumps(json.dumps(secret)),
+    "URL": lambda secret: quote(secret, safe=""),
+    "URL's path": quote,
+    "form": quote_plus,
+    "URL in lower case": lambda secret: re.sub("%..", lambda code: code[0].lower(), quote(secret, safe="")),
+    "HTML": html.escape,
+    "log-in header": lambda secret: "Basic " + base64.b64encode(f"sandbox:{secret}".encode()).decode(),
+}
+
+
+@both_modes
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_password_is_recognized_in_any_spelling(
+    etlworks: Etlworks, spelling: str, password: str, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "PASSWORD", password)
+    etlworks.connect(login="sandbox", password=password)
+    secret = SPELLINGS[spelling](password)
+    etlworks.flow(running=0, ends="error", exception=f"bad {secret} end", log=(f"log {secret} end",))
+    body = json.dumps({"success": False, "message": f"bad {secret} end"})
+    answer = status(200, body=body, headers={"Content-Type": JSON})
+
+    ended = etlworks.task(deferrable=deferrable).run()
+    etlworks.sandbox.fault("POST", RUN_PATH, answer, times=None)
+    refused = etlworks.task().run()
+
+    assert "bad" in str(ended.error)
+    assert "bad" in str(refused.error)
+    shown = etlworks.log_text + str(ended.error) + str(refused.error) + json.dumps(ended.event)
+    assert secret not in shown
+    assert "5ecret" not in shown
+
+
+# --- Stopping and testing -------------------------------------------------------------------------------------------
+
+HOSTILE_TEXT = b'x\0\x1b[2J\r\n"pass": "sandbox-key" \xed\xa0\xbd y'
+HOSTILE_ANSWERS = {
+    "redirect": status(302, headers={"Location": "https://maria:sandbox-key@evil.example.com/" + "a" * 5_000}, body=""),
+    "log-in page": broken_body(b"<html><body>Please log in</body></html>"),
+    "error": status(500, body=HOSTILE_TEXT),
+    "not found": status(404, body=HOSTILE_TEXT * 20_000),
+    "refusal": status(
+        200, body=json.dumps({"success": False, "message": HOSTILE_TEXT.decode(errors="replace")}).encode()
+    ),
+    "truncated": truncated(),
+    "nothing": hang_up(),
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE_ANSWERS)
+def test_hostile_answer_to_a_stop_is_reported(etlworks: Etlworks, answer: str) -> None:
+    etlworks.flow(running=600)
+    (run,) = etlworks.task(wait_for_completion=False).run().accepted
+    etlworks.sandbox.fault("POST", STOP_PATH, HOSTILE_ANSWERS[answer], times=None)
+
+    stopped = EtlworksHook().stop_flow(FLOW, run)
+
+    assert not stopped.accepted
+    assert unsafe(stopped.detail) == []
+    assert "sandbox-key" not in stopped.detail
+    assert len(stopped.detail) < 2_000
+
+
+@pytest.mark.parametrize("answer", HOSTILE_ANSWERS)
+def test_hostile_answer_to_a_connection_test_is_reported(etlworks: Etlworks, answer: str) -> None:
+    etlworks.sandbox.fault("*", "*", HOSTILE_ANSWERS[answer], times=None)
+
+    works, message = EtlworksHook().test_connection()
+
+    assert not works
+    assert unsafe(message) == []
+    assert "sandbox-key" not in message
+    assert len(message) < 2_000
