@@ -12,6 +12,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 from support.task import FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
 
+from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status, tokens, truncated
 
@@ -82,6 +83,19 @@ def test_hostile_texts_of_a_run_are_harmless(etlworks: Etlworks, kind: str, stat
     assert went.colour == ("success" if state == "success" else "failed")
     if state == "error":
         assert "| last line" in etlworks.log_text
+
+
+@both_modes
+def test_log_beyond_its_limit_does_not_hide_the_failure(
+    etlworks: Etlworks, deferrable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "_MAX_LOG_BYTES", 100_000)
+    etlworks.flow(running=0, ends="error", exception="No space left", log=("x" * 200_000,))
+
+    went = etlworks.task(deferrable=deferrable).run()
+
+    assert "No space left" in str(went.error)
+    assert etlworks.warnings("The log of run", "cannot be read", "longer than 100000 bytes")
 
 
 @both_modes
