@@ -202,7 +202,15 @@ def stop_flow(flow_id: int, audit_id: int, stop_path: str = DEFAULT_STOP_PATH) -
     :param stop_path: the path, with ``{flow_id}`` and ``{audit_id}`` in it.
     """
     parts = urlsplit(stop_path.format(flow_id=flow_id, audit_id=audit_id))
-    return Call("POST", parts.path, read_nothing, query=parse_qsl(parts.query, keep_blank_values=True), idempotent=True)
+    return Call(
+        "POST", parts.path, _read_no_page, query=parse_qsl(parts.query, keep_blank_values=True), idempotent=True
+    )
+
+
+def _read_no_page(response: Response) -> None:
+    # What Etlworks answers is not documented. A page comes from a proxy or a log-in in between.
+    if response.text.lstrip()[:1] == "<":
+        _ = response.json
 
 
 # --- Executions -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ _HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", r
 _TAGS = re.compile(r"<[/!?a-z][^>]*(?:>|\Z)", re.IGNORECASE)
 # Each takes a time that is proportional to the text, whatever a server sends: hence the condition before "eyJ".
 _JWT = re.compile(r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]*")
-_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")
+# Also those of a URL that was cut before its "@".
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)(?:[^/\s'\"]*(?=@)|[^/\s'\":…]*:[^/\s'\"…]*(?=…))")
 _BEARER = re.compile(r"(bearer\s+)\S+", re.IGNORECASE)
 # In data, "bearer" may also be a word of the flow's author.
 _BEARER_TOKEN = re.compile(r"(bearer\s+)(?=\S*\d)\S{8,}", re.IGNORECASE)
@@ -29,6 +30,9 @@ _SECRET_FIELD = re.compile(
     r"""(?:\\+(["']).*?(?:\\\2|\Z)|(["'])(?:\\.|(?!\3)[^\\])*|[^"'\s,;&}]+)""",
     re.IGNORECASE | re.DOTALL,
 )
+# The header with login and password: in Base64, so not the words "basic settings".
+_BASIC = re.compile(r"(basic\s+)(?=[a-z\d+/]*(?:\d|=|(?-i:[a-z][A-Z])))[a-z\d+/]{6,}=*", re.IGNORECASE)
+_PERCENT = re.compile("%..")
 # A shorter password is a part of too many words.
 _SHORTEST_IN_DATA = 4
 # As much of the end of a text that is cut may be a part of a token or of a URL's password.
@@ -37,10 +41,17 @@ _LONGEST_WORD = 4_000
 
 @lru_cache(maxsize=64)
 def _spellings(secret: str) -> tuple[str, ...]:
-    """Return a secret as it is, and as it looks inside of JSON, HTML and a URL; the longest first."""
-    in_json = (json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
-    in_url = (quoted(secret, safe="", errors="replace") for quoted in (quote, quote_plus))
-    return tuple(sorted({secret, html.escape(secret), *in_json, *in_url}, key=len, reverse=True))
+    """Return a secret as it is, and as it looks inside of JSON (also twice), HTML and a URL; the longest first."""
+    in_json = {_in_json(secret, ascii_only) for ascii_only in (True, False)}
+    twice = {_in_json(each, ascii_only) for each in in_json for ascii_only in (True, False)}
+    in_url = {quoted(secret, safe, errors="replace") for quoted in (quote, quote_plus) for safe in ("", "/")}
+    in_lower_case = {_PERCENT.sub(lambda code: code[0].lower(), each) for each in in_url}
+    every = {secret, html.escape(secret), *in_json, *twice, *in_url, *in_lower_case}
+    return tuple(sorted(every, key=len, reverse=True))
+
+
+def _in_json(text: str, ascii_only: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
 def _without(text: str, secrets: Iterable[str]) -> str:
@@ -59,13 +70,14 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """
     text = _JWT.sub("***", _without(text, secrets))
     text = _CREDENTIALS_IN_URL.sub("***", text)
-    text = _BEARER.sub(r"\1***", text)
+    text = _BASIC.sub(r"\1***", _BEARER.sub(r"\1***", text))
     return _SECRET_FIELD.sub(r"\1***", text)
 
 
 def redact_json(value: Any, secrets: Iterable[str] = ()) -> Any:
     """
-    Return decoded JSON with ``***`` instead of the known secrets, of JWTs and of bearers, in each text and name.
+    Return decoded JSON with ``***`` instead of the known secrets, of JWTs, and of what follows "Bearer" or
+    "Basic", in each text and name.
 
     What a server calls a password stays, unless it is one of ours: only the reader knows what it is.
 
@@ -81,7 +93,7 @@ def redact_json(value: Any, secrets: Iterable[str] = ()) -> Any:
 def redact_data(text: str, secrets: Iterable[str] = ()) -> str:
     """Return a text of a server's data, such as a log, as :func:`redact_json` does."""
     text = _without(text, (secret for secret in secrets if len(secret) >= _SHORTEST_IN_DATA))
-    return _BEARER_TOKEN.sub(r"\1***", _JWT.sub("***", text))
+    return _BASIC.sub(r"\1***", _BEARER_TOKEN.sub(r"\1***", _JWT.sub("***", text)))
 
 
 def may_need_redaction(json_text: str, secrets: Iterable[str]) -> bool:
@@ -90,7 +102,7 @@ def may_need_redaction(json_text: str, secrets: Iterable[str]) -> bool:
     if "\\" in json_text:
         return True
     lower = json_text.lower()
-    return "eyj" in lower or "bearer" in lower or _without(json_text, secrets) != json_text
+    return any(sign in lower for sign in ("eyj", "bearer", "basic")) or _without(json_text, secrets) != json_text
 
 
 def excerpt(body: bytes | str, secrets: Iterable[str] = (), length: int = _EXCERPT_LENGTH) -> str:

@@ -38,7 +38,6 @@ _FAULT_LINE_EVERY = 60.0
 _FIRST_HEARTBEAT = 60.0
 _LONGEST_HEARTBEAT = 600.0
 _STUCK_AFTER = 24 * 3600.0
-_LONGEST_EXCEPTION = 8_000
 
 FATAL_ERRORS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
 """The server would answer these again, however often it is asked. Any other error may pass."""
@@ -71,13 +70,16 @@ class FollowResult:
 
     def redacted(self, secrets: Iterable[str]) -> FollowResult:
         """
-        Return the same with the server's error text bounded and without secrets.
+        Return the same without what looks like a secret in the server's error text.
+
+        The client has removed the known secrets from the whole record. A person reads this text, so that also
+        whatever else looks like a secret goes.
 
         :param secrets: texts that must not be shown.
         """
         if self.execution is None or self.execution.exception is None:
             return self
-        text = redact(self.execution.exception[:_LONGEST_EXCEPTION], secrets)
+        text = redact(self.execution.exception, secrets)
         return replace(self, execution=replace(self.execution, exception=text))
 
 

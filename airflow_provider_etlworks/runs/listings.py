@@ -27,6 +27,7 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.client.models import ExecutionStatus
 from airflow_provider_etlworks.client.procedure import SendOnce
+from airflow_provider_etlworks.client.text import as_int
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -56,15 +57,15 @@ _REFUSALS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksNotFound, Etlworks
 class _ListedRun(msgspec.Struct, rename="camel", gc=False):
     """The few fields that are read of a run in a list: a list may hold tens of thousands."""
 
-    audit_id: int | str
-    flow_id: int | str | None = None
+    audit_id: Any = None
+    flow_id: Any = None
     status: Any = None
     ended: Any = None
 
 
 class _ListedFlow(msgspec.Struct, rename="camel", gc=False):
-    flow_id: int | str | None = None
-    executions: list[_ListedRun] | None = None
+    flow_id: Any = None
+    executions: list[_ListedRun | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ class DayListing:
     days_ago: int
     title: ClassVar[str] = "the list of a day's runs"
 
-    def call(self, _: int) -> Call[list[_ListedFlow]]:
+    def call(self, _: int) -> Call[list[_ListedFlow | None]]:
         """Return the call that reads the list."""
         call = endpoints.executions_of_day(self.days_ago)
-        return _read_with(lambda answer: _decode(answer, list[_ListedFlow]), call)
+        return _read_with(lambda answer: _decode(answer, list[_ListedFlow | None]), call)
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ class FlowHistoryListing:
     flow_id: int
     title: ClassVar[str] = "a flow's history"
 
-    def call(self, watched: int) -> Call[list[_ListedFlow]]:
+    def call(self, watched: int) -> Call[list[_ListedFlow | None]]:
         """Return the call that reads the list, long enough for ``watched`` of its runs."""
         limit = min(max(_SHORTEST_HISTORY, 2 * watched), PAGE_SIZE)
         return _read_with(
-            lambda answer: [_ListedFlow(self.flow_id, _decode(answer, list[_ListedRun]))],
+            lambda answer: [_ListedFlow(self.flow_id, _decode(answer, list[_ListedRun | None]))],
             endpoints.execution_history(self.flow_id, limit=limit).first(),
         )
 
@@ -131,7 +132,7 @@ def read_listing(
     return listed_runs(flows)
 
 
-def listed_runs(flows: Iterable[_ListedFlow]) -> Iterator[tuple[RunKey, bool]]:
+def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
     """
     Yield each run of a list, and whether the list reports it as certainly going.
 
@@ -139,8 +140,12 @@ def listed_runs(flows: Iterable[_ListedFlow]) -> Iterator[tuple[RunKey, bool]]:
     statuses are those of ExecutionStatus; whatever is doubtful is not going, so that the run's own record decides.
     """
     for flow in flows:
+        if flow is None:
+            continue
         of_flow = _as_id(flow.flow_id)
         for run in flow.executions or ():
+            if run is None:
+                continue
             flow_id = of_flow if run.flow_id is None else _as_id(run.flow_id)
             going = not run.ended and isinstance(run.status, str) and run.status.strip().lower() in _GOING
             yield (flow_id, _as_id(run.audit_id)), going
@@ -286,15 +291,14 @@ class ListingBreaker:
             self._log.info("Runs are followed without %s. %s", listing.title, why)
 
 
-def _read_with(read: Callable[[Response], list[_ListedFlow]], call: Call[Any]) -> Call[list[_ListedFlow]]:
+def _read_with(read: Callable[[Response], list[_ListedFlow | None]], call: Call[Any]) -> Call[list[_ListedFlow | None]]:
     return replace(call, read=read)
 
 
-def _as_id(value: int | str | None) -> int:
+def _as_id(value: Any) -> int:
     # -1 is not an id of anything: an id that cannot be read is one that nobody watches.
-    if isinstance(value, int):
-        return value
-    return int(value) if value is not None and value.strip().isdecimal() else -1
+    found = as_int(value)
+    return -1 if found is None else found
 
 
 @cache
@@ -305,6 +309,10 @@ def _decoder(shape: Any) -> msgspec.json.Decoder[Any]:
 def _decode(answer: Response, shape: Any) -> Any:
     """Read a list. This is ten times as fast as reading it into Python objects, and the event loop waits meanwhile."""
     try:
-        return _decoder(shape).decode(answer.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        try:
+            return _decoder(shape).decode(answer.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            # Perhaps it has another charset, or a number or a text that this decoder refuses: the slow way takes them.
+            return msgspec.convert(answer.json, shape)
+    except (msgspec.MsgspecError, EtlworksReplyError, RecursionError) as error:
         raise EtlworksReplyError(f"Expected a list of runs: {error}") from error

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.client.models import ExecutionStatus
+from airflow_provider_etlworks.client.text import shorten_trace
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.models import Execution
@@ -56,7 +57,7 @@ def failure_message(execution: Execution, url: str) -> str:
 
 def error_text(execution: Execution) -> str:
     """Return the server's text about a run's end, of a length fit for a log; empty if there is none."""
-    return (execution.exception or "").strip()[:_LONGEST_EXCEPTION]
+    return shorten_trace((execution.exception or "").strip(), _LONGEST_EXCEPTION)
 
 
 def task_result(execution: Execution, url: str) -> dict[str, Any]:

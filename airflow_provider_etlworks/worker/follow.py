@@ -16,6 +16,7 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import redact
+from airflow_provider_etlworks.client.text import visible
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTimeout, task_state_store
 from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
 from airflow_provider_etlworks.runs.events import ExecutionEvent
@@ -300,4 +301,4 @@ class RunTask(ABC):
             return
         self.log.info("The last lines of the log of run %s:", execution.audit_id)
         for line in text.splitlines():
-            self.log.info("  | %s", redact(line, self.hook.settings.secrets))
+            self.log.info("  | %s", visible(redact(line, self.hook.settings.secrets), "\t"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import ScriptedServer, reply
+from support.proxy import Break, Proxy
 from support.task import BEGINNING, FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed
@@ -369,6 +370,19 @@ def test_killed_task_sends_nothing(etlworks: Etlworks) -> None:
         operator.execute(listener.next_try())
 
     assert sent(etlworks) == []
+
+
+@pytest.mark.parametrize("where", [Break.AFTER_RESPONSE, Break.INSIDE_RESPONSE, Break.BEFORE_FORWARDING])
+def test_payload_dropped_by_a_proxy_is_not_sent_again(etlworks: Etlworks, where: Break) -> None:
+    with Proxy() as proxy:
+        etlworks.connect(proxy=proxy.url)
+        proxy.break_connections(where)
+        sending = task(etlworks, payload={})
+        tries = [sending.run() for _ in range(2)]
+
+    assert [went.colour for went in tries] == ["failed for good"] * 2
+    assert len(proxy.received) == 1
+    assert len(sent(etlworks)) == (0 if where is Break.BEFORE_FORWARDING else 1)
 
 
 def nested(depth: int) -> str:

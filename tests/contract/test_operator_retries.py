@@ -172,6 +172,31 @@ def test_a_start_whose_worker_was_lost_before_the_answer_is_found(etlworks: Etlw
     assert task.run().result == went.result
 
 
+@pytest.mark.parametrize("place", ["record", "log"])
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_retry_reconciles_with_the_key_of_the_lost_try(etlworks: Etlworks, carried_out: bool, place: str) -> None:
+    etlworks.connect(run_key_parameter="airflowRun")
+    etlworks.echo_parameters(place)
+    etlworks.flow(running=0)
+    # A mapped task: without the key, nothing tells its run from the other's.
+    task, other = etlworks.task(parameters={"part": "0"}), etlworks.task(parameters={"part": "1"})
+    task.map_index, other.map_index = 0, 1
+    lose_the_worker_before_the_answer(etlworks, task, carried_out=carried_out)
+    key = json.loads(task.store.kept["etlworks_start"])["run_key"]  # type: ignore[union-attr]
+    of_other = other.run().result
+    etlworks.tries.clear()
+
+    went = task.run()
+
+    runs = {run.audit_id: run.parameters for run in etlworks.sandbox.runs()}
+    assert went.result is not None
+    assert of_other is not None
+    assert len(runs) == 2
+    assert runs[went.result["audit_id"]]["part"] == "0"
+    assert (runs[went.result["audit_id"]]["airflowRun"] == key) is carried_out
+    assert runs[of_other["audit_id"]]["part"] == "1"
+
+
 @pytest.mark.parametrize("later", [0, 3600])
 def test_a_start_that_was_never_carried_out_is_made_by_the_retry(etlworks: Etlworks, later: float) -> None:
     task = etlworks.task()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.promotion import EXPORT, FLOWS, IMPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
+from support.proxy import Break, Proxy
 
 from airflow_provider_etlworks.client import streaming
 from airflow_provider_etlworks.sandbox import (
@@ -642,6 +643,22 @@ def test_a_worker_lost_after_the_import_does_not_import_twice(
     # The backup of what was there before is not overwritten by what is there now.
     assert (went.result["backup_path"], went.result["backup_sha256"]) == (backup, before)
     assert sha256_of(backup) == before
+
+
+@pytest.mark.parametrize("where", [Break.AFTER_RESPONSE, Break.INSIDE_RESPONSE])
+def test_import_whose_answer_a_proxy_drops_is_not_repeated(promotion: Promotion, where: Break) -> None:
+    promotion.exported()
+    with Proxy() as proxy:
+        extra = {"requests_per_minute": 0, "proxy": proxy.url}
+        promotion.connect("production", promotion.production.url, extra=extra)
+        task = promotion.importing()
+        # The store is written just before the import is sent.
+        task.context["task_state_store"].before_the_start = lambda: proxy.break_connections(where, times=1)
+        went = task.run()
+
+    assert went.result is not None, went.said
+    assert went.result["told_by"] == "target"
+    assert promotion.imports() == 1
 
 
 def test_a_worker_lost_before_the_import_asks_a_person(promotion: Promotion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import pytest
+from support.proxy import Break, Proxy
 from support.task import (
     BEGINNING,
     FLOW,
@@ -130,6 +131,20 @@ def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, 
     assert etlworks.asked("POST", RUN_PATH) == 2
     assert etlworks.warnings("The start is in doubt")
     assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
+
+
+@pytest.mark.parametrize("where", [Break.AFTER_RESPONSE, Break.INSIDE_RESPONSE, Break.BEFORE_FORWARDING])
+def test_start_dropped_by_a_proxy_makes_one_run(etlworks: Etlworks, where: Break) -> None:
+    task = etlworks.task()
+    assert task.store is not None
+    with Proxy() as proxy:
+        etlworks.connect(proxy=proxy.url)
+        task.store.before_the_start = lambda: proxy.break_connections(where, times=1)
+        went = task.run()
+
+    assert went.colour == "success"
+    assert len(went.accepted) == 1
+    assert etlworks.sandbox.runs_started() == 1
 
 
 def test_a_run_that_shows_late_is_waited_for(etlworks: Etlworks) -> None:

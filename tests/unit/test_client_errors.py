@@ -241,6 +241,7 @@ LEAKS = {
     "a token in a URL": f"GET /v1/x?token={TOKEN}&a=b",
     "credentials in a URL": "see https://alice:abc.def-123@etl.example.com/x",
     "a bearer": "you sent Authorization: Bearer abc.def-123",
+    "a login": "you sent Basic YWJjLmRlZi0xMjM=",
     "an API key": "apiKey=abc.def-123",
     "a quoted field": '{"password": "abc.def-123 and, more", "login": "alice"}',
     "another field": "{'client_secret': 'abc.def-123'}",

@@ -350,7 +350,8 @@ def test_a_flow_is_written_back_as_it_was_read() -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["x", "<b", "eyJ", "eyJ.", "bearer ", "bearer", "token=", 'token=\\"', "\\", "://", "://a@", "\n", "at ", "\nat a(",
+    ["x", "<b", "eyJ", "eyJ.", "bearer ", "bearer", "basic ", "basic aB", "token=", 'token=\\"', "\\", "://", "://a@",
+     "\n", "at ", "\nat a(",
      "<script", "<!--", "</script ", "&amp;", "\nCaused by:", "\0", "'", 'secret="', " ", "\ud83d"],
 )  # fmt: skip
 def test_hostile_text_takes_no_time(piece: str) -> None:

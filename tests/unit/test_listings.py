@@ -134,7 +134,43 @@ def test_a_history_is_read() -> None:
     assert read(FlowHistoryListing(7), [{"auditId": 1, "status": "running"}]) == [((7, 1), True)]
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"{}", b"<html>", b'[{"executions": [{"auditId": 1', b"\xff", b"[1]"])
+HOSTILE_RUNS = [
+    b'null, {"auditId": 7, "status": "running"}',
+    b'{}, {"auditId": null}, {"auditId": [1]}, {"auditId": {}}, {"auditId": 7, "status": "running"}',
+    b'{"auditId": "%s"}, {"auditId": %s}, {"auditId": 7, "status": "running"}' % (b"9" * 5_000, b"9" * 5_000),
+    b'{"auditId": 1e999, "status": "\\ud800"}, {"auditId": 7, "status": "running"}',
+    b'{"auditId": 6, "user": "\xff"}, {"auditId": 7, "status": "running"}',
+    '{"auditId": "²"}, {"auditId": 7, "status": "running"}'.encode("utf-16"),
+    '{"auditId": 6, "user": "Müller"}, {"auditId": 7, "status": "running"}'.encode("latin-1"),
+]
+
+
+@pytest.mark.parametrize("runs", HOSTILE_RUNS)
+def test_run_of_list_is_read_beside_unreadable_ones(runs: bytes) -> None:
+    charset = "utf-16" if runs.startswith(b"\xff\xfe") else "utf-8"
+    before, after = '[{"flowId": 1, "executions": [', "]}, null]"
+    body = (before + runs.decode(charset, "surrogateescape") + after).encode(charset, "surrogateescape")
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+
+    listed = list(listed_runs(TODAY.call(1).read(Response(200, headers, body))))
+
+    assert ((1, 7), True) in listed
+    assert not any(going for (_, audit_id), going in listed if audit_id != 7)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"<html>",
+        b'[{"executions": [{"auditId": 1',
+        b"\xff",
+        b"[1]",
+        b'[{"flowId": ' + b"[" * 100_000,
+    ],
+)
 def test_what_is_no_list_is_refused(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError, match="Expected a list of runs"):
         read(TODAY, body)
