@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.clock import BEGINNING
 from support.task import (
-    BEGINNING,
     CONN_VARIABLE,
     FLOW,
     HISTORY_PATH,
@@ -40,7 +40,7 @@ from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 MANY = 50
 

@@ -15,7 +15,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import built_in_flows
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "hook.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", REFERENCE, re.MULTILINE | re.DOTALL)

@@ -7,8 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import ScriptedServer, reply
-from support.task import BEGINNING, FLOW, RECORD_PATH, Task
+from support.clock import BEGINNING
+from support.etlworks import ScriptedServer, reply
+from support.task import FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed
 from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -21,7 +22,7 @@ from airflow_provider_etlworks.worker.send_to_listener import LONGEST_ANSWER, Se
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 LISTENER = "orders/new"
 LISTENER_PATH = f"/rest/v1/httplistener/{LISTENER}"

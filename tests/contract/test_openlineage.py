@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import FLOW, Etlworks
+from support.etlworks import Etlworks
+from support.task import FLOW
 
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator

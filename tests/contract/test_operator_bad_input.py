@@ -13,7 +13,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flow_name": FLOW_NAME}}

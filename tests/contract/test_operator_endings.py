@@ -7,13 +7,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, FLOW_NAME, RECORD_PATH, record_of
+from support.clock import BEGINNING
+from support.task import FLOW, FLOW_NAME, RECORD_PATH, record_of
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
 from airflow_provider_etlworks.sandbox import broken_body
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 # status of the run, fail_on_warning, colour of the task
 ENDINGS = [

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import RUN_PATH, STOP_PATH, Etlworks, Task
+from support.task import RUN_PATH, STOP_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.sandbox import status
 
 if TYPE_CHECKING:
+    from support.etlworks import Etlworks
+
     from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
 

@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, HISTORY_PATH, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.clock import BEGINNING
+from support.task import FLOW, HISTORY_PATH, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -19,7 +20,8 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.sandbox import SandboxFlow, hang_up, status
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Task
+    from support.etlworks import Etlworks
+    from support.task import Task
 
     from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 

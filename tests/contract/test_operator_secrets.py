@@ -16,7 +16,8 @@ from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Try
+    from support.etlworks import Etlworks
+    from support.task import Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 KEY, PASSWORD, PROXY_PASSWORD = "key-5up3r5ecret", "pa55-w0rd-5ecret", "pr0xy-5ecret"

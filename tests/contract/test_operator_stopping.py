@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
+from support.clock import BEGINNING
+from support.task import FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed, EtlworksExecutionTimeout
 from airflow_provider_etlworks.client.models import FlowStart
@@ -16,7 +17,8 @@ from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker import run_flow
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Try
+    from support.etlworks import Etlworks
+    from support.task import Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.clock import BEGINNING
+from support.task import FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import EtlworksLostTouch
 from airflow_provider_etlworks.sandbox import Fault, broken_body, delay, hang_up, redirect, status, truncated
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import (
-    BEGINNING,
-    FLOW,
-    FLOW_NAME,
-    HISTORY_PATH,
-    RUN_PATH,
-    STOP_PATH,
-    Etlworks,
-    Task,
-)
+from support.clock import BEGINNING
+from support.task import FLOW, FLOW_NAME, HISTORY_PATH, RUN_PATH, STOP_PATH, Task
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
@@ -42,6 +34,9 @@ from airflow_provider_etlworks.sandbox import (
     status,
     truncated,
 )
+
+if TYPE_CHECKING:
+    from support.etlworks import Etlworks
 
 JSON = "application/json"
 # Longer than the read time-out of these tests.
@@ -129,7 +124,7 @@ def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, 
     assert len(went.accepted) == 1
     assert etlworks.asked("POST", RUN_PATH) == 2
     assert etlworks.warnings("The start is in doubt")
-    assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
+    assert sum(etlworks.clock.slept) >= 60  # the record may only be late
 
 
 def test_a_run_that_shows_late_is_waited_for(etlworks: Etlworks) -> None:
@@ -375,7 +370,7 @@ def test_a_refused_start_fails_at_once_with_the_servers_words(
     assert isinstance(went.error, kind)
     assert "An armed fault" in str(went.error)
     assert etlworks.asked("POST", RUN_PATH) == 1
-    assert etlworks.clock.pauses == []
+    assert etlworks.clock.slept == []
 
 
 @pytest.mark.parametrize(("code", "colour"), [(4, "success"), (5, "failed")])

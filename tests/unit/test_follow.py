@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from support.task import BEGINNING, FastClock, carry_out
+from support.clock import BEGINNING, FastClock
+from support.etlworks import carry_out
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from support.task import StateStore
+from support.state import StateStore
 
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 

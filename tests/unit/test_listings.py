@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.client import VirtualClock
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error

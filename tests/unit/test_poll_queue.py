@@ -7,7 +7,7 @@ import random
 from datetime import datetime, timezone
 
 import pytest
-from support.client import VirtualClock
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
 from airflow_provider_etlworks.client.models import Execution

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import StateStore
+from support.state import StateStore
 
 from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector, JsonCompleteness
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest
