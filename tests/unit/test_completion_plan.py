@@ -56,7 +56,7 @@ class Watching:
         return self.etlworks.asked
 
 
-def test_twenty_five_flows_take_one_request_a_poll_and_one_for_each_end(etlworks: FlowHistories) -> None:
+def test_many_flows_share_one_request_a_poll(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
 
     assert watching.asked_in(10) == ["day"] * 10
@@ -70,15 +70,13 @@ def test_twenty_five_flows_take_one_request_a_poll_and_one_for_each_end(etlworks
     assert watching.poll() == [2]
 
 
-def test_one_and_two_flows_are_polled_by_their_histories(etlworks: FlowHistories) -> None:
+def test_few_flows_are_polled_by_their_histories(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks, [101, 102])
 
     assert sorted(watching.asked_in(1)) == ["history 101 from 0", "history 102 from 0"]
 
 
-def test_user_who_is_not_an_administrator_takes_a_request_for_each_flow(
-    etlworks: FlowHistories, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_non_administrator_costs_a_request_a_flow(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     etlworks.day = EtlworksForbidden("Administrators only", status=403)
     watching = Watching(etlworks)
@@ -91,7 +89,7 @@ def test_user_who_is_not_an_administrator_takes_a_request_for_each_flow(
     ]
 
 
-def test_list_that_lacks_a_run_delays_its_end_and_loses_none(etlworks: FlowHistories) -> None:
+def test_incomplete_list_delays_an_end_and_loses_none(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.day = {}
     etlworks.run(1, flow_id=103)
@@ -121,7 +119,7 @@ def test_stale_list_delays_an_end_and_loses_none(etlworks: FlowHistories) -> Non
     assert watching.reported_in(40) == [1]
 
 
-def test_list_that_reports_a_going_run_as_ended_is_not_believed(etlworks: FlowHistories) -> None:
+def test_false_end_in_a_list_is_not_believed(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.start(1, flow_id=103)
     etlworks.day = {(103, 1): False, (103, 99): False}
@@ -132,7 +130,7 @@ def test_list_that_reports_a_going_run_as_ended_is_not_believed(etlworks: FlowHi
     assert watching.reported_in(30) == [1]
 
 
-def test_runs_that_are_no_longer_listed_are_read_when_the_day_is_over(etlworks: FlowHistories) -> None:
+def test_unlisted_runs_are_read_after_midnight(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.run(1, flow_id=103)
     etlworks.start(2, flow_id=104)
@@ -162,7 +160,7 @@ def test_stale_history_is_corrected_by_the_runs_own_record(etlworks: FlowHistori
     assert [watching.poll() for _ in range(5)] == [[]] * 5
 
 
-def test_list_that_fails_once_ends_the_poll_and_twice_is_not_used(etlworks: FlowHistories) -> None:
+def test_list_is_dropped_after_two_failures(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.day = EtlworksUnreachable("Timed out")
     with pytest.raises(EtlworksUnreachable):
@@ -172,7 +170,7 @@ def test_list_that_fails_once_ends_the_poll_and_twice_is_not_used(etlworks: Flow
     assert watching.poll() == [1]
 
 
-def test_credentials_that_only_the_list_refuses_cost_a_request_for_each_flow(etlworks: FlowHistories) -> None:
+def test_list_refusal_costs_a_request_a_flow(etlworks: FlowHistories) -> None:
     etlworks.day = api_error("GET /x", 401, "Administrators only")
     watching = Watching(etlworks)
     etlworks.run(1, flow_id=103)
