@@ -197,7 +197,7 @@ def test_the_ui_opens_without_a_password(local_airflow: LocalAirflow) -> None:
         assert answer.status_code == 200
 
 
-def test_a_deferred_task_passes_through_the_triggerer(
+def test_deferred_task_passes_through_the_triggerer(
     local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -247,7 +247,7 @@ def test_hanging_component_is_killed(local_airflow: LocalAirflow, monkeypatch: p
     local_airflow.start("triggerer")
 
 
-def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
+def test_user_marks_and_clears_a_task(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)}, run_id="marked+cleared")
     local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
