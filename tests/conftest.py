@@ -10,7 +10,8 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import DRIVES, Drive, VirtualClock, whole_text_of
+from support.client import DRIVES, Drive, whole_text_of
+from support.clock import VirtualClock
 from xdist.scheduler import LoadScopeScheduling
 
 from airflow_provider_etlworks.client.settings import ClientSettings

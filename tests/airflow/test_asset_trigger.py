@@ -67,7 +67,7 @@ def watchers(airflow: LocalAirflow, flow_id: int) -> list[int]:
     return [each.id for each in stored if each.kwargs["flow_id"] == flow_id]
 
 
-def test_ends_while_the_triggerer_is_dead_are_told_once_when_it_is_back(
+def test_ends_during_a_triggerer_outage_are_reported_once(
     local_airflow: LocalAirflow, sandbox: Sandbox, write_dag: Callable[[str, str], str]
 ) -> None:
     sandbox.add_flow(SandboxFlow(id=FLOW, name="Watched", records=7))

@@ -186,7 +186,7 @@ def test_the_exit_code_says_whether_everything_ended_as_documented(
     assert ("Everything ended as it should" in output) == (code == 0)
 
 
-def test_an_airflow_that_does_not_start_is_told(
+def test_failed_start_of_airflow_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:

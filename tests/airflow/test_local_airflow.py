@@ -87,12 +87,12 @@ def test_the_users_own_airflow_settings_are_not_passed_on(
     assert airflow.env["AIRFLOW_HOME"] == str(tmp_path / "home")
 
 
-def test_a_home_among_the_dag_files_is_refused(dags_folder: Path) -> None:
+def test_home_among_the_dag_files_is_refused(dags_folder: Path) -> None:
     with pytest.raises(ValueError, match="is inside"):
         LocalAirflow(dags_folder, home=dags_folder / "home")
 
 
-def test_a_component_that_dies_early_is_told_with_its_log(dags_folder: Path, tmp_path: Path) -> None:
+def test_early_death_of_a_component_shows_its_log(dags_folder: Path, tmp_path: Path) -> None:
     airflow = LocalAirflow(dags_folder, {"AIRFLOW__CORE__EXECUTOR": "no_such_module.Executor"}, home=tmp_path / "home")
     with pytest.raises(LocalAirflowError, match=r"(?s)The scheduler ended with exit code 1.*no_such_module"), airflow:
         pytest.fail("It cannot start")
@@ -197,7 +197,7 @@ def test_the_ui_opens_without_a_password(local_airflow: LocalAirflow) -> None:
         assert answer.status_code == 200
 
 
-def test_a_deferred_task_passes_through_the_triggerer(
+def test_deferred_task_passes_through_the_triggerer(
     local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -221,7 +221,7 @@ def test_a_deferred_task_passes_through_the_triggerer(
     assert positions == sorted(positions)
 
 
-def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
+def test_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)})
     local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
@@ -235,7 +235,7 @@ def test_a_killed_triggerer_can_be_started_again(local_airflow: LocalAirflow, wa
     assert local_airflow.wait_for_dag_run(waiting_dag, run_id) == "success"
 
 
-def test_a_component_that_does_not_end_is_killed(local_airflow: LocalAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_component_is_killed(local_airflow: LocalAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
     process = local_airflow._running["triggerer"]
     family = process_guard.tree(process.pid)
     monkeypatch.setattr("airflow_provider_etlworks.sandbox.demo.local_airflow.STOP_LIMIT", 1.0)
@@ -247,7 +247,7 @@ def test_a_component_that_does_not_end_is_killed(local_airflow: LocalAirflow, mo
     local_airflow.start("triggerer")
 
 
-def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
+def test_user_marks_and_clears_a_task(local_airflow: LocalAirflow, waiting_dag: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     run_id = local_airflow.trigger_dag(waiting_dag, {"path": str(file)}, run_id="marked+cleared")
     local_airflow.wait_for_deferral(waiting_dag, run_id, "wait")
@@ -265,12 +265,12 @@ def test_a_person_marks_a_task_and_clears_it(local_airflow: LocalAirflow, waitin
     assert "resumed" in local_airflow.task_log(waiting_dag, run_id, "wait", try_number=2)
 
 
-def test_what_airflow_refuses_is_told(local_airflow: LocalAirflow, waiting_dag: str) -> None:
+def test_refusal_of_airflow_is_reported(local_airflow: LocalAirflow, waiting_dag: str) -> None:
     with pytest.raises(LocalAirflowError, match="Airflow answered 404"):
         local_airflow.mark(waiting_dag, "no such run", "wait", "failed")
 
 
-def test_a_dag_file_that_cannot_be_imported_is_told(local_airflow: LocalAirflow) -> None:
+def test_broken_dag_file_is_reported(local_airflow: LocalAirflow) -> None:
     file = local_airflow.dags_folder / "broken.py"
     file.write_text("from airflow import DAG\nimport no_such_module\n")
     try:

@@ -141,7 +141,7 @@ def promotions(
 
 
 @asking
-def test_what_is_approved_in_the_example_is_imported_and_works(promotions: dict[str, Promotion]) -> None:
+def test_approved_example_is_imported_and_works(promotions: dict[str, Promotion]) -> None:
     approved = promotions["example"]
     question = approved.ask()
     assert question["subject"] == "Import flows from etlworks_staging into etlworks_production?"
@@ -171,7 +171,7 @@ def test_what_is_approved_in_the_example_is_imported_and_works(promotions: dict[
     }
 
 
-def test_a_flow_that_does_not_work_is_rolled_back(promotions: dict[str, Promotion]) -> None:
+def test_broken_flow_is_rolled_back(promotions: dict[str, Promotion]) -> None:
     broken = promotions["broken"]
 
     assert broken.ends("failed")
@@ -190,7 +190,7 @@ def test_a_flow_that_does_not_work_is_rolled_back(promotions: dict[str, Promotio
 
 
 @asking
-def test_a_rejection_skips_the_rest(promotions: dict[str, Promotion]) -> None:
+def test_rejection_skips_the_rest(promotions: dict[str, Promotion]) -> None:
     rejected = promotions["rejected"]
     rejected.answer("Reject")
 
@@ -203,7 +203,7 @@ def test_a_rejection_skips_the_rest(promotions: dict[str, Promotion]) -> None:
 
 
 @asking
-def test_nothing_is_imported_where_nobody_answers(promotions: dict[str, Promotion]) -> None:
+def test_nothing_is_imported_without_an_approval(promotions: dict[str, Promotion]) -> None:
     unanswered = promotions["unanswered"]
 
     assert unanswered.ends("failed")
@@ -215,7 +215,7 @@ def test_nothing_is_imported_where_nobody_answers(promotions: dict[str, Promotio
 
 
 @asking
-def test_a_bundle_that_changed_after_the_preview_is_not_imported(promotions: dict[str, Promotion]) -> None:
+def test_bundle_changed_after_the_preview_is_not_imported(promotions: dict[str, Promotion]) -> None:
     changed = promotions["changed"]
     changed.ask()
     content = changed.bundle.read_bytes()
@@ -241,7 +241,7 @@ def assert_nothing_happened(promotion: Promotion) -> None:
 
 
 @asking
-def test_a_worker_killed_in_the_middle_of_an_import_does_not_import_twice(promotions: dict[str, Promotion]) -> None:
+def test_worker_killed_during_an_import_imports_once(promotions: dict[str, Promotion]) -> None:
     killed = promotions["killed"]
     for each in promotions.values():
         if each is not killed:

@@ -163,7 +163,7 @@ def test_the_link_is_there_while_the_run_is_going(
     assert local_airflow.wait_for_dag_run(dag_id, run_id) == "success"
 
 
-def test_a_killed_triggerer_loses_nothing(
+def test_killed_triggerer_loses_nothing(
     local_airflow: LocalAirflow, sandbox: Sandbox, run_flow_dag: Callable[..., str], add_flow: Callable[..., int]
 ) -> None:
     flow_id = add_flow(running=float("inf"))
@@ -184,7 +184,7 @@ def test_a_killed_triggerer_loses_nothing(
 
 @pytest.mark.parametrize("action", ["failed", "success", "cleared"])
 @since_airflow((3, 3))
-def test_a_person_who_ends_a_deferred_task_stops_its_run(
+def test_user_who_ends_a_deferred_task_stops_its_run(
     action: str,
     local_airflow: LocalAirflow,
     sandbox: Sandbox,
@@ -212,7 +212,7 @@ def test_a_person_who_ends_a_deferred_task_stops_its_run(
 
 @pytest.mark.parametrize("deferrable", [False, True])
 @since_airflow((3, 3))
-def test_a_worker_killed_before_the_answer_to_the_start(
+def test_worker_killed_before_the_response_to_the_start(
     deferrable: bool,
     local_airflow: LocalAirflow,
     sandbox: Sandbox,
@@ -242,7 +242,7 @@ def test_a_worker_killed_before_the_answer_to_the_start(
 
 @pytest.mark.parametrize("ending", ["success", "error", None])
 @since_airflow((3, 3))
-def test_a_worker_killed_while_it_follows_the_run(
+def test_worker_killed_while_it_follows_the_run(
     ending: str | None,
     local_airflow: LocalAirflow,
     sandbox: Sandbox,
@@ -296,7 +296,7 @@ def test_execution_timeout_stops_the_run(
     assert "imeout" in local_airflow.task_log(dag_id, run_id, "run")
 
 
-def test_a_killed_worker_task_stops_its_run(
+def test_killed_worker_task_stops_its_run(
     local_airflow: LocalAirflow, sandbox: Sandbox, run_flow_dag: Callable[..., str], add_flow: Callable[..., int]
 ) -> None:
     flow_id = add_flow(running=float("inf"))

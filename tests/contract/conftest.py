@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import Etlworks
+from support.etlworks import Etlworks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.state import AssetStateStore
 from support.task import CONN_VARIABLE, stored_and_loaded
 
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
@@ -28,32 +29,6 @@ HISTORY = f"/rest/v1/executions/{FLOW}/history"
 DAY = "/rest/v1/metrics/executions"
 COMPLETIONS_LOG = completions.log.name
 TRIGGER_LOG = "seen.EtlworksFlowFinishedTrigger"
-
-
-class Store:
-    """Airflow's store of an asset's state: keeps JSON."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, str] = {}
-        self.broken = False
-        self.writes = 0
-
-    async def aget(self, key: str) -> Any:
-        await asyncio.sleep(0)
-        if self.broken:
-            raise RuntimeError("the API server is restarting")
-        return json.loads(self.kept[key]) if key in self.kept else None
-
-    async def aset(self, key: str, value: Any) -> None:
-        await asyncio.sleep(0)
-        if self.broken:
-            raise RuntimeError("the API server is restarting")
-        self.kept[key] = json.dumps(value)
-        self.writes += 1
-
-    @property
-    def text(self) -> str:
-        return "".join(self.kept.values())
 
 
 class Triggerer:
@@ -74,7 +49,7 @@ class Triggerer:
 
             self._manager = SharedStreamManager(**settings)
 
-    def start(self, trigger: EtlworksFlowFinishedTrigger, store: Store, number: int = 1) -> None:
+    def start(self, trigger: EtlworksFlowFinishedTrigger, store: AssetStateStore, number: int = 1) -> None:
         loaded = stored_and_loaded(trigger)
         loaded.asset_state_store = SimpleNamespace(_by_name={"asset": store})
         self.tasks.append(
@@ -183,7 +158,7 @@ def asked(sandbox: Sandbox, path: str) -> int:
 async def test_each_run_is_reported_once_with_the_operators_result(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -205,7 +180,7 @@ async def test_ten_thousand_old_runs_cost_a_few_requests_and_no_event(
 ) -> None:
     for _ in range(10_000):
         sandbox.run_by_schedule(FLOW)
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(poll_interval=60), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -219,7 +194,7 @@ async def test_runs_completed_while_nobody_watched_are_reported(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
     sandbox.run_by_schedule(FLOW)
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -235,7 +210,7 @@ async def test_runs_completed_while_nobody_watched_are_reported(
 
 
 async def test_only_wanted_statuses_are_reported(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(statuses=["error"]), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -253,7 +228,7 @@ FAULTS = (status(503), status(502, body="<html>Bad gateway</html>"), broken_body
 async def test_transient_fault_does_not_end_the_trigger(
     sandbox: Sandbox, triggerers: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -274,7 +249,7 @@ async def test_refused_credentials_are_logged_once_and_read_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = Store()
+    store = AssetStateStore()
     monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox, password="an-old-key"))
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
@@ -295,7 +270,7 @@ async def test_refused_credentials_are_logged_once_and_read_again(
 async def test_checkpoint_that_cannot_be_stored_is_stored_later(
     sandbox: Sandbox, triggerers: Callable[[], Any]
 ) -> None:
-    store = Store()
+    store = AssetStateStore()
     store.broken = True
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
@@ -315,7 +290,7 @@ async def test_checkpoint_that_cannot_be_stored_is_stored_later(
 async def test_unreadable_checkpoint_is_logged_and_replaced(
     sandbox: Sandbox, triggerers: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store()
+    store = AssetStateStore()
     store.kept[f"etlworks_ends.etlworks_default.{FLOW}.success-warning"] = '"nonsense"'
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
@@ -327,7 +302,7 @@ async def test_unreadable_checkpoint_is_logged_and_replaced(
 
 async def test_unchanged_checkpoint_is_not_written(sandbox: Sandbox, triggerers: Callable[[], Any]) -> None:
     sandbox.add_flow(SandboxFlow(FLOW, "Watched", running=float("inf")))
-    store = Store()
+    store = AssetStateStore()
     async with triggerers() as triggerer:
         triggerer.start(trigger(), store)
         await until(lambda: store.kept, "the first checkpoint is stored")
@@ -345,7 +320,7 @@ async def test_twenty_five_watchers_share_one_poll(sandbox: Sandbox) -> None:
     flows = range(101, 126)
     for flow_id in flows:
         sandbox.add_flow(SandboxFlow(flow_id, f"Flow {flow_id}"))
-    store = Store()
+    store = AssetStateStore()
     triggerer = Triggerer(shares=True)
     for flow_id in flows:
         triggerer.start(trigger(flow_id), store, number=flow_id)
@@ -370,7 +345,7 @@ async def test_twenty_five_watchers_share_one_poll(sandbox: Sandbox) -> None:
 @sharing
 async def test_joining_and_leaving_watchers_do_not_disturb_others(sandbox: Sandbox) -> None:
     sandbox.add_flow(SandboxFlow(8, "Another"))
-    stores = {number: Store() for number in (1, 2)}
+    stores = {number: AssetStateStore() for number in (1, 2)}
     triggerer = Triggerer(shares=True)
     try:
         triggerer.start(trigger(), stores[1], 1)
@@ -396,7 +371,7 @@ async def test_joining_and_leaving_watchers_do_not_disturb_others(sandbox: Sandb
 
 @sharing
 async def test_checkpoint_waits_until_the_event_is_stored(sandbox: Sandbox) -> None:
-    store = Store()
+    store = AssetStateStore()
     triggerer = Triggerer(shares=True)
     triggerer.stores = False
     triggerer.start(trigger(), store)
@@ -418,7 +393,7 @@ async def test_event_that_is_not_stored_is_delivered_again(
     sandbox: Sandbox,
 ) -> None:
     sandbox.add_flow(SandboxFlow(8, "Another"))
-    stores = {number: Store() for number in (1, 2)}
+    stores = {number: AssetStateStore() for number in (1, 2)}
     triggerer = Triggerer(shares=True, ack_timeout=2.0)
     try:
         triggerer.start(trigger(), stores[1], 1)
@@ -442,7 +417,7 @@ async def test_event_that_is_not_stored_is_delivered_again(
 
 @sharing
 async def test_thousands_of_completions_do_not_overrun_airflows_queues(sandbox: Sandbox) -> None:
-    store = Store()
+    store = AssetStateStore()
     first = Triggerer(shares=True)
     first.start(trigger(), store)
     await until(lambda: store.kept, "the first checkpoint is stored")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from support.cli import parser_of_commands
 from support.client import GENEROUS
 from support.promotion import IMPORT
 
-from airflow_provider_etlworks.client.sync import EtlworksClient
+from airflow_provider_etlworks.client import sync
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def interrupt_while_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             raise press
         time.sleep(seconds)
 
-    monkeypatch.setitem(EtlworksClient.__init__.__kwdefaults__, "sleep", sleep)
+    monkeypatch.setattr(sync, "EtlworksClient", partial(sync.EtlworksClient, sleep=sleep))
 
 
 # --- flows ----------------------------------------------------------------------------------------------------------

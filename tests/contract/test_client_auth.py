@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
-from support.client import GENEROUS, Drive, Received, ScriptedServer, VirtualClock, reply
+from support.client import GENEROUS, Drive
+from support.clock import VirtualClock
+from support.etlworks import Received, ScriptedServer, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (

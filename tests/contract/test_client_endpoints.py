@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Drive, ScriptedServer, VirtualClock, reply
+from support.clock import VirtualClock
+from support.etlworks import ScriptedServer, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import Call, PagedCall
@@ -18,6 +19,8 @@ from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from support.client import Drive
 
 JSON = "application/json"
 PAGE = {"limit": ["200"], "offset": ["0"]}

@@ -7,7 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from support.client import Drive, ScriptedServer, reply
+from support.etlworks import ScriptedServer, reply
 from support.tls import self_signed_certificate
 
 from airflow_provider_etlworks.client import endpoints
@@ -17,6 +17,8 @@ from airflow_provider_etlworks.sandbox import Sandbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from support.client import Drive
 
     Connect = Callable[..., Drive]
 

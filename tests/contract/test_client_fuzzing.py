@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.client import DRIVES, GENEROUS, ScriptedServer, VirtualClock
+from support.client import DRIVES, GENEROUS
+from support.clock import VirtualClock
+from support.etlworks import ScriptedServer
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksError

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import GENEROUS, Drive, Received, ScriptedServer, reply
+from support.client import GENEROUS, Drive
+from support.etlworks import Received, ScriptedServer, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import MAX_RECORD_BYTES

@@ -6,7 +6,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Drive, Received, ScriptedServer, reply
+from support.etlworks import Received, ScriptedServer, reply
 from support.proxy import Break, Proxy
 from support.tls import self_signed_certificate
 
@@ -16,6 +16,8 @@ from airflow_provider_etlworks.client.errors import EtlworksServerError, Etlwork
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from support.client import Drive
 
     Connect = Callable[..., Drive]
 

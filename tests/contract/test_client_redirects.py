@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.client import Drive, ScriptedServer
+from support.etlworks import ScriptedServer
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import Response
@@ -15,6 +15,8 @@ from airflow_provider_etlworks.sandbox import Sandbox, redirect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.client import Drive
 
     Connect = Callable[..., Drive]
 

@@ -9,7 +9,8 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Drive, ScriptedServer, VirtualClock, reply
+from support.clock import VirtualClock
+from support.etlworks import ScriptedServer, reply
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
@@ -24,6 +25,8 @@ from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from support.client import Drive
 
     from airflow_provider_etlworks.sandbox import Fault
 

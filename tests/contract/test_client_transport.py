@@ -11,17 +11,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import (
-    GENEROUS,
-    AsyncDrive,
-    Drive,
-    Received,
-    ScriptedServer,
-    VirtualClock,
-    reply,
-    silent_server,
-    whole_text_of,
-)
+from support.client import GENEROUS, AsyncDrive, Drive, whole_text_of
+from support.clock import VirtualClock
+from support.etlworks import Received, ScriptedServer, reply, silent_server
 
 from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client import endpoints

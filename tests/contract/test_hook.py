@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.clock import BEGINNING
 from support.task import (
-    BEGINNING,
     CONN_VARIABLE,
     FLOW,
     HISTORY_PATH,
@@ -40,7 +40,7 @@ from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 MANY = 50
 
@@ -60,7 +60,7 @@ def hook(etlworks: Etlworks) -> EtlworksHook:
         ({"login": "sandbox", "password": "sandbox"}, "as sandbox; 1 flows are visible"),
     ],
 )
-def test_a_connection_that_works(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
+def test_working_connection(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
     etlworks.connect(**changes)
 
     works, message = EtlworksHook().test_connection()
@@ -85,7 +85,7 @@ def test_a_connection_that_works(etlworks: Etlworks, changes: dict[str, Any], sa
         ({"verify": "/no/such/file"}, "there is no such file on this machine"),
     ],
 )
-def test_a_connection_that_does_not_work(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
+def test_broken_connection(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:
     etlworks.connect(**changes)
 
     works, message = EtlworksHook().test_connection()
@@ -107,7 +107,7 @@ def test_a_connection_that_does_not_work(etlworks: Etlworks, changes: dict[str, 
         (broken_body(b"{}", content_type="application/json"), "Cannot read the answer"),
     ],
 )
-def test_a_server_that_does_not_answer_as_etlworks_does(etlworks: Etlworks, fault: Any, said: str) -> None:
+def test_foreign_server_is_recognized(etlworks: Etlworks, fault: Any, said: str) -> None:
     etlworks.sandbox.fault("*", "*", fault, times=None)
 
     works, message = EtlworksHook().test_connection()
@@ -117,7 +117,7 @@ def test_a_server_that_does_not_answer_as_etlworks_does(etlworks: Etlworks, faul
     assert etlworks.clock.time() - BEGINNING < 15
 
 
-def test_the_connection_test_does_not_wait_for_a_server_that_hangs(etlworks: Etlworks) -> None:
+def test_connection_test_does_not_wait_for_a_hanging_server(etlworks: Etlworks) -> None:
     etlworks.connect(login="sandbox", password="sandbox", read_timeout=600)
     etlworks.sandbox.fault("*", "*", hang_up(delay=60), times=None)
     began = time.monotonic()
@@ -132,7 +132,7 @@ def test_the_connection_test_does_not_wait_for_a_server_that_hangs(etlworks: Etl
 # --- Runs in @task functions ----------------------------------------------------------------------------------------
 
 
-def test_a_flow_is_run_and_waited_for(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_flow_is_run_and_waited_for(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=300, ends="warning", log=("one", "two"))
 
     started = hook.run_flow(FLOW, {"runDate": "2026-05-09"}, run_options={"parallel": True})
@@ -148,7 +148,7 @@ def test_a_flow_is_run_and_waited_for(etlworks: Etlworks, hook: EtlworksHook) ->
     assert len(hook.execution_log(FLOW, run.audit_id, last_lines=1).splitlines()) == 1
 
 
-def test_a_lost_start_is_found_and_one_that_cannot_be_told_is_said(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_lost_start_is_found_or_reported(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=0)
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
     assert hook.run_flow(FLOW).audit_id == etlworks.sandbox.runs()[0].audit_id
@@ -159,7 +159,7 @@ def test_a_lost_start_is_found_and_one_that_cannot_be_told_is_said(etlworks: Etl
     assert etlworks.sandbox.runs_started() == 1
 
 
-def test_a_run_in_the_way_is_said(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_active_run_is_reported(etlworks: Etlworks, hook: EtlworksHook) -> None:
     other = etlworks.run_of_somebody_else()
 
     with pytest.raises(EtlworksAlreadyRunning) as busy:
@@ -167,7 +167,7 @@ def test_a_run_in_the_way_is_said(etlworks: Etlworks, hook: EtlworksHook) -> Non
     assert busy.value.audit_id == other
 
 
-def test_waiting_ends_with_what_is_known(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_wait_ends_with_the_known_state(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=86_400)
     run = hook.run_flow(FLOW).audit_id
     assert run is not None
@@ -182,12 +182,12 @@ def test_waiting_ends_with_what_is_known(etlworks: Etlworks, hook: EtlworksHook)
         hook.wait_for_execution(FLOW, run, patience=300)
 
 
-def test_a_flow_that_never_ran_has_no_run(hook: EtlworksHook) -> None:
+def test_flow_without_runs_has_no_run(hook: EtlworksHook) -> None:
     assert hook.get_execution(FLOW) is None
     assert list(hook.execution_history(FLOW)) == []
 
 
-def test_stopping_says_what_came_of_it(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_stop_returns_its_result(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=3600)
     run = hook.run_flow(FLOW).audit_id
     assert run is not None
@@ -200,7 +200,7 @@ def test_stopping_says_what_came_of_it(etlworks: Etlworks, hook: EtlworksHook) -
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_tags_are_changed_and_everything_else_is_kept(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_changing_tags_keeps_everything_else(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.sandbox.add_flow(SandboxFlow(8, "Tagged", tags=("a", "b"), description="keep me"))
     etlworks.sandbox.fault("PUT", "/rest/v1/flows/8", status(409))
 
@@ -212,7 +212,7 @@ def test_tags_are_changed_and_everything_else_is_kept(etlworks: Etlworks, hook: 
     assert etlworks.asked("PUT", "/rest/v1/flows/8") == 2
 
 
-def test_a_tag_is_a_text_or_one_of_several(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_tag_may_be_a_text_or_a_list(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.sandbox.add_flow(SandboxFlow(8, "Tagged", tags=("nightly", "b")))
 
     assert [flow.id for flow in hook.list_flows(tags="nightly")] == [8]
@@ -221,7 +221,7 @@ def test_a_tag_is_a_text_or_one_of_several(etlworks: Etlworks, hook: EtlworksHoo
     assert hook.tag_flows(iter([8]), add=iter(["b"]))[0].tags == ("b", "daily")
 
 
-def test_a_tag_that_cannot_be_read_is_written_back(
+def test_unreadable_tag_is_written_back(
     etlworks: Etlworks, hook: EtlworksHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd = ["x" * 5_000, 5, {"name": "nested"}]
@@ -234,7 +234,7 @@ def test_a_tag_that_cannot_be_read_is_written_back(
     assert written == [[*odd, "new"]]
 
 
-def test_ids_are_taken_as_text(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_ids_may_be_text(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=0, schedule="0 0 4 * * ?")
     flow_id = str(FLOW)
     started = hook.run_flow(flow_id)
@@ -257,14 +257,12 @@ def test_ids_are_taken_as_text(etlworks: Etlworks, hook: EtlworksHook) -> None:
 
 
 @pytest.mark.parametrize("timeout", [True, "60", float("nan"), -1])
-def test_a_time_that_cannot_be_waited_is_refused(hook: EtlworksHook, timeout: Any) -> None:
+def test_invalid_wait_is_refused(hook: EtlworksHook, timeout: Any) -> None:
     with pytest.raises(EtlworksConfigError, match="timeout is"):
         hook.wait_for_execution(FLOW, 1, timeout=timeout)
 
 
-def test_what_is_created_is_given_as_keyword_arguments_or_as_one_mapping(
-    etlworks: Etlworks, hook: EtlworksHook
-) -> None:
+def test_fields_are_keywords_or_one_mapping(etlworks: Etlworks, hook: EtlworksHook) -> None:
     sent = etlworks.sandbox.requests
 
     def body() -> Any:
@@ -302,7 +300,7 @@ def test_schedules_of_other_flows_are_left_out(hook: EtlworksHook, monkeypatch: 
     assert [each.id for each in hook.list_schedules(FLOW)] == [1, 3]
 
 
-def test_what_a_log_repeats_of_the_credentials_is_removed(etlworks: Etlworks, hook: EtlworksHook) -> None:
+def test_credentials_in_a_log_are_redacted(etlworks: Etlworks, hook: EtlworksHook) -> None:
     etlworks.flow(running=0, log=("sent sandbox-key", "a\0b"))
     run = hook.run_flow(FLOW).audit_id
     assert run is not None
@@ -364,9 +362,7 @@ async def all_events(triggers: list[Any]) -> list[dict[str, Any]]:
     return events
 
 
-async def test_many_triggers_share_one_connection_one_log_in_and_one_pool(
-    etlworks: Etlworks, connections_read: list[str]
-) -> None:
+async def test_many_triggers_share_one_client(etlworks: Etlworks, connections_read: list[str]) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     triggers = many_runs(etlworks)
 
@@ -378,9 +374,7 @@ async def test_many_triggers_share_one_connection_one_log_in_and_one_pool(
     assert len({each.connection for each in etlworks.sandbox.requests}) <= 10
 
 
-async def test_a_fault_of_airflow_while_the_connection_is_read_is_met_with_patience(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unreadable_connection_is_read_again(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     read = EtlworksHook.read_settings
     faults = [RuntimeError("The API server answers 503."), OSError("Connection reset.")]
 
@@ -397,7 +391,7 @@ async def test_a_fault_of_airflow_while_the_connection_is_read_is_met_with_patie
     assert faults == []
 
 
-async def test_the_last_to_leave_closes_the_client(etlworks: Etlworks) -> None:
+async def test_last_user_closes_the_client(etlworks: Etlworks) -> None:
     async with shared_watcher("etlworks_default") as first:
         async with shared_watcher("etlworks_default") as second:
             assert second is first
@@ -408,7 +402,7 @@ async def test_the_last_to_leave_closes_the_client(etlworks: Etlworks) -> None:
         assert third is not first
 
 
-async def test_a_rotated_password_is_read_once_for_all(
+async def test_rotated_password_is_read_once(
     etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
@@ -428,7 +422,7 @@ async def test_a_rotated_password_is_read_once_for_all(
     assert etlworks.sandbox.log_ins == 2
 
 
-async def test_credentials_that_no_longer_work_are_told_to_every_task(
+async def test_revoked_credentials_fail_every_task(
     etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
@@ -443,9 +437,7 @@ async def test_credentials_that_no_longer_work_are_told_to_every_task(
     assert len(connections_read) == 2
 
 
-async def test_a_trigger_that_fails_does_not_disturb_the_others(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_trigger_does_not_disturb_others(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     known = EtlworksHook.get_connection
 
     def get_connection(conn_id: str) -> Any:
@@ -473,7 +465,7 @@ async def test_a_trigger_that_fails_does_not_disturb_the_others(
     assert cancelled.cancelled()
 
 
-async def test_a_connection_that_airflow_cannot_give_just_now_is_asked_for_again(
+async def test_unavailable_connection_is_requested_again(
     etlworks: Etlworks, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = EtlworksHook.get_connection
@@ -492,7 +484,7 @@ async def test_a_connection_that_airflow_cannot_give_just_now_is_asked_for_again
     assert len(connections_read) == 2
 
 
-async def test_an_async_client_is_given_to_whoever_has_a_loop(etlworks: Etlworks, hook: EtlworksHook) -> None:
+async def test_async_client_works_in_a_loop(etlworks: Etlworks, hook: EtlworksHook) -> None:
     from airflow_provider_etlworks.client.endpoints import get_flow
 
     async with hook.async_client() as client:
@@ -519,7 +511,7 @@ async def test_reading_the_connection_does_not_hold_the_loop(
     assert (await reading).root_url == etlworks.sandbox.url
 
 
-def test_the_connection_is_read_once_per_hook(
+def test_connection_is_read_once_per_hook(
     etlworks: Etlworks, hook: EtlworksHook, connections_read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list(hook.execution_history(FLOW)) == []

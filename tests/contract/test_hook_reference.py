@@ -15,7 +15,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import built_in_flows
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "hook.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", REFERENCE, re.MULTILINE | re.DOTALL)
@@ -41,7 +41,7 @@ def test_every_method_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_tells_its_parameters_what_it_returns_and_its_source(name: str) -> None:
+def test_every_method_documents_parameters_return_and_source(name: str) -> None:
     method = getattr(EtlworksHook, name)
     told = inspect.getdoc(method) or ""
     parameters = [each for each in inspect.signature(method).parameters if each != "self"]
@@ -51,7 +51,7 @@ def test_every_method_tells_its_parameters_what_it_returns_and_its_source(name: 
     assert ":source:" in told
 
 
-def test_the_examples_do_what_they_say(etlworks: Etlworks, known: dict[str, Any]) -> None:
+def test_examples_do_what_they_say(etlworks: Etlworks, known: dict[str, Any]) -> None:
     sandbox = etlworks.sandbox
     assert set(known["nightly"]) == {12346, 12348, 12349, 12350}
     assert known["billing"] == ["Stripe to Snowflake — daily"]
@@ -85,7 +85,7 @@ def test_the_examples_do_what_they_say(etlworks: Etlworks, known: dict[str, Any]
     assert len(asyncio.run(known["flow_names"]())) == len(sandbox.flows)
 
 
-def test_tags_that_somebody_else_adds_meanwhile_are_kept(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrently_added_tags_are_kept(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     hook = EtlworksHook()
     flow_id = 7
     read = EtlworksHook.get_flow

@@ -17,7 +17,8 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import broken_body, hang_up, status, tokens, truncated
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Try
+    from support.etlworks import Etlworks
+    from support.task import Try
 
 JSON = "application/json"
 LOG_PATH = "/rest/v1/executions/console/download"

@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import ScriptedServer, reply
+from support.clock import BEGINNING
+from support.etlworks import ScriptedServer, reply
 from support.proxy import Break, Proxy
-from support.task import BEGINNING, FLOW, RECORD_PATH, Task
+from support.task import FLOW, RECORD_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed
 from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -22,7 +23,7 @@ from airflow_provider_etlworks.worker.send_to_listener import LONGEST_ANSWER, Se
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 LISTENER = "orders/new"
 LISTENER_PATH = f"/rest/v1/httplistener/{LISTENER}"
@@ -64,7 +65,7 @@ def sent(etlworks: Etlworks) -> list[Any]:
         ({"payload": {"a": 1}, "content_type": "application/vnd.api+json"}, b'{"a": 1}', "application/vnd.api+json"),
     ],
 )
-def test_the_payload_arrives_as_it_was_given(
+def test_payload_arrives_unchanged(
     etlworks: Etlworks, arguments: dict[str, Any], body: bytes, content_type: str | None
 ) -> None:
     with ScriptedServer(lambda _: reply(body=b'{"messageUuid": "abc", "status": "accepted"}')) as server:
@@ -79,7 +80,7 @@ def test_the_payload_arrives_as_it_was_given(
 
 
 @pytest.mark.parametrize("as_url", [False, True])
-def test_a_file_is_sent_byte_for_byte(etlworks: Etlworks, tmp_path: Path, as_url: bool) -> None:
+def test_file_is_sent_byte_for_byte(etlworks: Etlworks, tmp_path: Path, as_url: bool) -> None:
     content = bytes(range(256)) * 4096
     (tmp_path / "orders.bin").write_bytes(content)
     path: Any = str(tmp_path / "orders.bin")
@@ -94,7 +95,7 @@ def test_a_file_is_sent_byte_for_byte(etlworks: Etlworks, tmp_path: Path, as_url
     assert went.result == {"message_uuid": None, "answer": "thanks"}
 
 
-def test_a_long_answer_is_cut(etlworks: Etlworks) -> None:
+def test_long_response_is_cut(etlworks: Etlworks) -> None:
     with ScriptedServer(lambda _: reply(body=json.dumps({"rows": ["x" * 100] * 1000}).encode())) as server:
         etlworks.connect(host=server.url)
         went = task(etlworks).run()
@@ -104,7 +105,7 @@ def test_a_long_answer_is_cut(etlworks: Etlworks) -> None:
     assert len(went.result["answer"]) == LONGEST_ANSWER
 
 
-def test_an_answer_that_repeats_our_key_tells_it_to_nobody(etlworks: Etlworks) -> None:
+def test_echoed_key_is_redacted(etlworks: Etlworks) -> None:
     with ScriptedServer(lambda request: reply(body=json.dumps(dict(request.headers)).encode())) as server:
         etlworks.connect(host=server.url)
         went = task(etlworks).run()
@@ -122,9 +123,7 @@ def test_an_answer_that_repeats_our_key_tells_it_to_nobody(etlworks: Etlworks) -
         ({"poll_interval": 0}, "poll_interval is 0"),
     ],
 )
-def test_what_cannot_work_is_said_when_the_dag_is_parsed(
-    etlworks: Etlworks, arguments: dict[str, Any], said: str
-) -> None:
+def test_invalid_arguments_are_refused_at_parse_time(etlworks: Etlworks, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         task(etlworks, **arguments).operator()
 
@@ -144,7 +143,7 @@ def test_what_cannot_work_is_said_when_the_dag_is_parsed(
         ({"flow_id": "orders"}, "flow_id is 'orders'"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_sent(
+def test_invalid_arguments_are_refused_before_a_request(
     etlworks: Etlworks, arguments: dict[str, Any], said: str
 ) -> None:
     went = task(etlworks, **arguments).run()
@@ -154,7 +153,7 @@ def test_what_cannot_work_is_said_before_anything_is_sent(
     assert etlworks.sandbox.requests == []
 
 
-def test_a_file_that_is_not_there_sends_nothing(etlworks: Etlworks, tmp_path: Path) -> None:
+def test_missing_file_sends_nothing(etlworks: Etlworks, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         task(etlworks, payload_path=str(tmp_path / "none")).run()
     assert etlworks.sandbox.requests == []
@@ -180,7 +179,7 @@ def waiting_task(etlworks: Etlworks, **arguments: Any) -> ListenerTask:
         ("canceled", False, "failed for good"),
     ],
 )
-def test_the_task_ends_as_its_run(
+def test_task_ends_as_its_run(
     etlworks: Etlworks, ends: str, fail_on_warning: bool, colour: str, deferrable: bool
 ) -> None:
     etlworks.flow(running=30, listener=LISTENER, ends=ends, records=1)
@@ -200,7 +199,7 @@ def test_the_task_ends_as_its_run(
     assert len(sent(etlworks)) == 1
 
 
-def test_a_run_that_appears_late_is_found(etlworks: Etlworks) -> None:
+def test_late_run_is_found(etlworks: Etlworks) -> None:
     etlworks.flow(running=60, listener=LISTENER, visible_after=40)
 
     went = waiting_task(etlworks).run()
@@ -208,7 +207,7 @@ def test_a_run_that_appears_late_is_found(etlworks: Etlworks) -> None:
     assert (went.colour, len(went.accepted)) == ("success", 1)
 
 
-def test_a_run_that_never_appears_is_said_and_the_payload_not_sent_again(etlworks: Etlworks) -> None:
+def test_missing_run_is_reported_and_nothing_sent_again(etlworks: Etlworks) -> None:
     etlworks.flow(running=60, listener=LISTENER, visible_after=4000)
 
     went = waiting_task(etlworks).run()
@@ -219,13 +218,13 @@ def test_a_run_that_never_appears_is_said_and_the_payload_not_sent_again(etlwork
     assert 60 <= etlworks.clock.time() - BEGINNING < 90
 
 
-def test_faults_while_the_run_is_looked_for_pass(etlworks: Etlworks) -> None:
+def test_transient_faults_during_the_search_are_survived(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("GET", RECORD_PATH, status(503), times=5)
 
     assert waiting_task(etlworks).run().colour == "success"
 
 
-def test_a_server_that_does_not_know_the_filter_does_not_give_us_another_run(etlworks: Etlworks) -> None:
+def test_ignored_filter_gives_no_other_run(etlworks: Etlworks) -> None:
     other = {"auditId": 5, "flowId": FLOW, "status": "success", "messageId": "another"}
     etlworks.sandbox.fault("GET", RECORD_PATH, broken_body(json.dumps(other), content_type="application/json"), times=3)
 
@@ -236,7 +235,7 @@ def test_a_server_that_does_not_know_the_filter_does_not_give_us_another_run(etl
 
 
 @pytest.mark.parametrize("answer", [b"thanks", b"[]", b"{}", b'{"messageUuid": null}', b"", b'"text"'])
-def test_an_answer_without_a_message_cannot_be_followed(etlworks: Etlworks, answer: bytes) -> None:
+def test_response_without_a_message_cannot_be_followed(etlworks: Etlworks, answer: bytes) -> None:
     etlworks.sandbox.fault("POST", LISTENER_PATH, broken_body(answer, content_type="application/json"))
 
     went = waiting_task(etlworks).run()
@@ -247,7 +246,7 @@ def test_an_answer_without_a_message_cannot_be_followed(etlworks: Etlworks, answ
 
 
 @waits
-def test_a_run_that_outlasts_the_timeout_is_stopped(etlworks: Etlworks, deferrable: bool) -> None:
+def test_timeout_stops_the_run(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=86_400, listener=LISTENER)
 
     went = waiting_task(etlworks, timeout=600, deferrable=deferrable).run()
@@ -272,9 +271,7 @@ def test_a_run_that_outlasts_the_timeout_is_stopped(etlworks: Etlworks, deferrab
     ],
     ids=["lost answer", "lost payload", "proxy", "302", "400", "403", "404", "429", "500", "502"],
 )
-def test_a_payload_that_may_have_been_received_is_not_sent_again(
-    etlworks: Etlworks, fault: Any, waits_for_it: bool
-) -> None:
+def test_payload_in_doubt_is_not_sent_again(etlworks: Etlworks, fault: Any, waits_for_it: bool) -> None:
     etlworks.sandbox.fault("POST", LISTENER_PATH, fault)
 
     went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
@@ -284,7 +281,7 @@ def test_a_payload_that_may_have_been_received_is_not_sent_again(
     assert len(sent(etlworks)) == 1
 
 
-def test_no_connection_sends_nothing_and_the_next_try_may(etlworks: Etlworks, closed_port: int) -> None:
+def test_unsent_payload_is_sent_by_the_next_try(etlworks: Etlworks, closed_port: int) -> None:
     listener = waiting_task(etlworks)
     etlworks.connect(host=f"http://127.0.0.1:{closed_port}")
     refused = listener.run()
@@ -436,7 +433,7 @@ def lose_worker(
 
 
 @pytest.mark.parametrize("at", ["_find_run", "_follow"])
-def test_after_a_lost_worker_the_run_is_followed(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+def test_retry_follows_the_run_of_a_lost_worker(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     listener = waiting_task(etlworks)
     lose_worker(monkeypatch, listener, at)
 
@@ -448,9 +445,7 @@ def test_after_a_lost_worker_the_run_is_followed(etlworks: Etlworks, monkeypatch
     assert len(sent(etlworks)) == 1
 
 
-def test_after_a_worker_lost_while_it_sent_nothing_is_sent_again(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_lost_while_sending_sends_nothing_again(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = waiting_task(etlworks)
     lose_worker(monkeypatch, listener, "send", EtlworksClient)
 
@@ -463,7 +458,7 @@ def test_after_a_worker_lost_while_it_sent_nothing_is_sent_again(
     assert listener.run().colour == "success"
 
 
-def test_after_a_bad_end_the_payload_is_sent_again(etlworks: Etlworks) -> None:
+def test_payload_is_sent_again_after_a_bad_end(etlworks: Etlworks) -> None:
     etlworks.flow(running=30, listener=LISTENER, ends="error")
     listener = waiting_task(etlworks)
     first = listener.run()
@@ -474,7 +469,7 @@ def test_after_a_bad_end_the_payload_is_sent_again(etlworks: Etlworks) -> None:
     assert len(sent(etlworks)) == 2
 
 
-def test_a_kill_stops_the_run(etlworks: Etlworks) -> None:
+def test_kill_stops_the_run(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600, listener=LISTENER)
     listener = waiting_task(etlworks)
     operator = listener.operator()
@@ -486,7 +481,7 @@ def test_a_kill_stops_the_run(etlworks: Etlworks) -> None:
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_kill_while_the_run_is_looked_for_stops_it(etlworks: Etlworks) -> None:
+def test_kill_during_the_search_stops_the_run(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600, listener=LISTENER, visible_after=10)
     listener = waiting_task(etlworks)
     operator = listener.operator()
@@ -498,9 +493,7 @@ def test_a_kill_while_the_run_is_looked_for_stops_it(etlworks: Etlworks) -> None
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_kill_while_the_payload_is_sent_says_what_is_not_known(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_while_sending_reports_the_doubt(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = waiting_task(etlworks)
     operator = listener.operator()
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import FLOW, Etlworks
+from support.etlworks import Etlworks
+from support.task import FLOW
 
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
@@ -40,7 +41,7 @@ def told_by(operator: Any, *, failed: bool = False) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_run_is_told_with_its_ids_status_and_records(etlworks: Etlworks, deferrable: bool) -> None:
+def test_run_facet_has_ids_status_and_records(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=30, records=4711)
     operators: list[EtlworksRunFlowOperator] = []
     task = etlworks.task(deferrable=deferrable)
@@ -66,7 +67,7 @@ def test_a_run_is_told_with_its_ids_status_and_records(etlworks: Etlworks, defer
     assert told["etlworks_flow"] == {"flowId": FLOW}
 
 
-def test_a_run_that_failed_is_told_as_well(etlworks: Etlworks) -> None:
+def test_failed_run_has_a_facet(etlworks: Etlworks) -> None:
     etlworks.flow(ends="error")
     operator = EtlworksRunFlowOperator(task_id="run_flow", flow_id=FLOW)
     task = etlworks.task()
@@ -75,7 +76,7 @@ def test_a_run_that_failed_is_told_as_well(etlworks: Etlworks) -> None:
     assert told_by(operator, failed=True)["etlworks_run"]["status"] == "error"
 
 
-def test_where_there_is_no_run_the_facet_has_no_id(etlworks: Etlworks) -> None:
+def test_facet_without_a_run_has_no_id(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("GET", f"/rest/v1/executions/{FLOW}", hang_up(), times=None)
     operator = EtlworksRunFlowOperator(task_id="run_flow", flow_id=str(FLOW))
     task = etlworks.task()
@@ -85,14 +86,14 @@ def test_where_there_is_no_run_the_facet_has_no_id(etlworks: Etlworks) -> None:
     assert told == {"etlworks_run": {"flowId": FLOW}, "etlworks_flow": {"flowId": FLOW}}
 
 
-def test_a_flow_that_is_not_known_is_no_error() -> None:
+def test_unknown_flow_is_not_an_error() -> None:
     by_name = EtlworksRunFlowOperator(task_id="run_flow", flow_name="{{ params.flow }}")
     listener = EtlworksHttpListenerOperator(task_id="send", path="orders/new")
     assert told_by(by_name) == told_by(listener, failed=True) == {"etlworks_run": {}, "etlworks_flow": {}}
 
 
 @pytest.mark.parametrize("missing", ["openlineage", "airflow.providers.openlineage"])
-def test_without_openlineage_nothing_is_told(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_reported_without_openlineage(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith(f"{missing}.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -13,7 +13,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flow_name": FLOW_NAME}}
@@ -41,7 +41,7 @@ NAMED: dict[str, dict[str, Any]] = {"by id": {"flow_id": FLOW}, "by name": {"flo
         ({"run_options": ["parallel"]}, "run_options is a list; it must be a mapping"),
     ],
 )
-def test_an_argument_that_cannot_work_fails_for_good_before_anything_is_sent(
+def test_invalid_argument_fails_before_any_request(
     etlworks: Etlworks, arguments: dict[str, Any], message: str, deferrable: bool
 ) -> None:
     went = etlworks.task(**arguments, deferrable=deferrable).run()
@@ -52,7 +52,7 @@ def test_an_argument_that_cannot_work_fails_for_good_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("flow_id", [FLOW, "7", " 7 ", "007"])
-def test_a_flow_id_may_be_a_text_of_digits_as_templates_give(etlworks: Etlworks, flow_id: Any) -> None:
+def test_flow_id_may_be_digits(etlworks: Etlworks, flow_id: Any) -> None:
     assert etlworks.task(flow_id=flow_id).run().colour == "success"
 
 
@@ -74,7 +74,7 @@ def test_a_flow_id_may_be_a_text_of_digits_as_templates_give(etlworks: Etlworks,
         ({"timeout": 5}, "unknown field 'timeout'"),
     ],
 )
-def test_a_connection_that_cannot_work_fails_for_good_by_id_and_by_name(
+def test_invalid_connection_fails_for_good(
     etlworks: Etlworks, changes: dict[str, Any], message: str, named: str
 ) -> None:
     etlworks.connect(**changes)
@@ -88,7 +88,7 @@ def test_a_connection_that_cannot_work_fails_for_good_by_id_and_by_name(
 
 
 @pytest.mark.parametrize("named", NAMED)
-def test_an_unknown_connection_is_named(etlworks: Etlworks, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_connection_is_named(etlworks: Etlworks, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def get_connection(conn_id: str) -> None:
         # What Airflow says; Airflow 3.1 can say it inside of a task process only.
         raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
@@ -109,7 +109,7 @@ def test_an_unknown_connection_is_named(etlworks: Etlworks, named: str, monkeypa
         ({"login": "nobody", "password": "sandbox"}, "401"),
     ],
 )
-def test_wrong_credentials_are_said_after_one_request(
+def test_wrong_credentials_fail_after_one_request(
     etlworks: Etlworks, connection: dict[str, str], message: str, named: str
 ) -> None:
     etlworks.connect(**connection)
@@ -123,7 +123,7 @@ def test_wrong_credentials_are_said_after_one_request(
 
 
 @pytest.mark.parametrize("named", NAMED)
-def test_a_host_that_is_not_etlworks_is_recognized_by_its_answer(etlworks: Etlworks, named: str) -> None:
+def test_foreign_host_is_recognized(etlworks: Etlworks, named: str) -> None:
     page = "<html><head><script>track()</script></head><body>Welcome to our shop</body></html>"
     etlworks.sandbox.fault("*", "*", broken_body(page), times=None)
 
@@ -136,7 +136,7 @@ def test_a_host_that_is_not_etlworks_is_recognized_by_its_answer(etlworks: Etlwo
     assert "Is Host the address of an Etlworks instance" in str(went.error)
 
 
-def test_a_flow_that_does_not_exist_fails_with_its_number(etlworks: Etlworks) -> None:
+def test_unknown_flow_id_is_named(etlworks: Etlworks) -> None:
     went = etlworks.task(flow_id=404404).run()
 
     assert went.colour == "failed"
@@ -144,7 +144,7 @@ def test_a_flow_that_does_not_exist_fails_with_its_number(etlworks: Etlworks) ->
 
 
 @both_modes
-def test_a_flow_name_that_does_not_exist_lists_those_that_are_close(etlworks: Etlworks, deferrable: bool) -> None:
+def test_unknown_flow_name_lists_similar_ones(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.sandbox.add_flow(SandboxFlow(8, "Nightly export"))
 
     close = etlworks.task(flow_name="Nightly Load", deferrable=deferrable).run()
@@ -157,7 +157,7 @@ def test_a_flow_name_that_does_not_exist_lists_those_that_are_close(etlworks: Et
     assert etlworks.sandbox.runs_started() == 0
 
 
-def test_a_flow_name_that_two_flows_have_lists_both_ids(etlworks: Etlworks) -> None:
+def test_ambiguous_flow_name_lists_both_ids(etlworks: Etlworks) -> None:
     flows = json.dumps([{"id": FLOW, "name": FLOW_NAME}, {"id": 8, "name": FLOW_NAME}])
     etlworks.sandbox.fault("GET", "/rest/v1/flows", broken_body(flows, content_type="application/json"))
 
@@ -168,7 +168,7 @@ def test_a_flow_name_that_two_flows_have_lists_both_ids(etlworks: Etlworks) -> N
     assert etlworks.sandbox.runs_started() == 0
 
 
-def test_the_connection_is_templated_as_the_rest(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_is_templated(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ETL_EU", etlworks.sandbox.airflow_connection)
     monkeypatch.delenv(CONN_VARIABLE)
     task = etlworks.task(

@@ -7,13 +7,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, FLOW_NAME, RECORD_PATH, record_of
+from support.clock import BEGINNING
+from support.task import FLOW, FLOW_NAME, RECORD_PATH, record_of
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
 from airflow_provider_etlworks.sandbox import broken_body
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 # status of the run, fail_on_warning, colour of the task
 ENDINGS = [
@@ -49,7 +50,7 @@ paths = pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("named", NAMED)
 @paths
 @pytest.mark.parametrize(("ends", "fail_on_warning", "colour"), ENDINGS)
-def test_the_task_ends_as_its_run(
+def test_task_ends_as_its_run(
     etlworks: Etlworks, ends: str, fail_on_warning: bool, colour: str, path: str, named: str
 ) -> None:
     running, deferrable = PATHS[path]["running"], bool(PATHS[path]["deferrable"])
@@ -86,9 +87,7 @@ def test_the_task_ends_as_its_run(
 
 @paths
 @pytest.mark.parametrize(("status", "colour"), ODD_ENDINGS)
-def test_an_odd_status_is_green_only_if_it_says_success(
-    etlworks: Etlworks, status: Any, colour: str, path: str
-) -> None:
+def test_only_success_is_green(etlworks: Etlworks, status: Any, colour: str, path: str) -> None:
     running, deferrable = PATHS[path]["running"], bool(PATHS[path]["deferrable"])
     etlworks.flow(running=running)
     first = 8721934
@@ -110,7 +109,7 @@ def test_an_odd_status_is_green_only_if_it_says_success(
 
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize("status", ["archiving", None, 17, []])
-def test_a_status_nobody_knows_is_watched_on_and_never_green(etlworks: Etlworks, status: Any, deferrable: bool) -> None:
+def test_unknown_status_is_never_green(etlworks: Etlworks, status: Any, deferrable: bool) -> None:
     etlworks.flow(running=1)
     record = record_of(8721934, status=status, started=1_800_000_000_000)
     etlworks.sandbox.fault(
@@ -128,9 +127,7 @@ def test_a_status_nobody_knows_is_watched_on_and_never_green(etlworks: Etlworks,
 
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize("ends", ["success", "error", "canceled"])
-def test_without_waiting_the_task_is_green_as_soon_as_the_run_is_accepted(
-    etlworks: Etlworks, deferrable: bool, ends: str
-) -> None:
+def test_task_that_does_not_wait_is_green_at_once(etlworks: Etlworks, deferrable: bool, ends: str) -> None:
     etlworks.flow(running=3600, ends=ends)
 
     task = etlworks.task(wait_for_completion=False, deferrable=deferrable)
@@ -154,7 +151,7 @@ def test_without_waiting_the_task_is_green_as_soon_as_the_run_is_accepted(
 
 
 @paths
-def test_a_bad_end_is_explained_with_the_end_of_the_flows_own_log(etlworks: Etlworks, path: str) -> None:
+def test_bad_end_shows_the_end_of_the_flow_log(etlworks: Etlworks, path: str) -> None:
     lines = tuple(f"step {number}" for number in range(1, 31))
     etlworks.flow(running=PATHS[path]["running"], ends="error", log=lines, exception="Disk full")
 
@@ -166,7 +163,7 @@ def test_a_bad_end_is_explained_with_the_end_of_the_flows_own_log(etlworks: Etlw
     assert "Disk full" in "\n".join(told)
 
 
-def test_no_log_is_read_where_none_is_wanted_or_the_run_ended_well(etlworks: Etlworks) -> None:
+def test_no_log_is_read_unless_wanted_and_failed(etlworks: Etlworks) -> None:
     etlworks.flow(running=0, ends="error")
     etlworks.task(log_lines=0).run()
     etlworks.flow(running=0, ends="success")
@@ -176,7 +173,7 @@ def test_no_log_is_read_where_none_is_wanted_or_the_run_ended_well(etlworks: Etl
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_a_log_that_cannot_be_read_hides_nothing(etlworks: Etlworks, deferrable: bool) -> None:
+def test_unreadable_log_hides_nothing(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(ends="error", exception="Disk full")
     etlworks.sandbox.fault("GET", "/rest/v1/executions/console/download", broken_body(code=500), times=None)
 
@@ -187,7 +184,7 @@ def test_a_log_that_cannot_be_read_hides_nothing(etlworks: Etlworks, deferrable:
     assert etlworks.warnings("The log of run", "cannot be read")
 
 
-def test_a_trigger_gets_every_option_that_it_needs(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trigger_gets_every_option(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_EU", etlworks.sandbox.airflow_connection)
     options: dict[str, Any] = {
         "flow_id": FLOW,

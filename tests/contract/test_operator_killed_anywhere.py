@@ -16,7 +16,7 @@ from airflow_provider_etlworks.sandbox import hang_up
 if TYPE_CHECKING:
     from types import FrameType
 
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 # The modules that an execution is made of; HTTP itself is not.
 FOLDERS = (str(Path(worker.__file__).parent), str(Path(runs.__file__).parent))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import RUN_PATH, STOP_PATH, Etlworks, Task
+from support.task import RUN_PATH, STOP_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.sandbox import status
 
 if TYPE_CHECKING:
+    from support.etlworks import Etlworks
+
     from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
 
@@ -50,7 +52,7 @@ def killed_try(task: Task, operator: EtlworksRunFlowOperator, etlworks: Etlworks
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["Airflow 2", "Airflow 3"])
 @pytest.mark.parametrize("after", [False, True], ids=["before it arrived", "after it arrived"])
-def test_the_run_of_a_start_in_flight_is_stopped_once(
+def test_run_of_a_start_in_flight_is_stopped_once(
     goes_on: bool, after: bool, etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = etlworks.task()
@@ -62,7 +64,7 @@ def test_the_run_of_a_start_in_flight_is_stopped_once(
     assert etlworks.asked("POST", STOP_PATH) == etlworks.sandbox.runs_started()
 
 
-def test_a_task_killed_before_its_start_is_sent_starts_nothing(etlworks: Etlworks) -> None:
+def test_task_killed_before_its_start_starts_nothing(etlworks: Etlworks) -> None:
     task = etlworks.task()
     operator = task.operator()
     assert task.store is not None
@@ -73,7 +75,7 @@ def test_a_task_killed_before_its_start_is_sent_starts_nothing(etlworks: Etlwork
     assert etlworks.asked("POST", RUN_PATH) == 0
 
 
-def test_a_run_in_flight_that_is_not_to_be_stopped_is_told(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_left_active_is_logged(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     task = etlworks.task(cancel_on_kill=False)
     operator = task.operator()
     kill_when_the_start_is_sent(monkeypatch, operator, goes_on=False)
@@ -86,9 +88,7 @@ def test_a_run_in_flight_that_is_not_to_be_stopped_is_told(etlworks: Etlworks, m
     assert f"Run {run.audit_id} goes on" in etlworks.log_text
 
 
-def test_where_it_cannot_be_told_which_run_it_was_none_is_stopped(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unidentified_run_is_not_stopped(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     task = etlworks.task()
     operator = task.operator()
     assert task.store is not None
@@ -102,7 +102,7 @@ def test_where_it_cannot_be_told_which_run_it_was_none_is_stopped(
     assert etlworks.warnings("killed while it started flow", "not certain which run")
 
 
-def test_a_stop_that_fails_does_not_keep_a_killed_task(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_stop_does_not_hold_a_killed_task(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     task = etlworks.task()
     operator = task.operator()
     etlworks.sandbox.fault("POST", STOP_PATH, status(503), times=None)

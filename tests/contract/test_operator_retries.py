@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, HISTORY_PATH, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.clock import BEGINNING
+from support.task import FLOW, HISTORY_PATH, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -19,7 +20,8 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.sandbox import SandboxFlow, hang_up, status
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Task
+    from support.etlworks import Etlworks
+    from support.task import Task
 
     from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
@@ -61,7 +63,7 @@ def lose_the_worker_before_the_answer(etlworks: Etlworks, task: Task, *, carried
 
 
 @both_modes
-def test_a_run_that_is_still_going_is_followed(etlworks: Etlworks, deferrable: bool) -> None:
+def test_active_run_is_followed(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=600, records=3)
     task = etlworks.task(deferrable=False)
     audit_id = lose_the_worker(etlworks, task, after=100)
@@ -88,7 +90,7 @@ def test_a_run_that_is_still_going_is_followed(etlworks: Etlworks, deferrable: b
         ("canceled", False, 2),
     ],
 )
-def test_a_run_that_ended_well_meanwhile_is_the_answer_and_another_is_replaced(
+def test_successful_run_is_the_result_and_others_are_replaced(
     etlworks: Etlworks, ends: str, fail_on_warning: bool, runs: int, deferrable: bool
 ) -> None:
     etlworks.flow(running=600)
@@ -107,7 +109,7 @@ def test_a_run_that_ended_well_meanwhile_is_the_answer_and_another_is_replaced(
         assert etlworks.warnings(str(first), ends, "A new run is needed")
 
 
-def test_a_failed_run_and_its_retry_are_two_runs(etlworks: Etlworks) -> None:
+def test_failed_run_and_its_retry_are_two_runs(etlworks: Etlworks) -> None:
     etlworks.flow(ends="error")
     task = etlworks.task()
     task.run()
@@ -117,7 +119,7 @@ def test_a_failed_run_and_its_retry_are_two_runs(etlworks: Etlworks) -> None:
     assert etlworks.sandbox.runs_started() == 2
 
 
-def test_a_run_that_is_gone_is_replaced_after_some_patience(etlworks: Etlworks) -> None:
+def test_missing_run_is_replaced_after_the_patience(etlworks: Etlworks) -> None:
     etlworks.flow(running=600)
     task = etlworks.task()
     first = lose_the_worker(etlworks, task, after=100)
@@ -137,9 +139,7 @@ def test_a_run_that_is_gone_is_replaced_after_some_patience(etlworks: Etlworks) 
     ("fault", "kind"),
     [(status(500), EtlworksServerError), (status(401), EtlworksUnauthorized), (hang_up(), EtlworksUnreachable)],
 )
-def test_a_run_that_cannot_be_read_fails_the_try_and_starts_nothing(
-    etlworks: Etlworks, fault: Any, kind: type[Exception]
-) -> None:
+def test_unreadable_run_fails_the_try_and_starts_nothing(etlworks: Etlworks, fault: Any, kind: type[Exception]) -> None:
     etlworks.flow(running=3600)
     task = etlworks.task()
     first = lose_the_worker(etlworks, task, after=100)
@@ -156,7 +156,7 @@ def test_a_run_that_cannot_be_read_fails_the_try_and_starts_nothing(
     assert etlworks.sandbox.runs_started() == 1
 
 
-def test_a_start_whose_worker_was_lost_before_the_answer_is_found(etlworks: Etlworks) -> None:
+def test_start_of_a_lost_worker_is_found(etlworks: Etlworks) -> None:
     etlworks.flow(running=600)
     etlworks.task(wait_for_completion=False).run()
     etlworks.clock.sleep(700)
@@ -198,7 +198,7 @@ def test_retry_reconciles_with_the_key_of_the_lost_try(etlworks: Etlworks, carri
 
 
 @pytest.mark.parametrize("later", [0, 3600])
-def test_a_start_that_was_never_carried_out_is_made_by_the_retry(etlworks: Etlworks, later: float) -> None:
+def test_unprocessed_start_is_made_by_the_retry(etlworks: Etlworks, later: float) -> None:
     task = etlworks.task()
     lose_the_worker_before_the_answer(etlworks, task, carried_out=False)
     etlworks.clock.sleep(later)
@@ -212,7 +212,7 @@ def test_a_start_that_was_never_carried_out_is_made_by_the_retry(etlworks: Etlwo
     assert (run.accepted - began >= 50) == (later == 0)
 
 
-def test_a_start_of_which_it_cannot_be_told_what_came_fails_each_try(etlworks: Etlworks) -> None:
+def test_unresolved_start_fails_each_try(etlworks: Etlworks) -> None:
     etlworks.flow(running=0)
     task = etlworks.task()
     lose_the_worker_before_the_answer(etlworks, task)
@@ -300,7 +300,7 @@ def test_kill_while_a_start_is_reconciled_stops_its_run(etlworks: Etlworks, goes
     assert stop.query == {"auditId": [str(etlworks.sandbox.runs()[0].audit_id)]}
 
 
-def test_an_xcom_backend_that_fails_loses_no_run(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_xcom_backend_loses_no_run(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     etlworks.flow(running=600)
     task = etlworks.task()
     context = task.next_try()
@@ -316,7 +316,7 @@ def test_an_xcom_backend_that_fails_loses_no_run(etlworks: Etlworks, monkeypatch
     assert etlworks.sandbox.runs_started() == 1
 
 
-def test_a_task_for_another_flow_does_not_take_the_run_of_the_first(etlworks: Etlworks) -> None:
+def test_task_of_another_flow_does_not_adopt_the_run(etlworks: Etlworks) -> None:
     etlworks.sandbox.add_flow(SandboxFlow(8, "Another", running=5))
     etlworks.flow(running=600)
     task = etlworks.task()
@@ -364,7 +364,7 @@ def test_clearing_a_task_whose_run_is_going_replaces_that_run(
     assert (went.result["audit_id"] == first) == (runs == 1)
 
 
-def test_a_run_that_we_stopped_is_not_the_answer_even_if_it_ends_as_success(etlworks: Etlworks) -> None:
+def test_stopped_run_is_never_the_result(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600, streaming=True)
     task = etlworks.task(timeout=120)
     first = task.run()
@@ -382,7 +382,7 @@ def test_a_run_that_we_stopped_is_not_the_answer_even_if_it_ends_as_success(etlw
 
 
 @pytest.mark.parametrize("ends", [None, "success"])
-def test_a_retry_goes_on_with_the_run_that_it_attached_to(etlworks: Etlworks, ends: str | None) -> None:
+def test_retry_resumes_the_attached_run(etlworks: Etlworks, ends: str | None) -> None:
     etlworks.flow(running=600)
     other = etlworks.run_of_somebody_else()
     task = etlworks.task(on_already_running="attach")
@@ -470,7 +470,7 @@ def test_before_airflow_3_3_a_run_that_has_ended_is_not_taken(etlworks: Etlworks
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_not_durable_means_a_new_run_each_try_and_the_old_one_is_left_alone(etlworks: Etlworks, store: bool) -> None:
+def test_non_durable_task_starts_a_run_each_try(etlworks: Etlworks, store: bool) -> None:
     etlworks.flow(running=600)
     task = etlworks.task(store=store, durable=False, on_already_running="wait")
     first = lose_the_worker(etlworks, task, after=100)
@@ -490,7 +490,7 @@ def test_not_durable_means_a_new_run_each_try_and_the_old_one_is_left_alone(etlw
 
 
 @pytest.mark.parametrize("moment", ["while its record is read", "while it is followed"])
-def test_a_kill_stops_the_run_of_the_earlier_try(etlworks: Etlworks, moment: str) -> None:
+def test_kill_stops_the_run_of_the_earlier_try(etlworks: Etlworks, moment: str) -> None:
     etlworks.flow(running=3600)
     task = etlworks.task()
     first = lose_the_worker(etlworks, task, after=100)
@@ -520,7 +520,7 @@ def kill_while_it_sleeps(etlworks: Etlworks, operator: EtlworksRunFlowOperator, 
     etlworks.clock.at(etlworks.clock.time() - BEGINNING + seconds, kill)
 
 
-def test_nothing_is_stopped_where_nothing_was_started(etlworks: Etlworks) -> None:
+def test_nothing_is_stopped_if_nothing_was_started(etlworks: Etlworks) -> None:
     etlworks.flow(running=600)
     etlworks.run_of_somebody_else()
     task = etlworks.task(on_already_running="wait")

@@ -16,7 +16,8 @@ from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Try
+    from support.etlworks import Etlworks
+    from support.task import Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 KEY, PASSWORD, PROXY_PASSWORD = "key-5up3r5ecret", "pa55-w0rd-5ecret", "pr0xy-5ecret"
@@ -56,7 +57,7 @@ def everything_told(etlworks: Etlworks, went: Try, xcoms: dict[str, Any]) -> lis
 @both_modes
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("with_login", [False, True], ids=["API key", "login"])
-def test_no_secret_is_told(
+def test_no_secret_is_shown(
     etlworks: Etlworks, with_login: bool, trouble: str, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox_tokens, "PASSWORD", PASSWORD)
@@ -76,7 +77,7 @@ def test_no_secret_is_told(
     assert secrets_in(told, {**secrets, **tokens}) == []
 
 
-def test_a_wrong_key_and_a_proxys_password_are_not_told(etlworks: Etlworks) -> None:
+def test_wrong_key_and_proxy_password_are_not_shown(etlworks: Etlworks) -> None:
     etlworks.connect(password=KEY, proxy=f"http://maria:{PROXY_PASSWORD}@127.0.0.1:9")
 
     went = etlworks.task().run()
@@ -86,7 +87,7 @@ def test_a_wrong_key_and_a_proxys_password_are_not_told(etlworks: Etlworks) -> N
     assert secrets_in(told, {"API key": KEY, "proxy password": PROXY_PASSWORD}) == []
 
 
-def test_the_operator_carries_no_secret_that_airflow_could_render(etlworks: Etlworks) -> None:
+def test_rendered_operator_has_no_secret(etlworks: Etlworks) -> None:
     etlworks.connect(password=KEY)
     operator = etlworks.task().operator()
 
@@ -99,7 +100,7 @@ def test_the_operator_carries_no_secret_that_airflow_could_render(etlworks: Etlw
 
 
 @both_modes
-def test_the_link_is_there_from_the_moment_that_the_run_is_accepted(
+def test_link_exists_once_the_run_is_accepted(
     etlworks: Etlworks, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     etlworks.flow(running=300, ends="error")
@@ -128,7 +129,7 @@ def test_the_link_is_there_from_the_moment_that_the_run_is_accepted(
     assert context["ti"].xcoms is task.xcoms
 
 
-def test_the_link_follows_the_connection_and_is_the_host_without_a_template(etlworks: Etlworks) -> None:
+def test_link_follows_the_connection(etlworks: Etlworks) -> None:
     key = EtlworksRunFlowOperator.operator_extra_links[0].xcom_key
     etlworks.connect(ui_url="https://etl.example.com/#/runs/{audit_id}")
     first = etlworks.task()
@@ -142,7 +143,7 @@ def test_the_link_follows_the_connection_and_is_the_host_without_a_template(etlw
 
 
 @pytest.mark.parametrize("found", [None, "", "https://e/1"])
-def test_the_link_is_empty_where_airflow_has_none(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
+def test_link_is_empty_without_a_run(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
     monkeypatch.setattr(links, "get_xcom", lambda *_: found)
     (link,) = EtlworksRunFlowOperator.operator_extra_links
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
+from support.clock import BEGINNING
+from support.task import FLOW, HISTORY_PATH, RUN_PATH, STOP_PATH, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksExecutionFailed, EtlworksExecutionTimeout
 from airflow_provider_etlworks.client.models import FlowStart
@@ -16,7 +17,8 @@ from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker import run_flow
 
 if TYPE_CHECKING:
-    from support.task import Etlworks, Try
+    from support.etlworks import Etlworks
+    from support.task import Try
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 
@@ -69,7 +71,7 @@ def stops(etlworks: Etlworks) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
-def test_a_kill_on_the_worker_stops_the_run_once(etlworks: Etlworks, login: str | None) -> None:
+def test_kill_on_the_worker_stops_the_run_once(etlworks: Etlworks, login: str | None) -> None:
     if login:
         etlworks.connect(login=login, password="sandbox")
     etlworks.flow(running=3600)
@@ -80,7 +82,7 @@ def test_a_kill_on_the_worker_stops_the_run_once(etlworks: Etlworks, login: str 
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_kill_in_the_triggerer_stops_the_run_once(etlworks: Etlworks) -> None:
+def test_kill_in_the_triggerer_stops_the_run_once(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
 
     audit_id = kill_while_deferred(etlworks)
@@ -88,7 +90,7 @@ def test_a_kill_in_the_triggerer_stops_the_run_once(etlworks: Etlworks) -> None:
     assert stops(etlworks) == [[str(audit_id)]]
 
 
-def test_a_trigger_that_is_only_cancelled_stops_nothing(etlworks: Etlworks) -> None:
+def test_cancelled_trigger_stops_nothing(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
 
     kill_while_deferred(etlworks, tells=False)
@@ -99,7 +101,7 @@ def test_a_trigger_that_is_only_cancelled_stops_nothing(etlworks: Etlworks) -> N
 
 # Airflow 2 ends the process after on_kill, Airflow 3 lets the task go on.
 @pytest.mark.parametrize("ends", [True, False], ids=["Airflow 2", "Airflow 3"])
-def test_a_kill_while_a_lost_start_is_looked_for_stops_what_came_of_it(etlworks: Etlworks, ends: bool) -> None:
+def test_kill_during_reconciliation_stops_the_run(etlworks: Etlworks, ends: bool) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
     task = etlworks.task()
@@ -124,7 +126,7 @@ def test_a_kill_while_a_lost_start_is_looked_for_stops_what_came_of_it(etlworks:
     assert etlworks.sandbox.runs_started() == 2
 
 
-def test_a_kill_just_before_the_start_starts_nothing(etlworks: Etlworks) -> None:
+def test_kill_before_the_start_starts_nothing(etlworks: Etlworks) -> None:
     task = etlworks.task()
     operator = task.operator()
     assert task.store is not None
@@ -137,9 +139,7 @@ def test_a_kill_just_before_the_start_starts_nothing(etlworks: Etlworks) -> None
     assert stops(etlworks) == []
 
 
-def test_a_kill_while_the_start_is_answered_stops_the_run_as_soon_as_it_is_known(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kill_during_the_response_stops_the_run(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     etlworks.flow(running=3600)
     task = etlworks.task()
     operator = task.operator()
@@ -162,7 +162,7 @@ def test_a_kill_while_the_start_is_answered_stops_the_run_as_soon_as_it_is_known
     assert stops(etlworks) == [[str(run.audit_id)]]
 
 
-def test_a_kill_while_another_run_is_waited_for_starts_nothing(etlworks: Etlworks) -> None:
+def test_kill_while_waiting_for_another_run_starts_nothing(etlworks: Etlworks) -> None:
     etlworks.flow(running=600)
     other = etlworks.run_of_somebody_else()
     task = etlworks.task(on_already_running="wait")
@@ -176,7 +176,7 @@ def test_a_kill_while_another_run_is_waited_for_starts_nothing(etlworks: Etlwork
     assert stops(etlworks) == []
 
 
-def test_without_cancel_on_kill_nothing_is_stopped_and_the_log_says_so(etlworks: Etlworks) -> None:
+def test_kill_without_cancel_on_kill_stops_nothing(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
 
     on_worker = kill(etlworks, cancel_on_kill=False)
@@ -188,7 +188,7 @@ def test_without_cancel_on_kill_nothing_is_stopped_and_the_log_says_so(etlworks:
     assert f"Run {in_triggerer} goes on" in etlworks.log_text
 
 
-def test_a_kill_before_the_start_and_after_the_end_stops_nothing(etlworks: Etlworks) -> None:
+def test_kill_outside_the_run_stops_nothing(etlworks: Etlworks) -> None:
     task = etlworks.task()
     task.operator().on_kill()
     operator = task.operator()
@@ -209,7 +209,7 @@ def test_a_kill_before_the_start_and_after_the_end_stops_nothing(etlworks: Etlwo
         (hang_up(carried_out=False), "Not certain whether"),
     ],
 )
-def test_a_stop_that_does_not_work_is_said(etlworks: Etlworks, fault: Fault, said: str, where: str) -> None:
+def test_failed_stop_is_logged(etlworks: Etlworks, fault: Fault, said: str, where: str) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("POST", STOP_PATH, fault, times=None)
 
@@ -220,7 +220,7 @@ def test_a_stop_that_does_not_work_is_said(etlworks: Etlworks, fault: Fault, sai
 
 
 @pytest.mark.parametrize("fault", [status(503), hang_up(carried_out=False)])
-def test_a_stop_survives_one_passing_fault(etlworks: Etlworks, fault: Fault) -> None:
+def test_stop_survives_a_transient_fault(etlworks: Etlworks, fault: Fault) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("POST", STOP_PATH, fault)
 
@@ -229,7 +229,7 @@ def test_a_stop_survives_one_passing_fault(etlworks: Etlworks, fault: Fault) -> 
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_a_server_that_cannot_stop_one_run_does_not_stop_somebody_elses(etlworks: Etlworks) -> None:
+def test_legacy_stop_spares_foreign_runs(etlworks: Etlworks) -> None:
     etlworks.connect(stop_path="/v1/flows/{flow_id}/stop")
     etlworks.flow(running=3600)
     etlworks.clock.at(50, etlworks.run_of_somebody_else)
@@ -244,7 +244,7 @@ def test_a_server_that_cannot_stop_one_run_does_not_stop_somebody_elses(etlworks
     assert (ours.status, other.status) == ("running", "running")
 
 
-def test_a_server_that_stops_the_newest_run_stops_ours_where_it_is_the_newest(etlworks: Etlworks) -> None:
+def test_legacy_stop_stops_our_newest_run(etlworks: Etlworks) -> None:
     etlworks.connect(stop_path="/v1/flows/{flow_id}/stop")
     etlworks.flow(running=3600)
 
@@ -254,7 +254,7 @@ def test_a_server_that_stops_the_newest_run_stops_ours_where_it_is_the_newest(et
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
-def test_the_connection_may_name_another_path(etlworks: Etlworks) -> None:
+def test_connection_may_name_another_stop_path(etlworks: Etlworks) -> None:
     etlworks.connect(stop_path="/v2/stop/{audit_id}?flow={flow_id}")
     etlworks.flow(running=3600)
 
@@ -277,7 +277,7 @@ def check_timed_out(etlworks: Etlworks, went: Try, *, at: float, stopped: bool =
 
 
 @both_modes
-def test_a_run_that_outlasts_the_timeout_is_stopped_and_the_task_fails(etlworks: Etlworks, deferrable: bool) -> None:
+def test_timeout_stops_the_run_and_fails_the_task(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=7200)
 
     went = etlworks.task(timeout=1800, deferrable=deferrable).run()
@@ -289,7 +289,7 @@ def test_a_run_that_outlasts_the_timeout_is_stopped_and_the_task_fails(etlworks:
 
 
 @both_modes
-def test_without_cancel_on_kill_a_time_out_stops_nothing(etlworks: Etlworks, deferrable: bool) -> None:
+def test_timeout_without_cancel_on_kill_stops_nothing(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=7200)
 
     went = etlworks.task(timeout=1800, deferrable=deferrable, cancel_on_kill=False).run()
@@ -300,7 +300,7 @@ def test_without_cancel_on_kill_a_time_out_stops_nothing(etlworks: Etlworks, def
 
 
 @both_modes
-def test_airflows_execution_timeout_is_kept_in_both_modes(etlworks: Etlworks, deferrable: bool) -> None:
+def test_execution_timeout_holds_in_both_modes(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=7200)
 
     went = etlworks.task(execution_timeout=timedelta(seconds=1800), deferrable=deferrable).run()
@@ -314,7 +314,7 @@ def test_airflows_execution_timeout_is_kept_in_both_modes(etlworks: Etlworks, de
 @pytest.mark.parametrize(
     ("timeout", "execution_timeout", "colour", "at"), [(600, 1800, "failed", 600), (3600, 1800, "timed out", 1790)]
 )
-def test_the_earlier_time_out_counts(
+def test_earlier_timeout_counts(
     etlworks: Etlworks, timeout: float, execution_timeout: float, colour: str, at: float, deferrable: bool
 ) -> None:
     etlworks.flow(running=7200)
@@ -328,14 +328,14 @@ def test_the_earlier_time_out_counts(
 
 
 @both_modes
-def test_a_run_that_ends_at_the_last_moment_is_no_time_out(etlworks: Etlworks, deferrable: bool) -> None:
+def test_run_that_ends_at_the_deadline_is_not_a_timeout(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=1800)
 
     assert etlworks.task(timeout=1800, deferrable=deferrable).run().colour == "success"
     assert stops(etlworks) == []
 
 
-def test_the_time_counts_from_the_tasks_start_through_all_deferrals(etlworks: Etlworks) -> None:
+def test_timeout_counts_from_the_task_start(etlworks: Etlworks) -> None:
     etlworks.flow(running=7200)
     etlworks.run_of_somebody_else()
     etlworks.clock.at(1000, lambda: etlworks.sandbox.finish(etlworks.sandbox.runs()[0].audit_id))
@@ -350,7 +350,7 @@ def test_the_time_counts_from_the_tasks_start_through_all_deferrals(etlworks: Et
     assert 1800 <= etlworks.clock.time() - BEGINNING < 1805
 
 
-def test_without_a_time_out_airflow_is_given_none(etlworks: Etlworks) -> None:
+def test_no_timeout_is_passed_to_airflow_without_one(etlworks: Etlworks) -> None:
     went = etlworks.task(deferrable=True).run()
 
     assert went.deferred is not None
@@ -364,9 +364,7 @@ def test_without_a_time_out_airflow_is_given_none(etlworks: Etlworks) -> None:
     [status(500), hang_up(carried_out=False), hang_up(carried_out=False, delay=30)],
     ids=["500", "drop", "hang"],
 )
-def test_a_stop_that_fails_at_the_time_out_does_not_keep_the_task_from_failing(
-    etlworks: Etlworks, fault: Fault, deferrable: bool
-) -> None:
+def test_failed_stop_at_the_timeout_still_fails_the_task(etlworks: Etlworks, fault: Fault, deferrable: bool) -> None:
     etlworks.connect(read_timeout=1)
     etlworks.flow(running=7200)
     etlworks.sandbox.fault("POST", STOP_PATH, fault, times=None)
@@ -379,7 +377,7 @@ def test_a_stop_that_fails_at_the_time_out_does_not_keep_the_task_from_failing(
 
 
 @both_modes
-def test_a_server_that_is_away_at_the_time_out_does_not_either(etlworks: Etlworks, deferrable: bool) -> None:
+def test_unreachable_server_at_the_timeout_still_fails_the_task(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=7200)
     etlworks.clock.at(900, etlworks.sandbox.stop)
 
@@ -390,14 +388,14 @@ def test_a_server_that_is_away_at_the_time_out_does_not_either(etlworks: Etlwork
 
 
 @both_modes
-def test_a_run_without_a_time_out_is_not_followed_in_silence(etlworks: Etlworks, deferrable: bool) -> None:
+def test_run_without_a_timeout_is_logged_at_intervals(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=30 * 3600)
 
     assert etlworks.task(deferrable=deferrable).run().colour == "success"
     assert len(etlworks.warnings("more than a day")) == 1
 
 
-def test_a_run_that_our_own_kill_stopped_may_be_tried_again(etlworks: Etlworks) -> None:
+def test_run_stopped_by_our_kill_may_be_retried(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
     task = etlworks.task(deferrable=False)
     operator = task.operator()

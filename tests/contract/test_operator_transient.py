@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import BEGINNING, FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
+from support.clock import BEGINNING
+from support.task import FLOW, RECORD_PATH, RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks.client.errors import EtlworksLostTouch
 from airflow_provider_etlworks.sandbox import Fault, broken_body, delay, hang_up, redirect, status, truncated
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "deferrable"])
 
@@ -46,7 +47,7 @@ REFUSALS: dict[str, Fault] = {"400": status(400), "401": status(401), "403": sta
 
 @both_modes
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_passing_fault_is_logged_and_survived(etlworks: Etlworks, fault: str, deferrable: bool) -> None:
+def test_transient_fault_is_survived(etlworks: Etlworks, fault: str, deferrable: bool) -> None:
     etlworks.connect(read_timeout=0.5)
     etlworks.flow(running=300)
     etlworks.sandbox.fault("GET", RECORD_PATH, PASSING[fault], times=2, after=LOOKS_BEFORE)
@@ -60,7 +61,7 @@ def test_a_passing_fault_is_logged_and_survived(etlworks: Etlworks, fault: str, 
 
 
 @both_modes
-def test_one_fault_after_the_other_is_survived(etlworks: Etlworks, deferrable: bool) -> None:
+def test_repeated_faults_are_survived(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.connect(read_timeout=0.5)
     etlworks.flow(running=3000)
     for fault in PASSING.values():
@@ -71,7 +72,7 @@ def test_one_fault_after_the_other_is_survived(etlworks: Etlworks, deferrable: b
 
 
 @both_modes
-def test_an_outage_of_20_minutes_is_survived_quietly(etlworks: Etlworks, deferrable: bool) -> None:
+def test_long_outage_is_survived_quietly(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=3600)
     etlworks.clock.at(60, etlworks.sandbox.stop)
     etlworks.clock.at(60 + 1200, etlworks.sandbox.start)
@@ -84,7 +85,7 @@ def test_an_outage_of_20_minutes_is_survived_quietly(etlworks: Etlworks, deferra
 
 
 @both_modes
-def test_an_outage_longer_than_the_patience_is_said_and_a_retry_goes_on(etlworks: Etlworks, deferrable: bool) -> None:
+def test_too_long_outage_fails_and_a_retry_resumes(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=7200)
     etlworks.clock.at(60, etlworks.sandbox.stop)
     task = etlworks.task(deferrable=deferrable, patience=900)
@@ -103,9 +104,7 @@ def test_an_outage_longer_than_the_patience_is_said_and_a_retry_goes_on(etlworks
 
 @both_modes
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refusal_fails_at_once_and_says_that_the_run_may_go_on(
-    etlworks: Etlworks, refusal: str, deferrable: bool
-) -> None:
+def test_refusal_fails_at_once(etlworks: Etlworks, refusal: str, deferrable: bool) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("GET", RECORD_PATH, REFUSALS[refusal], times=None, after=LOOKS_BEFORE)
 
@@ -120,7 +119,7 @@ def test_a_refusal_fails_at_once_and_says_that_the_run_may_go_on(
 
 @both_modes
 @pytest.mark.parametrize("late", [3, 45])
-def test_a_record_that_comes_late_is_waited_for(etlworks: Etlworks, late: float, deferrable: bool) -> None:
+def test_late_record_is_waited_for(etlworks: Etlworks, late: float, deferrable: bool) -> None:
     etlworks.flow(running=120, visible_after=late)
 
     assert etlworks.task(deferrable=deferrable).run().colour == "success"
@@ -128,7 +127,7 @@ def test_a_record_that_comes_late_is_waited_for(etlworks: Etlworks, late: float,
 
 
 @both_modes
-def test_a_record_that_vanishes_is_neither_green_nor_a_second_run(etlworks: Etlworks, deferrable: bool) -> None:
+def test_vanished_record_is_not_green_nor_restarted(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=3600)
     etlworks.clock.at(100, lambda: etlworks.sandbox.forget(etlworks.sandbox.runs()[0].audit_id))
 
@@ -141,7 +140,7 @@ def test_a_record_that_vanishes_is_neither_green_nor_a_second_run(etlworks: Etlw
 
 
 @both_modes
-def test_a_token_of_ten_minutes_lasts_for_a_run_of_three_hours(etlworks: Etlworks, deferrable: bool) -> None:
+def test_short_token_lasts_for_a_long_run(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.sandbox._tokens._lifetime = 600.0
     etlworks.flow(running=3 * 3600)
@@ -155,7 +154,7 @@ def test_a_token_of_ten_minutes_lasts_for_a_run_of_three_hours(etlworks: Etlwork
 
 
 @both_modes
-def test_a_revoked_token_costs_one_log_in(etlworks: Etlworks, deferrable: bool) -> None:
+def test_revoked_token_costs_one_log_in(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.flow(running=300)
     etlworks.clock.at(100, etlworks.sandbox.revoke_tokens)
@@ -171,7 +170,7 @@ def test_a_revoked_token_costs_one_log_in(etlworks: Etlworks, deferrable: bool) 
 
 
 @both_modes
-def test_a_log_in_that_is_down_is_a_passing_fault(etlworks: Etlworks, deferrable: bool) -> None:
+def test_log_in_outage_is_transient(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.flow(running=3600)
     etlworks.clock.at(100, etlworks.sandbox.revoke_tokens)
@@ -182,7 +181,7 @@ def test_a_log_in_that_is_down_is_a_passing_fault(etlworks: Etlworks, deferrable
 
 
 @both_modes
-def test_an_api_key_that_expires_is_said_at_once(etlworks: Etlworks, deferrable: bool) -> None:
+def test_expired_api_key_fails_at_once(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=3600)
     etlworks.clock.at(100, lambda: etlworks.sandbox.fault("*", "/rest/*", status(401), times=None))
 
@@ -195,7 +194,7 @@ def test_an_api_key_that_expires_is_said_at_once(etlworks: Etlworks, deferrable:
 
 
 @both_modes
-def test_a_password_that_is_changed_in_both_places_does_not_end_the_watch(
+def test_rotated_password_does_not_end_the_run(
     etlworks: Etlworks, deferrable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
@@ -215,7 +214,7 @@ def test_a_password_that_is_changed_in_both_places_does_not_end_the_watch(
 
 
 @both_modes
-def test_what_the_connection_forbids_to_hurry_is_not_hurried(etlworks: Etlworks, deferrable: bool) -> None:
+def test_poll_interval_of_the_connection_is_kept(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.connect(requests_per_minute=6)
     etlworks.flow(running=3600)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.client import Received, ScriptedServer, reply
+from support.etlworks import Received, ScriptedServer, reply
 from support.promotion import EXPORT, NEWER, SECRET_IN_BUNDLE, Promotion, sha256_of
 
 from airflow_provider_etlworks import storage

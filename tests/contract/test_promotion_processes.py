@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,6 @@ from airflow_provider_etlworks.compat import AirflowFailException
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 MEGABYTE = 1024 * 1024
 BIG = 200 * MEGABYTE
@@ -163,7 +163,8 @@ def here(*tasks: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
 def begun(*tasks: dict[str, Any], **more: Any) -> subprocess.Popen[bytes]:
     """Run tasks in a process of their own."""
     process = subprocess.Popen(
-        [sys.executable, promotion_process.__file__],
+        [sys.executable, "-m", "support.promotion_process"],
+        cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 import jwt
 import pytest
 import requests
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
 
@@ -31,22 +32,12 @@ FLOWS = [
 ]
 
 
-class Clock:
-    """Time stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Etlworks:
     """A sandbox with a clock of its own, and a way to ask it."""
 
     def __init__(self, **options) -> None:
-        self.clock = Clock()
-        self.sandbox = Sandbox(FLOWS, clock=self.clock, requests_per_minute=None, stop_takes=60, **options)
+        self.clock = VirtualClock(NOON)
+        self.sandbox = Sandbox(FLOWS, clock=self.clock.time, requests_per_minute=None, stop_takes=60, **options)
 
     def ask(self, method: str, path: str, **options) -> requests.Response:
         options.setdefault("headers", KEY)

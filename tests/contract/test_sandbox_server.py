@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.sandbox import (
     Sandbox,
@@ -181,17 +182,9 @@ def test_fault_that_cannot_fire_is_refused(sandbox, options):
 # The limit
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_rate_limit_is_shared_and_slides():
-    clock = Clock()
-    with Sandbox([], clock=clock, requests_per_minute=4) as sandbox:
+    clock = VirtualClock()
+    with Sandbox([], clock=clock.time, requests_per_minute=4) as sandbox:
         body = {"login": "sandbox", "password": "sandbox"}
         token = ask(sandbox, "POST", "/rest/v1/token-auth", json=body).json()["token"]
         other = {"Authorization": f"Bearer {token}"}
@@ -210,8 +203,8 @@ def test_rate_limit_is_shared_and_slides():
 
 
 def test_client_that_obeys_retry_after_is_admitted():
-    clock = Clock()
-    with Sandbox([], clock=clock, requests_per_minute=1) as sandbox:
+    clock = VirtualClock()
+    with Sandbox([], clock=clock.time, requests_per_minute=1) as sandbox:
         ask(sandbox, "GET", FLOWS)
         clock.now += 20
         clock.now += int(ask(sandbox, "GET", FLOWS).headers["Retry-After"])
@@ -227,7 +220,7 @@ def test_rate_limit_can_be_off(no_limit):
 
 
 def test_rate_limit_defaults_to_600():
-    with Sandbox([], clock=Clock()) as sandbox, requests.Session() as session:
+    with Sandbox([], clock=VirtualClock().time) as sandbox, requests.Session() as session:
         codes = [session.get(sandbox.url + FLOWS, headers=KEY, timeout=PATIENCE).status_code for _ in range(601)]
     assert codes.count(200) == 600
     assert codes[-1] == 429
@@ -304,8 +297,8 @@ def test_airflow_connection_has_host_and_credentials(sandbox):
 
 
 def test_flow_seconds_are_scaled():
-    clock = Clock()
-    with Sandbox([SandboxFlow(1, "One", queued=10, running=20)], clock=clock, seconds_scale=0.1) as sandbox:
+    clock = VirtualClock()
+    with Sandbox([SandboxFlow(1, "One", queued=10, running=20)], clock=clock.time, seconds_scale=0.1) as sandbox:
         sandbox.run_by_user(1)
         clock.now += 2.9
         assert sandbox.runs()[0].status == "running"

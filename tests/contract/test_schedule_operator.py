@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import StateStore, TaskInstance
+from support.state import StateStore
+from support.task import TaskInstance
 
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksServerError
 from airflow_provider_etlworks.compat import AirflowFailException
@@ -15,7 +16,7 @@ from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperato
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 NIGHTLY, HOURLY, OTHER = 7, 8, 9
 

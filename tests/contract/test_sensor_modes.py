@@ -6,8 +6,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.clock import BEGINNING
 from support.sensor import MODES, POKE_INTERVAL, Waiting
-from support.task import BEGINNING, FLOW, RECORD_PATH, StateStore
+from support.state import StateStore
+from support.task import FLOW, RECORD_PATH
 
 from airflow_provider_etlworks.client.errors import EtlworksExecutionFailed, EtlworksLostTouch
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowSensorTimeout, AirflowTaskTimeout
@@ -15,7 +17,7 @@ from airflow_provider_etlworks.sandbox import broken_body, hang_up, status
 from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 
 if TYPE_CHECKING:
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
 
 NIGHTLY = "0 0 4 * * ?"
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.clock import BEGINNING
 from support.proxy import Break, Proxy
-from support.task import (
-    BEGINNING,
-    FLOW,
-    FLOW_NAME,
-    HISTORY_PATH,
-    RUN_PATH,
-    STOP_PATH,
-    Etlworks,
-    Task,
-)
+from support.task import FLOW, FLOW_NAME, HISTORY_PATH, RUN_PATH, STOP_PATH, Task
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
@@ -43,6 +35,9 @@ from airflow_provider_etlworks.sandbox import (
     status,
     truncated,
 )
+
+if TYPE_CHECKING:
+    from support.etlworks import Etlworks
 
 JSON = "application/json"
 # Longer than the read time-out of these tests.
@@ -103,7 +98,7 @@ both_modes = pytest.mark.parametrize("deferrable", [False, True], ids=["sync", "
 
 @pytest.mark.parametrize("running", [300, 0], ids=["still going", "ended before the look"])
 @pytest.mark.parametrize("fault", LOST_BUT_CARRIED_OUT)
-def test_a_start_that_was_carried_out_is_found_and_not_sent_again(etlworks: Etlworks, fault: str, running: int) -> None:
+def test_lost_start_that_was_processed_is_found(etlworks: Etlworks, fault: str, running: int) -> None:
     etlworks.connect(read_timeout=READ_TIMEOUT)
     etlworks.flow(running=running)
     etlworks.task().run()
@@ -120,7 +115,7 @@ def test_a_start_that_was_carried_out_is_found_and_not_sent_again(etlworks: Etlw
 
 
 @pytest.mark.parametrize("fault", LOST_AND_NOT_CARRIED_OUT)
-def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, fault: str) -> None:
+def test_lost_start_that_was_not_processed_is_sent_once_more(etlworks: Etlworks, fault: str) -> None:
     etlworks.connect(read_timeout=READ_TIMEOUT)
     etlworks.sandbox.fault("POST", RUN_PATH, LOST_AND_NOT_CARRIED_OUT[fault])
 
@@ -130,7 +125,7 @@ def test_a_start_that_was_not_carried_out_is_sent_once_more(etlworks: Etlworks, 
     assert len(went.accepted) == 1
     assert etlworks.asked("POST", RUN_PATH) == 2
     assert etlworks.warnings("The start is in doubt")
-    assert sum(etlworks.clock.pauses) >= 60  # the record may only be late
+    assert sum(etlworks.clock.slept) >= 60  # the record may only be late
 
 
 @pytest.mark.parametrize("where", [Break.AFTER_RESPONSE, Break.INSIDE_RESPONSE, Break.BEFORE_FORWARDING])
@@ -147,7 +142,7 @@ def test_start_dropped_by_a_proxy_makes_one_run(etlworks: Etlworks, where: Break
     assert etlworks.sandbox.runs_started() == 1
 
 
-def test_a_run_that_shows_late_is_waited_for(etlworks: Etlworks) -> None:
+def test_late_run_is_waited_for(etlworks: Etlworks) -> None:
     etlworks.flow(running=300, visible_after=40)
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
 
@@ -157,7 +152,7 @@ def test_a_run_that_shows_late_is_waited_for(etlworks: Etlworks) -> None:
     assert etlworks.asked("POST", RUN_PATH) == 1
 
 
-def test_an_answer_without_an_audit_id_whose_run_nobody_finds_fails(etlworks: Etlworks) -> None:
+def test_response_without_audit_id_or_run_fails(etlworks: Etlworks) -> None:
     answer = status(200, body='{"flowId": 7, "status": 0}', headers={"Content-Type": JSON})
     etlworks.sandbox.fault("POST", RUN_PATH, answer)
 
@@ -168,7 +163,7 @@ def test_an_answer_without_an_audit_id_whose_run_nobody_finds_fails(etlworks: Et
     assert etlworks.asked("POST", RUN_PATH) == 1
 
 
-def test_a_start_that_is_lost_twice_is_not_sent_a_third_time(etlworks: Etlworks) -> None:
+def test_start_lost_twice_is_not_sent_again(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up(carried_out=False), times=None)
 
     went = etlworks.task().run()
@@ -178,7 +173,7 @@ def test_a_start_that_is_lost_twice_is_not_sent_a_third_time(etlworks: Etlworks)
     assert etlworks.asked("POST", RUN_PATH) == 2
 
 
-def test_the_log_shows_what_came_instead_of_an_answer(etlworks: Etlworks) -> None:
+def test_log_shows_the_broken_response(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("POST", RUN_PATH, broken_body())
 
     etlworks.task().run()
@@ -187,7 +182,7 @@ def test_the_log_shows_what_came_instead_of_an_answer(etlworks: Etlworks) -> Non
 
 
 @pytest.mark.parametrize("login", [None, "sandbox"], ids=["API key", "login"])
-def test_of_two_candidates_none_is_guessed(etlworks: Etlworks, login: str | None) -> None:
+def test_two_candidates_are_not_guessed(etlworks: Etlworks, login: str | None) -> None:
     if login:
         etlworks.connect(login=login, password="sandbox")
     etlworks.flow(running=0)
@@ -256,7 +251,7 @@ def test_answer_that_is_no_certain_refusal_is_reconciled(
         assert body.rpartition(b"An armed")[1].decode() in str(went.error)
 
 
-def test_a_lost_start_is_looked_for_through_an_outage(etlworks: Etlworks) -> None:
+def test_lost_start_is_reconciled_through_an_outage(etlworks: Etlworks) -> None:
     etlworks.flow(running=3600)
     etlworks.sandbox.fault("POST", RUN_PATH, hang_up())
     task = etlworks.task()
@@ -343,7 +338,7 @@ def test_long_log_is_read_to_a_bound(etlworks: Etlworks) -> None:
 # --- The start certainly was not carried out ------------------------------------------------------------------------
 
 
-def test_a_start_that_did_not_reach_the_server_is_repeated(etlworks: Etlworks) -> None:
+def test_unsent_start_is_repeated(etlworks: Etlworks) -> None:
     task = etlworks.task()
     assert task.store is not None
     task.store.before_the_start = lambda: (etlworks.sandbox.stop(), etlworks.clock.at(0.1, etlworks.sandbox.start))
@@ -356,7 +351,7 @@ def test_a_start_that_did_not_reach_the_server_is_repeated(etlworks: Etlworks) -
     assert etlworks.asked("GET", HISTORY_PATH) == 1  # for the watermark; afterwards there is nothing to look for
 
 
-def test_a_server_that_stays_away_is_named(etlworks: Etlworks) -> None:
+def test_unreachable_server_is_named(etlworks: Etlworks) -> None:
     etlworks.sandbox.stop()
 
     went = etlworks.task().run()
@@ -366,7 +361,7 @@ def test_a_server_that_stays_away_is_named(etlworks: Etlworks) -> None:
     assert len(etlworks.warnings("Trying again")) == 3
 
 
-def test_a_start_over_the_limit_waits_as_asked(etlworks: Etlworks) -> None:
+def test_rate_limited_start_waits(etlworks: Etlworks) -> None:
     etlworks.sandbox.fault("POST", RUN_PATH, status(429, headers={"Retry-After": "30"}))
 
     went = etlworks.task(wait_for_completion=False).run()
@@ -378,9 +373,7 @@ def test_a_start_over_the_limit_waits_as_asked(etlworks: Etlworks) -> None:
 
 @both_modes
 @pytest.mark.parametrize("refusal", REFUSALS)
-def test_a_refused_start_fails_at_once_with_the_servers_words(
-    etlworks: Etlworks, refusal: str, deferrable: bool
-) -> None:
+def test_refused_start_fails_with_the_servers_words(etlworks: Etlworks, refusal: str, deferrable: bool) -> None:
     fault, kind = REFUSALS[refusal]
     etlworks.sandbox.fault("POST", RUN_PATH, fault)
 
@@ -390,11 +383,11 @@ def test_a_refused_start_fails_at_once_with_the_servers_words(
     assert isinstance(went.error, kind)
     assert "An armed fault" in str(went.error)
     assert etlworks.asked("POST", RUN_PATH) == 1
-    assert etlworks.clock.pauses == []
+    assert etlworks.clock.slept == []
 
 
 @pytest.mark.parametrize(("code", "colour"), [(4, "success"), (5, "failed")])
-def test_a_start_that_ran_at_once_is_known_by_its_record(etlworks: Etlworks, code: int, colour: str) -> None:
+def test_start_that_ended_at_once_is_known_by_its_record(etlworks: Etlworks, code: int, colour: str) -> None:
     etlworks.flow(running=0, ends="success" if code == 4 else "error")
     answer = json.dumps({"flowId": FLOW, "auditId": 8721934, "status": code})
     etlworks.sandbox.fault("POST", RUN_PATH, broken_body(answer, content_type=JSON))
@@ -402,7 +395,7 @@ def test_a_start_that_ran_at_once_is_known_by_its_record(etlworks: Etlworks, cod
     assert etlworks.task().run().colour == colour
 
 
-def test_a_start_that_failed_at_once_without_a_run_says_why(etlworks: Etlworks) -> None:
+def test_failed_start_without_a_run_has_the_reason(etlworks: Etlworks) -> None:
     answer = status(200, body='{"status": 5, "exception": "No such connection"}', headers={"Content-Type": JSON})
     etlworks.sandbox.fault("POST", RUN_PATH, answer)
 
@@ -447,7 +440,7 @@ def test_already_running_may_wait_and_then_starts_ours(etlworks: Etlworks, busy:
     assert by_id[busy].ended <= by_id[ours].accepted
 
 
-def test_waiting_for_another_run_ends_at_the_time_out(etlworks: Etlworks, busy: int) -> None:
+def test_wait_for_another_run_ends_at_the_timeout(etlworks: Etlworks, busy: int) -> None:
     went = etlworks.task(on_already_running="wait", timeout=120).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
@@ -457,7 +450,7 @@ def test_waiting_for_another_run_ends_at_the_time_out(etlworks: Etlworks, busy: 
 
 
 @both_modes
-def test_already_running_may_attach_to_that_run(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+def test_already_running_may_attach(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
     went = etlworks.task(on_already_running="attach", deferrable=deferrable).run()
 
     assert went.colour == "success"
@@ -468,7 +461,7 @@ def test_already_running_may_attach_to_that_run(etlworks: Etlworks, busy: int, d
 
 
 @both_modes
-def test_a_run_that_is_only_followed_is_never_stopped(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+def test_attached_run_is_never_stopped(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
     went = etlworks.task(on_already_running="attach", deferrable=deferrable, timeout=60).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
@@ -485,7 +478,7 @@ def test_already_running_may_skip(etlworks: Etlworks, busy: int) -> None:
 
 
 @pytest.mark.parametrize("policy", ["fail", "wait", "attach"])
-def test_a_run_that_is_being_stopped_is_not_in_the_way(etlworks: Etlworks, busy: int, policy: str) -> None:
+def test_stopping_run_is_not_in_the_way(etlworks: Etlworks, busy: int, policy: str) -> None:
     etlworks.sandbox._organization.runs.find(busy).stopped_at = etlworks.clock.time()  # type: ignore[union-attr]
     etlworks.sandbox._organization.runs.find(busy).stop_takes = 90  # type: ignore[union-attr]
 
@@ -498,9 +491,7 @@ def test_a_run_that_is_being_stopped_is_not_in_the_way(etlworks: Etlworks, busy:
 
 
 @pytest.mark.parametrize("policy", ["fail", "attach"])
-def test_a_run_in_the_way_that_etlworks_does_not_show_is_no_reason_to_wait_for_ever(
-    etlworks: Etlworks, policy: str
-) -> None:
+def test_hidden_run_is_not_waited_for_without_limit(etlworks: Etlworks, policy: str) -> None:
     etlworks.flow(running=86_400)
     etlworks.run_of_somebody_else()
     etlworks.sandbox.finish(etlworks.run_of_somebody_else())  # the newest has ended, an older one goes on
@@ -512,7 +503,7 @@ def test_a_run_in_the_way_that_etlworks_does_not_show_is_no_reason_to_wait_for_e
     assert went.accepted == []
 
 
-def test_a_run_that_ends_between_the_two_answers_is_not_in_the_way(etlworks: Etlworks, busy: int) -> None:
+def test_run_that_just_ended_is_not_in_the_way(etlworks: Etlworks, busy: int) -> None:
     etlworks.sandbox.finish(busy)
     answer = status(200, body='{"flowId": 7, "status": 1}', headers={"Content-Type": JSON})
     etlworks.sandbox.fault("POST", RUN_PATH, answer)

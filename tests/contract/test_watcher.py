@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from support.watcher import MIDNIGHT, NOON, BusyEtlworks, Following, asked_per_path, in_virtual_time, longest_waits
+from support.clock import MIDNIGHT, NOON, in_virtual_time
+from support.etlworks import BusyEtlworks
+from support.watcher import Following, asked_per_path, longest_waits
 
 from airflow_provider_etlworks.runs.follow import Ending
 

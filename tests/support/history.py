@@ -11,7 +11,8 @@ from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import EtlworksNotFound
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.runs.listings import _ListedFlow, _ListedRun
-from support.task import FastClock, carry_out
+from support.clock import FastClock
+from support.etlworks import carry_out
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.call import Call
@@ -23,7 +24,7 @@ LOG = logging.getLogger("completions")
 
 
 @dataclass
-class Etlworks:
+class FlowHistories:
     """
     The runs of some flows, and the requests that came.
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.exceptions import AirflowException
 
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.promotion import (
@@ -22,7 +21,9 @@ from airflow_provider_etlworks.operators.promotion import (
     EtlworksImportPreviewOperator,
 )
 from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
-from support.task import BEGINNING, FastClock, StateStore, TaskInstance, _moment
+from support.clock import FastClock, moment, pass_clock_to_clients
+from support.state import StateStore
+from support.task import TaskInstance
 
 if TYPE_CHECKING:
     import pytest
@@ -106,9 +107,7 @@ class Promotion:
         self.logged.set_level(logging.DEBUG)
         for each in (EtlworksHook, EtlworksExportOperator, EtlworksImportPreviewOperator, EtlworksImportOperator):
             self.monkeypatch.setattr(each, "log", logging.getLogger(f"seen.{each.__name__}"))
-        defaults = EtlworksClient.__init__.__kwdefaults__
-        self.monkeypatch.setitem(defaults, "clock", self.clock)
-        self.monkeypatch.setitem(defaults, "sleep", self.clock.sleep)
+        pass_clock_to_clients(self.monkeypatch, self.clock)
 
     def _sandbox(self, flows: list[SandboxFlow]) -> Sandbox:
         return Sandbox(flows, requests_per_minute=None, clock=self.clock.time)
@@ -140,8 +139,8 @@ class Promotion:
         """Return a task; without ``store`` as before Airflow 3.3."""
         now = self.clock.time()
         context: dict[str, Any] = {
-            "ti": TaskInstance(start_date=_moment(now), try_number=0, max_tries=3, xcoms={}),
-            "dag_run": SimpleNamespace(start_date=_moment(now)),
+            "ti": TaskInstance(start_date=moment(now), try_number=0, max_tries=3, xcoms={}),
+            "dag_run": SimpleNamespace(start_date=moment(now)),
         }
         if store:
             context["task_state_store"] = StateStore()
@@ -182,6 +181,3 @@ class Promotion:
 
 def sha256_of(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-__all__ = ["BEGINNING", "Promotion", "Task", "Went", "sha256_of"]

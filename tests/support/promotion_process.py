@@ -13,24 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-
-class FileStore:
-    """Airflow's task state store, in a file: it outlives the process."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
-
-    def _kept(self) -> dict[str, Any]:
-        return json.loads(self._path.read_text()) if self._path.exists() else {}
-
-    def get(self, key: str) -> Any:
-        return self._kept().get(key)
-
-    def set(self, key: str, value: Any) -> None:
-        self._path.write_text(json.dumps({**self._kept(), key: value}))
-
-    def delete(self, key: str) -> None:
-        self._path.write_text(json.dumps({name: value for name, value in self._kept().items() if name != key}))
+from support.state import FileStore
 
 
 def peak() -> int:

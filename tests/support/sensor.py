@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,24 +22,23 @@ from airflow_provider_etlworks.compat import (
 )
 from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 from airflow_provider_etlworks.triggers import sensor as trigger_module
-from support.task import FLOW, RECORD_PATH, StateStore, only_event, stored_and_loaded
+from support.clock import moment
+from support.task import FLOW, RECORD_PATH, TaskInstance, only_event, stored_and_loaded
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import pytest
 
-    from support.task import Etlworks
+    from support.etlworks import Etlworks
+    from support.state import StateStore
 
 MODES = ("poke", "reschedule", "deferrable")
 POKE_INTERVAL = 5.0
 
 
-class TaskInstance(SimpleNamespace):
-    """What Airflow gives a sensor."""
-
-    xcoms: dict[str, Any]
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = json.loads(json.dumps(value))
+class SensorTaskInstance(TaskInstance):
+    """A task instance that was rescheduled, as Airflow gives it to a sensor."""
 
     def get_first_reschedule_date(self, _: Any) -> datetime | None:
         return self.first_start
@@ -75,7 +73,7 @@ class Waiting:
             monkeypatch.setattr(each, "log", logging.getLogger(f"seen.{each.__name__}"))
         base = import_module(BaseSensorOperator.__module__)
         monkeypatch.setattr(base, "time", etlworks.clock)
-        clock_of_airflow = SimpleNamespace(utcnow=lambda: _moment(etlworks.clock.time()))
+        clock_of_airflow = SimpleNamespace(utcnow=lambda: moment(etlworks.clock.time()))
         monkeypatch.setattr(base, "timezone", clock_of_airflow)
         if hasattr(base, "_orig_start_date"):  # Airflow 2 reads its database, and these tests have none
             monkeypatch.setattr(base, "_orig_start_date", lambda **_: self._first_start)
@@ -88,7 +86,7 @@ class Waiting:
         wait = Wait("success")
         reads = self.reads
         self._first_start = None
-        began = _moment(self.etlworks.clock.time())
+        began = moment(self.etlworks.clock.time())
         try:
             wait.result = self._result(chosen, wait, began)
         except AirflowSkipException as error:
@@ -121,7 +119,7 @@ class Waiting:
 
     def context(self, wait: Wait, began: datetime) -> dict[str, Any]:
         return {
-            "ti": TaskInstance(
+            "ti": SensorTaskInstance(
                 start_date=began,
                 first_start=self._first_start,
                 xcoms=wait.xcoms,
@@ -132,7 +130,7 @@ class Waiting:
                 try_number=1,
                 max_tries=0,
             ),
-            "dag_run": SimpleNamespace(start_date=_moment(self.dag_run_started_at)),
+            "dag_run": SimpleNamespace(start_date=moment(self.dag_run_started_at)),
             **({} if self.store is None else {"task_state_store": self.store}),
             **self.context_extras,
         }
@@ -141,7 +139,3 @@ class Waiting:
     def reads(self) -> int:
         """How many times a run's record was read."""
         return self.etlworks.asked("GET", RECORD_PATH)
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, tz=timezone.utc)

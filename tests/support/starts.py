@@ -10,7 +10,8 @@ from airflow_provider_etlworks.client.call import Call, Page
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksNotFound
 from airflow_provider_etlworks.client.models import Execution, FlowStart
 from airflow_provider_etlworks.runs.start import RunStarter
-from support.task import FastClock, carry_out
+from support.clock import FastClock
+from support.etlworks import carry_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +31,7 @@ def response(code: int | None, audit_id: int | None = None, **fields: Any) -> Fl
     return FlowStart.from_json({"status": code, "auditId": audit_id, **fields})
 
 
-class ScriptedServer:
+class ScriptedStarts:
     """
     Answers the calls of a start from a script.
 

@@ -38,7 +38,7 @@ def test_another_host_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["", "?a=1", "/v1/my flow", "/v1/flows\n", "/v1/a\r\nX: y", "/v1/flows#top", "/v1\\flows", "/v1/Łódź"]
 )
-def test_what_is_no_path_is_refused(path: str) -> None:
+def test_invalid_path_is_refused(path: str) -> None:
     with pytest.raises(EtlworksConfigError, match="percent-encoded"):
         endpoints.request("GET", path, root_url=ROOT)
 
@@ -58,7 +58,7 @@ def test_what_is_no_path_is_refused(path: str) -> None:
         (f"{ROOT}/x?a=1", f"{ROOT}/x?a=1"),
     ],
 )
-def test_where_a_request_goes(path: str, url: str) -> None:
+def test_request_url(path: str, url: str) -> None:
     assert endpoints.request("GET", path, root_url=ROOT).url(f"{ROOT}/rest", ROOT) == url
 
 
@@ -78,11 +78,11 @@ def test_request_below_a_path(root: str) -> None:
     ("method", "idempotent"),
     [("get", True), ("HEAD", True), ("put", True), ("DELETE", True), ("post", False), ("PATCH", False)],
 )
-def test_a_request_of_ones_own_is_repeated_by_its_method(method: str, idempotent: bool) -> None:
+def test_custom_request_is_repeated_by_its_method(method: str, idempotent: bool) -> None:
     assert endpoints.request(method, "/v1/x", root_url=ROOT).idempotent is idempotent
 
 
-def test_what_would_do_something_twice_is_never_repeated() -> None:
+def test_unsafe_request_is_never_repeated() -> None:
     once: list[Call[object]] = [
         endpoints.run_flow(7),
         endpoints.run_flow_by_name("Orders"),
@@ -99,12 +99,12 @@ def test_what_would_do_something_twice_is_never_repeated() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/", "orders//new", "../flows", "orders/./new", "orders/.."])
-def test_what_is_no_listener_is_refused(path: str) -> None:
+def test_invalid_listener_is_refused(path: str) -> None:
     with pytest.raises(EtlworksConfigError, match="orders/new"):
         endpoints.send_to_listener(path)
 
 
-def test_a_call_does_not_show_what_it_carries() -> None:
+def test_call_hides_its_payload() -> None:
     calls: list[Call[object]] = [
         endpoints.log_in("alice", "hunter2"),
         endpoints.run_flow(7, {"card": "hunter2"}, {"key": "hunter2"}),
@@ -126,7 +126,7 @@ def test_a_call_does_not_show_what_it_carries() -> None:
         ({}, None),
     ],
 )
-def test_the_legacy_status_means_something_else(answer: dict[str, object], meaning: StartStatus | None) -> None:
+def test_legacy_status_has_another_meaning(answer: dict[str, object], meaning: StartStatus | None) -> None:
     start = endpoints.run_flow_by_name_legacy("Orders").result(Response(200, {}, json.dumps(answer).encode()))
     assert (start.status, start.exception) == (meaning, answer.get("exception"))
 
@@ -141,25 +141,25 @@ def test_the_legacy_status_means_something_else(answer: dict[str, object], meani
         b'[{"flowId": 7, "executions": [{"status": "running"}]}]',
     ],
 )
-def test_a_day_that_cannot_be_read(body: bytes) -> None:
+def test_unreadable_day(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError):
         endpoints.executions_of_day().result(Response(200, {}, body))
 
 
 @pytest.mark.parametrize("executions", [[], None])
-def test_a_flow_without_a_run_that_day(executions: object) -> None:
+def test_flow_without_a_run_that_day(executions: object) -> None:
     body = json.dumps([{"flowId": 7, "executions": executions}, {"flowId": 8}]).encode()
     assert endpoints.executions_of_day().result(Response(200, {}, body)) == []
 
 
 @pytest.mark.parametrize("paged", [endpoints.list_flows(), endpoints.audit_events(), endpoints.execution_history(7)])
 @pytest.mark.parametrize("body", [b"{}", b'{"items": []}', b"null", b"", b"[null]", b"[[]]"])
-def test_what_is_no_list(paged: PagedCall[object], body: bytes) -> None:
+def test_invalid_list(paged: PagedCall[object], body: bytes) -> None:
     with pytest.raises(EtlworksReplyError):
         paged.first().result(Response(200, {}, body))
 
 
-def test_the_public_face_loads_a_transport_only_when_it_is_used() -> None:
+def test_transport_is_loaded_on_first_use() -> None:
     script = """
 import sys
 from airflow_provider_etlworks import client

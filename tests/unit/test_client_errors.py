@@ -73,14 +73,14 @@ def error_of(given: Response) -> EtlworksApiError:
         (599, errors.EtlworksServerError, True, False),
     ],
 )
-def test_status_makes_the_error(status, kind, retryable, not_processed) -> None:
+def test_status_selects_the_error(status, kind, retryable, not_processed) -> None:
     error = error_of(answer(status, {"message": "What the server says"}))
     assert (type(error), error.status, error.retryable, error.not_processed) == (kind, status, retryable, not_processed)
     assert str(error).startswith(f"Etlworks answered {status} to GET /v1/flows/7: What the server says")
 
 
 @pytest.mark.parametrize("status", [*range(300, 600), 102, 999])
-def test_only_a_short_list_of_statuses_is_a_certain_refusal(status: int) -> None:
+def test_few_statuses_are_certain_refusals(status: int) -> None:
     assert error_of(answer(status)).not_processed == (status in {400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
 
 
@@ -93,13 +93,13 @@ def test_only_a_short_list_of_statuses_is_a_certain_refusal(status: int) -> None
     ],
 )
 @pytest.mark.parametrize("status", [302, 400, 401, 404, 409, 422, 429, 500])
-def test_no_status_of_a_listener_is_a_certain_refusal(call: Call[object], status: int) -> None:
+def test_listener_status_is_never_a_certain_refusal(call: Call[object], status: int) -> None:
     error = call.error(answer(status, {"message": "no"}))
     assert not error.not_processed
     assert not is_retryable(error, idempotent=call.idempotent)
 
 
-def test_a_redirect_that_is_refused_leaves_the_request_in_doubt() -> None:
+def test_refused_redirect_leaves_the_request_in_doubt() -> None:
     assert not errors.EtlworksRedirected("Etlworks redirects elsewhere.", status=302).not_processed
     assert not errors.EtlworksRefused("Etlworks refused.", status=200).not_processed
 
@@ -122,13 +122,13 @@ def every_error() -> list[errors.EtlworksError]:
 
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
-def test_an_error_survives_copying_and_pickling(error: errors.EtlworksError, copied: Callable[..., Any]) -> None:
+def test_error_survives_copying_and_pickling(error: errors.EtlworksError, copied: Callable[..., Any]) -> None:
     error.of_somebody_else = "kept"  # type: ignore[attr-defined]
     twin = copied(error)
     assert (type(twin), twin.args, str(twin), vars(twin)) == (type(error), error.args, str(error), vars(error))
 
 
-def test_an_error_crosses_a_process_pool() -> None:
+def test_error_crosses_a_process_pool() -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         error = pool.submit(errors.api_error, "GET /v1/flows", 429, "slow down", retry_after=3.0).result()
         with pytest.raises(errors.EtlworksConfigError, match="no Host"):
@@ -137,7 +137,7 @@ def test_an_error_crosses_a_process_pool() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nINFO - all is well", "\x1b[31mred", "a\0b\ud83d", "a\u2028b\u202e"])
-def test_a_message_is_one_line_without_control_characters(text: str) -> None:
+def test_message_is_one_clean_line(text: str) -> None:
     for error in (
         errors.EtlworksError(text),
         error_of(answer(400, {"message": text})),
@@ -160,11 +160,11 @@ def test_a_message_is_one_line_without_control_characters(text: str) -> None:
         (b"", ""),
     ],
 )
-def test_the_message_is_what_the_body_says(body: object, said: str) -> None:
+def test_message_comes_from_the_body(body: object, said: str) -> None:
     assert str(error_of(answer(400, body))) == f"Etlworks answered 400 to GET /v1/flows/7{': ' if said else ''}{said}"
 
 
-def test_a_page_is_told_as_plain_text() -> None:
+def test_html_page_becomes_plain_text() -> None:
     text = str(error_of(answer(502, PAGE, content_type="text/html")))
     assert "502 Bad Gateway" in text
     assert "The upstream <etl> is down." in text
@@ -173,7 +173,7 @@ def test_a_page_is_told_as_plain_text() -> None:
 
 
 @pytest.mark.parametrize("cut_after", [b'alert("', b"<scr", b"color:"])
-def test_a_page_that_is_cut_off_is_told_without_its_script(cut_after: bytes) -> None:
+def test_cut_html_page_loses_its_script(cut_after: bytes) -> None:
     cut = PAGE[: PAGE.index(cut_after) + len(cut_after)]
     text = str(error_of(answer(502, cut)))
     assert "502 Bad Gateway" in text
@@ -181,19 +181,19 @@ def test_a_page_that_is_cut_off_is_told_without_its_script(cut_after: bytes) -> 
         assert noise not in text
 
 
-def test_a_long_text_is_cut() -> None:
+def test_long_text_is_cut() -> None:
     assert len(str(error_of(answer(500, {"message": "x" * 100_000})))) < 500
     assert len(excerpt(b"<p>" * 10_000_000 + b"text")) < 500
 
 
-def test_what_to_do_is_said() -> None:
+def test_error_names_the_remedy() -> None:
     assert "role does not allow" in str(error_of(answer(403)))
     assert "cannot see it" in str(error_of(answer(404)))
     assert "API key" in str(error_of(answer(401)))
     assert "expired" in str(error_of(answer(401)))
 
 
-def test_refused_with_status_200() -> None:
+def test_refusal_with_status_200() -> None:
     error = error_of(answer(200, {"success": False, "message": f"No disk left for {PASSWORD}"}))
     assert type(error) is errors.EtlworksRefused
     assert (error.status, error.retryable, error.not_processed) == (200, False, False)
@@ -208,7 +208,7 @@ def test_refused_with_status_200() -> None:
         (b'{"exception": "late", "success"\n: false}', "late"),
     ],
 )
-def test_a_refusal_however_it_is_written(body: bytes, reason: str) -> None:
+def test_refusal_in_every_spelling(body: bytes, reason: str) -> None:
     assert reason in str(error_of(answer(200, body)))
 
 
@@ -220,14 +220,14 @@ def test_no_refusal(body: object) -> None:
 
 
 @pytest.mark.parametrize("body", [PAGE, b'{"id": 7', b"[" * 100_000, b"\xff\xfe\xff", b"null", b"", b"[]", b'"text"'])
-def test_an_answer_that_cannot_be_read(body: bytes) -> None:
+def test_unreadable_response(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError) as raised:
         CALL.result(answer(200, body, content_type="text/html"))
     assert str(raised.value).startswith("Cannot read the answer to GET /v1/flows/7: ")
     assert (raised.value.retryable, raised.value.not_processed) == (True, False)
 
 
-def test_what_is_no_json_is_described() -> None:
+def test_non_json_is_described() -> None:
     with pytest.raises(EtlworksReplyError) as raised:
         CALL.result(answer(200, PAGE, content_type="text/html"))
     for part in ("text/html", f"{len(PAGE)} bytes", "502 Bad Gateway", "Is Host the address"):
@@ -266,12 +266,12 @@ def test_no_secret_is_repeated(leak: str, status: int, form: str) -> None:
         assert secret not in seen
 
 
-def test_what_is_no_secret_is_left() -> None:
+def test_other_texts_are_kept() -> None:
     text = "The tokenizer failed at row 7: password column is empty; 3 bearers"
     assert redact(text, ["", "hunter2"]) == text
 
 
-def test_the_tree_in_the_documentation_is_the_tree() -> None:
+def test_documented_error_tree_is_the_real_one() -> None:
     def below(kind: type[Exception]) -> set[str]:
         # The hook has a kind of its own that Airflow does not retry.
         own = (each for each in kind.__subclasses__() if each.__module__ == errors.__name__)

@@ -41,7 +41,7 @@ STARTED = datetime(2026, 5, 9, 10, 0, 0, 123_000, tzinfo=timezone.utc)
 EVERY_MODEL = (AuditEvent, Connection, Execution, Flow, FlowStart, FlowTask, MetricsSummary, Schedule, Webhook)
 
 
-def test_a_record_is_read_whole() -> None:
+def test_record_is_read_whole() -> None:
     run = Execution.from_json(RECORD)
     assert run == Execution(
         flow_id=7,
@@ -63,7 +63,7 @@ def test_a_record_is_read_whole() -> None:
 
 @pytest.mark.parametrize("absent", ["missing", None, {}, [], True, "", float("nan")])
 @pytest.mark.parametrize("name", sorted(set(RECORD) - {"auditId", "flowId", "somethingNew"}))
-def test_a_field_that_is_not_there_or_odd_is_none(name: str, absent: object) -> None:
+def test_missing_or_odd_field_is_none(name: str, absent: object) -> None:
     record = {key: value for key, value in RECORD.items() if key != name}
     if absent != "missing":
         record[name] = absent
@@ -117,7 +117,7 @@ def test_oddly_written_values(name: str, value: object, read: object) -> None:
         (None, RECORD["ended"], None, True, False),
     ],
 )
-def test_what_a_status_means(status, ended, known, is_terminal, is_stopping) -> None:
+def test_status_meaning(status, ended, known, is_terminal, is_stopping) -> None:
     run = Execution.from_json({**RECORD, "status": status, "ended": ended})
     assert (run.known_status, run.is_terminal, run.is_stopping) == (known, is_terminal, is_stopping)
 
@@ -129,36 +129,36 @@ def test_duration_needs_both_ends() -> None:
 
 @pytest.mark.parametrize("model", EVERY_MODEL)
 @pytest.mark.parametrize("value", [None, [], "text", 5, True])
-def test_what_is_no_object_is_refused(model, value: object) -> None:
+def test_non_object_is_refused(model, value: object) -> None:
     with pytest.raises(EtlworksReplyError, match="JSON object"):
         model.from_json(value)
 
 
-def test_the_record_of_another_run_or_flow_is_refused() -> None:
+def test_record_of_another_run_or_flow_is_refused() -> None:
     with pytest.raises(EtlworksReplyError, match=r"auditId 43, the answer is about 42"):
         Execution.from_json(RECORD, audit_id=43)
     with pytest.raises(EtlworksReplyError, match=r"flowId 8, the answer is about 7"):
         Execution.from_json(RECORD, flow_id=8)
 
 
-def test_a_record_need_not_repeat_what_was_asked_for() -> None:
+def test_record_may_omit_requested_ids() -> None:
     run = Execution.from_json({"status": "running"}, flow_id=7, audit_id=42)
     assert (run.flow_id, run.audit_id) == (7, 42)
 
 
 @pytest.mark.parametrize("record", [{"status": "running"}, {"flowId": 7}, {"auditId": 42}, {"success": True}])
-def test_what_names_no_run_is_no_record(record: dict[str, object]) -> None:
+def test_record_without_a_run_is_refused(record: dict[str, object]) -> None:
     with pytest.raises(EtlworksReplyError):
         Execution.from_json(record)
 
 
 @pytest.mark.parametrize("record", [RECORD, {"flowId": 7, "auditId": 42}])
-def test_a_run_survives_being_written_and_read_back(record: dict[str, object]) -> None:
+def test_run_survives_a_round_trip(record: dict[str, object]) -> None:
     run = Execution.from_json(record)
     assert Execution.from_dict(json.loads(json.dumps(run.to_dict()))) == run
 
 
-def test_a_run_written_by_another_release_is_read_back() -> None:
+def test_run_of_another_release_is_read() -> None:
     written = {**Execution.from_json(RECORD).to_dict(), "of_a_later_release": 1}
     del written["parent_audit_id"]
     assert Execution.from_dict(written).audit_id == 42
@@ -169,7 +169,7 @@ def test_times_are_written_in_utc() -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], {"audit_id": 1}, {"flow_id": 7, "audit_id": 1, "started_at": "yesterday"}])
-def test_what_is_no_run_is_not_read_back(value: object) -> None:
+def test_invalid_stored_run_is_refused(value: object) -> None:
     with pytest.raises(EtlworksReplyError):
         Execution.from_dict(value)
 
@@ -179,22 +179,22 @@ def test_what_is_no_run_is_not_read_back(value: object) -> None:
     [(number.value, number, number.value) for number in StartStatus]
     + [("1", StartStatus.ALREADY_RUNNING, 1), (17, None, 17), (None, None, None), (True, None, None)],
 )
-def test_the_outcome_of_a_start(status, meaning, code) -> None:
+def test_outcome_of_a_start(status, meaning, code) -> None:
     start = FlowStart.from_json({"flowId": 7, "auditId": 42, "status": status})
     assert (start.status, start.status_code, start.audit_id) == (meaning, code, 42)
 
 
 @pytest.mark.parametrize("audit_id", [None, 0, "", "none"])
-def test_a_start_without_a_run(audit_id: object) -> None:
+def test_start_without_a_run(audit_id: object) -> None:
     assert FlowStart.from_json({"auditId": audit_id, "status": 1}).audit_id is None
 
 
-def test_tags_that_are_no_list_are_none() -> None:
+def test_invalid_tags_are_none() -> None:
     assert Flow.from_json({"id": "7", "tags": "nightly"}).tags == ()
     assert Flow.from_json({"id": 7, "tags": ["a", None, 5, {}]}).tags == ("a", "5")
 
 
-def test_a_flow_needs_an_id() -> None:
+def test_flow_needs_an_id() -> None:
     with pytest.raises(EtlworksReplyError, match="no id"):
         Flow.from_json({"name": "Orders"})
 
@@ -207,7 +207,7 @@ def test_on_or_off_is_not_guessed(model, value: object) -> None:
 
 
 @pytest.mark.parametrize("model", EVERY_MODEL)
-def test_every_model_is_json_safe_without_what_it_does_not_know(model) -> None:
+def test_every_model_is_json_safe(model) -> None:
     known = {"id": 1, "auditId": 2, "flowId": 3, "tags": ["t"], "timestamp": 1_000, "started": 1_000, "created": 1_000}
     one = model.from_json({**known, "properties": {"password": "hunter2"}})
     assert "hunter2" not in json.dumps(one.to_dict()) + repr(one)
@@ -215,5 +215,5 @@ def test_every_model_is_json_safe_without_what_it_does_not_know(model) -> None:
 
 
 @pytest.mark.parametrize("none", [0, -1, "0", None, ""])
-def test_an_event_id_that_stands_for_none_is_none(none: object) -> None:
+def test_placeholder_event_id_is_none(none: object) -> None:
     assert Execution.from_json({**RECORD, "eventId": none}).event_id is None

@@ -7,7 +7,7 @@ from email.utils import formatdate
 from itertools import islice
 
 import pytest
-from support.client import VirtualClock
+from support.clock import VirtualClock
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client.clock import growing_delays

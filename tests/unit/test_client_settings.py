@@ -19,7 +19,7 @@ SECRET = "hunter2"
 @pytest.mark.parametrize("port", ["", ":443"])
 @pytest.mark.parametrize("path", ["", "/", "//", "/rest", "/rest/", "/rest/v1", "/rest/v1/", "//rest//v1//"])
 @pytest.mark.parametrize("space", ["", " ", "\n"])
-def test_every_spelling_is_the_same_address(scheme: str, name: str, port: str, path: str, space: str) -> None:
+def test_every_spelling_gives_one_address(scheme: str, name: str, port: str, path: str, space: str) -> None:
     assert root_url(f"{space}{scheme}{name}{port}{path}{space}") == CLOUD
 
 
@@ -84,7 +84,7 @@ def test_address(host: str, port: int | None, scheme: str | None, url: str) -> N
         ("etl", 70000, None, "Port", "65535"),
     ],
 )
-def test_what_is_no_address_is_said(host, port, scheme, field: str, remedy: str) -> None:
+def test_invalid_address_is_named(host, port, scheme, field: str, remedy: str) -> None:
     with pytest.raises(EtlworksConfigError) as raised:
         root_url(host, port, scheme)
     assert re.search(rf"\b{field}\b", str(raised.value))
@@ -115,7 +115,7 @@ def settings(**changes: object) -> ClientSettings:
     return ClientSettings(**{"root_url": CLOUD, "password": SECRET, **changes})  # type: ignore[arg-type]
 
 
-def test_what_counts_where_nothing_is_said() -> None:
+def test_defaults() -> None:
     chosen = settings()
     assert (chosen.connect_timeout, chosen.read_timeout, chosen.requests_per_minute) == (10, 30, 300)
     assert (chosen.login, chosen.tenant_id, chosen.proxy, chosen.verify) == (None, None, None, True)
@@ -158,7 +158,7 @@ def test_other_timeouts_change_nothing_else() -> None:
         ({"proxy": "http://[hunter2"}, ["proxy", "http://proxy.example.com:3128"]),
     ],
 )
-def test_what_cannot_work_is_said(changes: dict[str, object], parts: list[str]) -> None:
+def test_invalid_settings_are_named(changes: dict[str, object], parts: list[str]) -> None:
     with pytest.raises(EtlworksConfigError) as raised:
         settings(**changes)
     for part in parts:
@@ -166,7 +166,7 @@ def test_what_cannot_work_is_said(changes: dict[str, object], parts: list[str]) 
     assert "hunter2" not in whole_text_of(raised.value)
 
 
-def test_a_password_may_have_any_characters() -> None:
+def test_password_may_have_any_characters() -> None:
     assert settings(login="alice", password="ключ\n").password == "ключ\n"
 
 
@@ -178,5 +178,5 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("proxy", ["http://proxy:3128", "proxy.example.com:3128", "https://alice:x@proxy", "PROXY"])
-def test_a_proxy_however_it_is_written(proxy: str) -> None:
+def test_proxy_in_every_spelling(proxy: str) -> None:
     assert settings(proxy=proxy).proxy == proxy

@@ -147,7 +147,7 @@ def assert_one_line(text: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTED)
 @given(data=st.data())
 @FIXED
-def test_any_answer_becomes_a_harmless_value_or_an_error(name: str, data: st.DataObject) -> None:
+def test_any_response_becomes_a_harmless_value_or_an_error(name: str, data: st.DataObject) -> None:
     call, documented = DOCUMENTED[name]
     body = body_of(data.draw(st.one_of(distorted(documented), VALUES)), escaped=data.draw(st.booleans()))
     status = data.draw(st.sampled_from([200, 200, 200, 201, 302, 400, 403, 418, 500]))
@@ -210,7 +210,7 @@ def test_no_field_passes_hostile_text_or_numbers(model: type[Model]) -> None:
         assert len(json.dumps(value)) < 2_000_000
 
 
-def test_a_run_carries_little() -> None:
+def test_run_is_small() -> None:
     run = Execution.from_json({**dict.fromkeys(RUN, "\U0001f600" * 50_000), "flowId": 7, "auditId": 42})
     written = run.to_dict()
     del written["exception"]
@@ -254,7 +254,7 @@ def test_numbers_have_64_bits(value: Any, expected: int | None) -> None:
     assert as_int(value) == expected
 
 
-def test_a_number_of_too_many_digits_is_not_a_text() -> None:
+def test_too_long_number_is_not_a_text() -> None:
     assert as_str(10**5_000) is None
 
 
@@ -270,7 +270,7 @@ FRAMES = "".join(f"\n\tat com.etlworks.Step{number}.run(Step.java:{number})" for
 TRACE = f"java.lang.RuntimeException: step 4{FRAMES}\nCaused by: java.sql.SQLException: rejected{FRAMES}\n\t... 12 more"
 
 
-def test_a_stack_trace_keeps_its_first_line_and_every_cause() -> None:
+def test_stack_trace_keeps_first_line_and_causes() -> None:
     trace = f"{TRACE}\nCaused by: java.net.ConnectException: db.example.com refused{FRAMES}"
     short = shorten_trace(trace, 1_000)
     assert short.splitlines() == [
@@ -283,7 +283,7 @@ def test_a_stack_trace_keeps_its_first_line_and_every_cause() -> None:
 
 
 @pytest.mark.parametrize("limit", [300, 4_000, 7_500])
-def test_a_stack_trace_of_any_size_is_bounded_and_keeps_the_root_cause(limit: int) -> None:
+def test_bounded_stack_trace_keeps_the_root_cause(limit: int) -> None:
     trace = "x" * 100_000 + "\n\tat a.b(C.java:1)" + "".join(f"\nCaused by: cause {n} {'y' * 9_000}" for n in range(99))
     short = shorten_trace(trace, limit)
     assert len(short) <= limit
@@ -292,7 +292,7 @@ def test_a_stack_trace_of_any_size_is_bounded_and_keeps_the_root_cause(limit: in
     assert "…" in short
 
 
-def test_a_short_trace_and_a_long_text_without_frames() -> None:
+def test_short_trace_and_long_text_without_frames() -> None:
     assert shorten_trace(TRACE, len(TRACE)) == TRACE
     assert shorten_trace("a" * 50 + "\n" + "b" * 50, 60) == "a" * 50 + "\n" + "b" * 8 + "…"
 
@@ -301,7 +301,7 @@ def test_a_short_trace_and_a_long_text_without_frames() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 290, 299, 300, 19_190, 19_200, 23_190, 23_199, 23_200])
-def test_a_secret_at_a_cut_is_removed_whole(depth: int) -> None:
+def test_secret_at_a_cut_is_removed_whole(depth: int) -> None:
     for filler in ("x", " ", "<b>"):
         text = filler * (depth // len(filler)) + " " + PASSWORD + " Bearer " + TOKEN
         said = excerpt(text, SECRETS)
@@ -315,7 +315,7 @@ def test_a_secret_at_a_cut_is_removed_whole(depth: int) -> None:
 
 
 @pytest.mark.parametrize("escaped", [True, False])
-def test_a_listener_that_echoes_what_it_was_sent(escaped: bool) -> None:
+def test_echo_of_a_listener_is_redacted(escaped: bool) -> None:
     echo = {
         "headers": {"authorization": f"Bearer {TOKEN}"},
         "text": json.dumps({"password": PASSWORD}),
@@ -332,12 +332,12 @@ def test_a_listener_that_echoes_what_it_was_sent(escaped: bool) -> None:
     assert_no_secret(call.result(Response(200, {}, f"you sent {TOKEN} and {PASSWORD}".encode()), SECRETS))
 
 
-def test_what_is_no_secret_stays() -> None:
+def test_other_text_is_not_redacted() -> None:
     data = {"name": "Bearer bonds import", "token": "of love", "password": "of a database", "n": [1, 2.5, None, True]}
     assert redact_json(data, ["", "abc", "hunter2"]) == data
 
 
-def test_a_flow_is_written_back_as_it_was_read() -> None:
+def test_flow_is_written_back_as_read() -> None:
     whole = {**FLOW, "description": f"uses {PASSWORD}", "script": f"token = 'eyJa.b.c'; {PASSWORD}"}
     flow = endpoints.get_flow(7).result(Response(200, {}, json.dumps(whole).encode()), SECRETS)
     assert flow.raw == whole
@@ -388,14 +388,14 @@ def test_json_in_its_declared_charset(kind: str, encoding: str) -> None:
     assert endpoints.get_flow(7).result(Response(200, {"Content-Type": kind}, body)).name == "Łódź"
 
 
-def test_an_invalid_byte_is_replaced() -> None:
+def test_invalid_byte_is_replaced() -> None:
     body = json.dumps({**FLOW, "name": "a?b"}).encode().replace(b"?", b"\xff")
     assert endpoints.get_flow(7).result(Response(200, {}, body)).name == "a\N{REPLACEMENT CHARACTER}b"
 
 
 @pytest.mark.parametrize("bad", [None, {}, {"name": "no id"}, {"id": None}, {"id": "x"}, {"id": 10**30}, 5, [], "text"])
 @pytest.mark.parametrize("paged", [endpoints.list_flows(), endpoints.list_schedules(), endpoints.execution_history(7)])
-def test_one_item_that_cannot_be_read_is_left_out(paged: PagedCall[Any], bad: Any, caplog: Any) -> None:
+def test_unreadable_item_is_left_out(paged: PagedCall[Any], bad: Any, caplog: Any) -> None:
     good = {"id": 7, "auditId": 42}
     page = paged.first().result(Response(200, {}, json.dumps([good, bad, good]).encode()))
     assert (len(page.items), page.skipped) == (2, 1)
@@ -407,12 +407,12 @@ def test_one_item_that_cannot_be_read_is_left_out(paged: PagedCall[Any], bad: An
         paged.first().result(Response(200, {}, json.dumps([bad]).encode()))
 
 
-def test_a_day_with_a_run_that_cannot_be_read() -> None:
+def test_day_list_with_an_unreadable_run() -> None:
     body = json.dumps([{"flowId": 7, "executions": [{"status": "running"}, RUN]}, None, {"flowId": 8}]).encode()
     assert [run.audit_id for run in endpoints.executions_of_day().result(Response(200, {}, body))] == [42]
 
 
-def test_a_page_of_runs_that_changed_meanwhile_is_still_the_same_page() -> None:
+def test_changed_page_of_runs_keeps_its_identity() -> None:
     def page(first: int, status: str) -> Page[Execution]:
         return Page([Execution(7, audit_id, status) for audit_id in range(first, first - 50, -1)], None)
 
@@ -422,7 +422,7 @@ def test_a_page_of_runs_that_changed_meanwhile_is_still_the_same_page() -> None:
 
 
 @pytest.mark.parametrize("total", ["9" * 5_000, "²", "-1", "1e3", "x"])
-def test_a_total_that_is_not_a_number_is_ignored(total: str) -> None:
+def test_non_numeric_total_is_ignored(total: str) -> None:
     paged = endpoints.list_flows()
     page = paged.first().result(Response(200, {"X-Total-Count": total}, json.dumps([FLOW]).encode()))
     assert paged.following(1, page) is not None

@@ -6,8 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from support.history import LOG, Etlworks
-from support.task import FastClock, carry_out
+from support.clock import FastClock
+from support.etlworks import carry_out
+from support.history import LOG, FlowHistories
 
 from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import EtlworksForbidden, EtlworksUnreachable, api_error
@@ -21,14 +22,14 @@ FLOWS = range(101, 126)
 
 
 @pytest.fixture
-def etlworks() -> Etlworks:
-    return Etlworks()
+def etlworks() -> FlowHistories:
+    return FlowHistories()
 
 
 class Watching:
     """Some flows that are watched, poll after poll."""
 
-    def __init__(self, etlworks: Etlworks, flows: Iterable[int] = FLOWS) -> None:
+    def __init__(self, etlworks: FlowHistories, flows: Iterable[int] = FLOWS) -> None:
         self.etlworks = etlworks
         self.clock = FastClock()
         self.planner = CompletionPlanner(self.clock, LOG)
@@ -55,7 +56,7 @@ class Watching:
         return self.etlworks.asked
 
 
-def test_twenty_five_flows_take_one_request_a_poll_and_one_for_each_end(etlworks: Etlworks) -> None:
+def test_many_flows_share_one_request_a_poll(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
 
     assert watching.asked_in(10) == ["day"] * 10
@@ -69,15 +70,13 @@ def test_twenty_five_flows_take_one_request_a_poll_and_one_for_each_end(etlworks
     assert watching.poll() == [2]
 
 
-def test_one_and_two_flows_are_polled_by_their_histories(etlworks: Etlworks) -> None:
+def test_few_flows_are_polled_by_their_histories(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks, [101, 102])
 
     assert sorted(watching.asked_in(1)) == ["history 101 from 0", "history 102 from 0"]
 
 
-def test_user_who_is_not_an_administrator_takes_a_request_for_each_flow(
-    etlworks: Etlworks, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_non_administrator_costs_a_request_a_flow(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     etlworks.day = EtlworksForbidden("Administrators only", status=403)
     watching = Watching(etlworks)
@@ -90,7 +89,7 @@ def test_user_who_is_not_an_administrator_takes_a_request_for_each_flow(
     ]
 
 
-def test_list_that_lacks_a_run_delays_its_end_and_loses_none(etlworks: Etlworks) -> None:
+def test_incomplete_list_delays_an_end_and_loses_none(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.day = {}
     etlworks.run(1, flow_id=103)
@@ -101,7 +100,7 @@ def test_list_that_lacks_a_run_delays_its_end_and_loses_none(etlworks: Etlworks)
     assert watching.poll() == [2]
 
 
-def test_resync_takes_a_few_requests_in_ten_minutes(etlworks: Etlworks) -> None:
+def test_resync_takes_a_few_requests_in_ten_minutes(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     asked = watching.asked_in(60)
 
@@ -110,7 +109,7 @@ def test_resync_takes_a_few_requests_in_ten_minutes(etlworks: Etlworks) -> None:
         assert 1 <= asked.count(f"history {flow_id} from 0") <= 3
 
 
-def test_stale_list_delays_an_end_and_loses_none(etlworks: Etlworks) -> None:
+def test_stale_list_delays_an_end_and_loses_none(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.start(1, flow_id=103)
     watching.poll()
@@ -120,7 +119,7 @@ def test_stale_list_delays_an_end_and_loses_none(etlworks: Etlworks) -> None:
     assert watching.reported_in(40) == [1]
 
 
-def test_list_that_reports_a_going_run_as_ended_is_not_believed(etlworks: Etlworks) -> None:
+def test_false_end_in_a_list_is_not_believed(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.start(1, flow_id=103)
     etlworks.day = {(103, 1): False, (103, 99): False}
@@ -131,7 +130,7 @@ def test_list_that_reports_a_going_run_as_ended_is_not_believed(etlworks: Etlwor
     assert watching.reported_in(30) == [1]
 
 
-def test_runs_that_are_no_longer_listed_are_read_when_the_day_is_over(etlworks: Etlworks) -> None:
+def test_unlisted_runs_are_read_after_midnight(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.run(1, flow_id=103)
     etlworks.start(2, flow_id=104)
@@ -146,7 +145,7 @@ def test_runs_that_are_no_longer_listed_are_read_when_the_day_is_over(etlworks: 
     assert watching.poll() == [2]
 
 
-def test_stale_history_is_corrected_by_the_runs_own_record(etlworks: Etlworks) -> None:
+def test_stale_history_is_corrected_by_the_runs_own_record(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.start(1, flow_id=103)
     watching.poll()
@@ -161,7 +160,7 @@ def test_stale_history_is_corrected_by_the_runs_own_record(etlworks: Etlworks) -
     assert [watching.poll() for _ in range(5)] == [[]] * 5
 
 
-def test_list_that_fails_once_ends_the_poll_and_twice_is_not_used(etlworks: Etlworks) -> None:
+def test_list_is_dropped_after_two_failures(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.day = EtlworksUnreachable("Timed out")
     with pytest.raises(EtlworksUnreachable):
@@ -171,7 +170,7 @@ def test_list_that_fails_once_ends_the_poll_and_twice_is_not_used(etlworks: Etlw
     assert watching.poll() == [1]
 
 
-def test_credentials_that_only_the_list_refuses_cost_a_request_for_each_flow(etlworks: Etlworks) -> None:
+def test_list_refusal_costs_a_request_a_flow(etlworks: FlowHistories) -> None:
     etlworks.day = api_error("GET /x", 401, "Administrators only")
     watching = Watching(etlworks)
     etlworks.run(1, flow_id=103)
@@ -180,7 +179,7 @@ def test_credentials_that_only_the_list_refuses_cost_a_request_for_each_flow(etl
     assert "day" not in etlworks.asked
 
 
-def test_too_many_requests_do_not_discredit_the_list(etlworks: Etlworks) -> None:
+def test_too_many_requests_do_not_discredit_the_list(etlworks: FlowHistories) -> None:
     watching = Watching(etlworks)
     etlworks.day = api_error("GET /x", 429, "")
     for _ in range(3):

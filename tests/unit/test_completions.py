@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support.history import FLOW, LOG, MOMENT, Etlworks
-from support.task import FastClock, carry_out
+from support.clock import FastClock
+from support.etlworks import carry_out
+from support.history import FLOW, LOG, MOMENT, FlowHistories
 
 from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def etlworks() -> Etlworks:
-    return Etlworks()
+def etlworks() -> FlowHistories:
+    return FlowHistories()
 
 
-def started_tracker(etlworks: Etlworks, flow_id: int = FLOW) -> CompletionTracker:
+def started_tracker(etlworks: FlowHistories, flow_id: int = FLOW) -> CompletionTracker:
     """Return a tracker that has polled once."""
     tracker = CompletionTracker(flow_id, None, LOG)
     assert etlworks.poll(tracker) == []
@@ -49,7 +50,7 @@ def restarted(checkpoint: Checkpoint | None) -> CompletionTracker:
 # --- What is reported -----------------------------------------------------------------------------------------------
 
 
-def test_first_start_reports_no_old_run_and_takes_one_request(etlworks: Etlworks) -> None:
+def test_first_start_reports_no_old_run(etlworks: FlowHistories) -> None:
     etlworks.run(*range(1, 10_001))
     tracker = CompletionTracker(FLOW, None, LOG)
 
@@ -59,7 +60,7 @@ def test_first_start_reports_no_old_run_and_takes_one_request(etlworks: Etlworks
     assert etlworks.poll(restarted(tracker.checkpoint)) == []
 
 
-def test_run_that_is_going_at_the_first_start_is_reported_when_it_ends(etlworks: Etlworks) -> None:
+def test_run_active_at_first_start_is_reported_at_its_end(etlworks: FlowHistories) -> None:
     etlworks.run(1, 3)
     etlworks.start(2)
     tracker = started_tracker(etlworks)
@@ -69,14 +70,14 @@ def test_run_that_is_going_at_the_first_start_is_reported_when_it_ends(etlworks:
     assert etlworks.poll(tracker) == []
 
 
-def test_flow_that_never_ran_is_reported_from_its_first_run_on(etlworks: Etlworks) -> None:
+def test_flow_without_runs_reports_its_first_run(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.run(500)
 
     assert etlworks.poll(tracker) == [500]
 
 
-def test_runs_that_end_in_another_order_are_each_reported_once(etlworks: Etlworks) -> None:
+def test_out_of_order_ends_are_reported_once(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     for audit_id in (1, 2, 3):
         etlworks.start(audit_id)
@@ -89,7 +90,7 @@ def test_runs_that_end_in_another_order_are_each_reported_once(etlworks: Etlwork
     assert reported == [[], [3], [1], [2]]
 
 
-def test_very_long_run_is_still_reported_and_costs_one_request_a_poll(etlworks: Etlworks) -> None:
+def test_very_long_run_costs_one_request_a_poll(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.start(1)
     for audit_id in range(2, 1000):
@@ -104,7 +105,7 @@ def test_very_long_run_is_still_reported_and_costs_one_request_a_poll(etlworks: 
     assert etlworks.poll(restarted(tracker.checkpoint)) == [1]
 
 
-def test_run_that_appears_after_later_ones_is_reported(etlworks: Etlworks) -> None:
+def test_late_run_is_reported(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.run(*range(10, 20))
     etlworks.poll(tracker)
@@ -113,7 +114,7 @@ def test_run_that_appears_after_later_ones_is_reported(etlworks: Etlworks) -> No
     assert etlworks.poll(restarted(tracker.checkpoint)) == [9]
 
 
-def test_run_that_is_being_stopped_has_not_ended(etlworks: Etlworks) -> None:
+def test_stopping_run_has_not_ended(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.start(1)
     etlworks.runs[1] = replace(etlworks.runs[1], status="canceled")
@@ -123,14 +124,14 @@ def test_run_that_is_being_stopped_has_not_ended(etlworks: Etlworks) -> None:
     assert etlworks.poll(tracker) == [1]
 
 
-def test_run_that_was_canceled_in_the_queue_has_ended(etlworks: Etlworks) -> None:
+def test_run_canceled_in_the_queue_has_ended(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.runs[1] = Execution(FLOW, 1, status="canceled")
 
     assert etlworks.poll(tracker) == [1]
 
 
-def test_own_record_decides_if_the_history_has_too_few_fields(etlworks: Etlworks) -> None:
+def test_own_record_decides_if_history_lacks_fields(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.start(1)
     shown = replace(etlworks.runs[1], status="success")
@@ -145,9 +146,7 @@ def test_own_record_decides_if_the_history_has_too_few_fields(etlworks: Etlworks
     assert end.execution.ended_at == MOMENT
 
 
-def test_run_whose_record_is_deleted_is_given_up_after_some_polls(
-    etlworks: Etlworks, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_deleted_run_is_given_up_after_some_polls(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     tracker = started_tracker(etlworks)
     etlworks.start(1)
     etlworks.run(*range(2, 100))
@@ -170,7 +169,7 @@ def test_run_whose_record_is_deleted_is_given_up_after_some_polls(
 # --- Restarts -------------------------------------------------------------------------------------------------------
 
 
-def test_history_is_read_down_to_the_watermark_and_no_further(etlworks: Etlworks) -> None:
+def test_history_is_read_down_to_the_watermark(etlworks: FlowHistories) -> None:
     etlworks.run(*range(1, 10_001))
     tracker = started_tracker(etlworks)
     etlworks.run(*range(10_001, 10_121))
@@ -180,7 +179,7 @@ def test_history_is_read_down_to_the_watermark_and_no_further(etlworks: Etlworks
     assert etlworks.asked == ["history 7 from 0", "history 7 from 49", "history 7 from 98"]
 
 
-def test_poll_that_fails_half_way_loses_nothing(etlworks: Etlworks) -> None:
+def test_partial_poll_loses_nothing(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.run(*range(1, 121))
     requests = count()
@@ -193,7 +192,7 @@ def test_poll_that_fails_half_way_loses_nothing(etlworks: Etlworks) -> None:
     assert etlworks.poll(tracker) == list(range(1, 121))
 
 
-def test_server_that_ignores_the_offset_is_not_read_without_end(etlworks: Etlworks) -> None:
+def test_ignored_offset_ends_the_reading(etlworks: FlowHistories) -> None:
     tracker = started_tracker(etlworks)
     etlworks.run(*range(1, 121))
 
@@ -205,8 +204,8 @@ def test_server_that_ignores_the_offset_is_not_read_without_end(etlworks: Etlwor
     assert len(etlworks.asked) == 2
 
 
-def test_runs_that_a_history_without_offset_hides_are_warned_about_and_reported_later(
-    etlworks: Etlworks, caplog: pytest.LogCaptureFixture
+def test_hidden_runs_are_warned_about_and_reported_later(
+    etlworks: FlowHistories, caplog: pytest.LogCaptureFixture
 ) -> None:
     etlworks.run(*range(1, 100))
     tracker = started_tracker(etlworks)
@@ -226,7 +225,7 @@ def test_runs_that_a_history_without_offset_hides_are_warned_about_and_reported_
     assert etlworks.poll(restarted(tracker.checkpoint)) == list(range(101, 131))
 
 
-def test_gap_that_cannot_be_read_is_given_up_in_the_end(etlworks: Etlworks, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_gap_is_given_up(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     etlworks.run(1)
     tracker = started_tracker(etlworks)
 
@@ -249,9 +248,7 @@ def test_gap_that_cannot_be_read_is_given_up_in_the_end(etlworks: Etlworks, capl
     assert len(etlworks.asked) == 1
 
 
-def test_flow_whose_runs_are_all_going_is_watched_without_a_warning(
-    etlworks: Etlworks, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_active_runs_cause_no_warning(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     for audit_id in (500, 510, 520):
         etlworks.start(audit_id)
     tracker = started_tracker(etlworks)
@@ -262,7 +259,7 @@ def test_flow_whose_runs_are_all_going_is_watched_without_a_warning(
     assert etlworks.asked == ["history 7 from 0"] * 3
 
 
-def test_first_start_warns_if_older_runs_may_be_going(etlworks: Etlworks, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_start_warns_about_older_active_runs(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     etlworks.start(1)
     etlworks.run(*range(2, 62))
     tracker = started_tracker(etlworks)
@@ -274,9 +271,7 @@ def test_first_start_warns_if_older_runs_may_be_going(etlworks: Etlworks, caplog
     ]
 
 
-def test_runs_that_a_short_history_lost_are_warned_about_once(
-    etlworks: Etlworks, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lost_runs_are_warned_about_once(etlworks: FlowHistories, caplog: pytest.LogCaptureFixture) -> None:
     etlworks.run(1, 2)
     tracker = started_tracker(etlworks)
     etlworks.run(*range(10, 20))
@@ -292,7 +287,7 @@ def test_runs_that_a_short_history_lost_are_warned_about_once(
 
 
 @pytest.mark.parametrize("order", ["oldest first", "no order"])
-def test_history_that_is_not_newest_first_is_read_to_its_end(order: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unordered_history_is_read_to_its_end(order: str, caplog: pytest.LogCaptureFixture) -> None:
     etlworks = OddEtlworks(order=order)
     etlworks.start_some(300)
     etlworks.end_some(300)
@@ -309,7 +304,7 @@ def test_history_that_is_not_newest_first_is_read_to_its_end(order: str, caplog:
 def test_each_end_is_reported_once_across_crashes(seed: int) -> None:
     """Runs start, end and appear in any order, and the process dies after any end that it has stored."""
     chance = random.Random(seed)  # noqa: S311  # no secret
-    etlworks, tracker = Etlworks(), CompletionTracker(FLOW, None, LOG)
+    etlworks, tracker = FlowHistories(), CompletionTracker(FLOW, None, LOG)
     etlworks.poll(tracker)
     stored = tracker.checkpoint
     reported: list[int] = []
@@ -351,7 +346,7 @@ ORDERS = {
 
 
 @dataclass
-class OddEtlworks(Etlworks):
+class OddEtlworks(FlowHistories):
     """
     A flow whose history is as odd as may be.
 

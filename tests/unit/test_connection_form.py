@@ -43,7 +43,7 @@ def test_form_checks_and_client_have_the_same_fields() -> None:
     assert declared["hook-name"] == EtlworksHook.hook_name
 
 
-def test_every_default_that_the_form_tells_is_the_clients() -> None:
+def test_form_defaults_match_the_client() -> None:
     defaults = {each.name: each.default for each in fields(ClientSettings) if each.default is not MISSING}
 
     for name in ("connect_timeout", "read_timeout", "requests_per_minute", "stop_path"):
@@ -106,7 +106,7 @@ def test_airflow_2_gets_the_same_field_behaviour() -> None:
         (connection({"proxy": "http://proxy:3128"}), {"proxy": "http://proxy:3128"}),
     ],
 )
-def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
+def test_fields_become_settings(given: Any, settings: dict[str, Any]) -> None:
     read = settings_from(given)
 
     assert {name: getattr(read, name) for name in settings} == settings
@@ -152,7 +152,7 @@ def test_what_the_fields_become(given: Any, settings: dict[str, Any]) -> None:
         (connection({"ui_url": "https://e/{"}), "ui_url is 'https://e/{'"),
     ],
 )
-def test_a_field_that_cannot_work_is_named_with_its_remedy(given: Any, message: str) -> None:
+def test_invalid_field_is_named_with_its_remedy(given: Any, message: str) -> None:
     with pytest.raises(EtlworksConfigError, match=r"^Connection 'etl' cannot work\. ") as refused:
         settings_from(given)
 

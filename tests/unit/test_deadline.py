@@ -24,7 +24,7 @@ BEGAN = 1_800_000_000.0
         (1791, 1800, 1790, "execution_timeout (0:30:00)"),
     ],
 )
-def test_the_earlier_limit_counts(
+def test_earlier_limit_counts(
     timeout: float | None, execution_timeout: float | None, after: float | None, limit: str
 ) -> None:
     of_airflow = None if execution_timeout is None else timedelta(seconds=execution_timeout)

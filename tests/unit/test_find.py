@@ -8,7 +8,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import BEGINNING, FLOW, FastClock, carry_out
+from support.clock import BEGINNING, FastClock
+from support.etlworks import carry_out
+from support.task import FLOW
 
 from airflow_provider_etlworks.client.call import Page
 from airflow_provider_etlworks.client.errors import (

@@ -9,7 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from support.task import BEGINNING, FastClock, carry_out
+from support.clock import BEGINNING, FastClock
+from support.etlworks import carry_out
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -75,7 +76,7 @@ def away(begin: float, end: float, fault: EtlworksError, then: Timeline) -> Time
 
 
 @pytest.mark.parametrize("seconds", [3, VISIBILITY_GRACE - 5])
-def test_record_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
+def test_late_record_is_waited_for(caplog: pytest.LogCaptureFixture, seconds: float) -> None:
     story = followed(caplog, away(0, seconds, GONE, running_until(100)), poll_interval=1)
 
     assert story.result.ending is Ending.FINISHED
@@ -84,7 +85,7 @@ def test_record_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("poll_interval", [1, 10, 60, 300])
 @pytest.mark.parametrize("gone_at", [0, 200])
-def test_record_that_stays_away_is_gone_and_not_failed(
+def test_missing_record_is_gone_and_not_failed(
     caplog: pytest.LogCaptureFixture, gone_at: float, poll_interval: float
 ) -> None:
     story = followed(
@@ -154,7 +155,7 @@ def test_transient_error_does_not_end_following(caplog: pytest.LogCaptureFixture
     assert story.result.ending is Ending.FINISHED
 
 
-def test_unknown_status_is_polled_on_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_status_is_polled_and_named(caplog: pytest.LogCaptureFixture) -> None:
     recovers = followed(caplog, lambda now: record("archiving") if now < 500 else record("success"), patience=600)
     stays = followed(caplog, lambda _: record("archiving"), patience=600)
 
@@ -167,7 +168,7 @@ def test_unknown_status_is_polled_on_and_then_named(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("poll_interval", [1.0, DEFAULT_POLL_INTERVAL, 300.0])
-def test_old_run_is_polled_less_often_but_often_enough(caplog: pytest.LogCaptureFixture, poll_interval: float) -> None:
+def test_old_run_is_polled_less_often(caplog: pytest.LogCaptureFixture, poll_interval: float) -> None:
     story = followed(caplog, running_until(3 * HOUR), poll_interval=poll_interval)
 
     delays = [after - before for before, after in zip(story.polls, story.polls[1:], strict=False)]
@@ -178,7 +179,7 @@ def test_old_run_is_polled_less_often_but_often_enough(caplog: pytest.LogCapture
     assert len({round(delay, 6) for delay in delays}) > len(delays) // 2  # nobody marches in step
 
 
-def test_age_of_a_run_is_the_servers_if_that_is_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_greater_age_of_a_run_counts(caplog: pytest.LogCaptureFixture) -> None:
     began = datetime.fromtimestamp(BEGINNING - 5 * HOUR, tz=timezone.utc)
     story = followed(caplog, lambda now: record("running" if now < 1000 else "success", started_at=began))
 
@@ -221,7 +222,7 @@ def test_deadline_brings_a_last_poll(caplog: pytest.LogCaptureFixture) -> None:
     assert past.polls == [0]
 
 
-def test_run_that_never_ends_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_endless_run_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(caplog, running_until(49 * HOUR))
 
     assert len(story.lines("more than a day")) == 1

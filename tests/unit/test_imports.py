@@ -31,7 +31,7 @@ def printed_by(script: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_operator_loads_nothing_heavy() -> None:
+def test_operator_loads_nothing_heavy() -> None:
     loaded, by_hook = printed_by("""
 import json, sys
 already = set(sys.modules)
@@ -52,7 +52,7 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert "airflow_provider_etlworks.client.endpoints" in by_hook
 
 
-def test_the_promotion_operators_load_nothing_heavy() -> None:
+def test_promotion_operators_load_nothing_heavy() -> None:
     (loaded,) = printed_by("""
 import json, sys
 already = set(sys.modules)
@@ -69,7 +69,7 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
 
 
 @pytest.mark.parametrize("trigger", ["triggers.asset", "triggers.flow", "triggers.sensor"])
-def test_a_trigger_loads_nothing_before_it_runs(trigger: str) -> None:
+def test_trigger_loads_nothing_before_it_runs(trigger: str) -> None:
     if trigger == "triggers.asset":
         pytest.importorskip("airflow.sdk", reason="Airflow 2 has no watchers of assets")
     (loaded,) = printed_by(f"""
@@ -87,7 +87,7 @@ print(json.dumps([sorted(set(sys.modules) - already)]))
     assert set(loaded) <= own
 
 
-def test_the_sensor_and_the_assets_load_nothing_heavy() -> None:
+def test_sensor_and_assets_load_nothing_heavy() -> None:
     loaded, by_hook = printed_by("""
 import json, sys
 try:
@@ -113,7 +113,7 @@ print(json.dumps([sorted(loaded), sorted(by_hook)]))
     assert "airflow_provider_etlworks.runs.follow" in by_hook
 
 
-def test_parsing_300_operators_asks_nobody() -> None:
+def test_parsing_300_operators_sends_nothing() -> None:
     parsed, asked = printed_by("""
 import json, socket, sys
 
@@ -157,7 +157,7 @@ print(json.dumps([parsed, {"network": network, "connections": connections}]))
     assert asked == {"network": ["socket.__new__"], "connections": ["etlworks_default"]}
 
 
-def test_no_module_imports_what_airflow_deprecates() -> None:
+def test_no_module_imports_deprecated_names() -> None:
     imported, ours, seen = printed_by("""
 import importlib, importlib.util, json, pkgutil
 import airflow_provider_etlworks

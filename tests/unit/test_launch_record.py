@@ -7,14 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from support.task import StateStore
+from support.state import StateStore
 
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 
 START = LaunchRecord(flow_id=7, watermark=40, asked_at=1_800_000_000.5, max_tries=2)
 
 
-def test_what_is_kept_is_recalled_by_the_next_try() -> None:
+def test_next_try_recalls_the_record() -> None:
     store = StateStore()
     LaunchRecordStore(store).save(START)
     LaunchRecordStore(store).update(audit_id=41, stop_asked=True)
@@ -25,7 +25,7 @@ def test_what_is_kept_is_recalled_by_the_next_try() -> None:
     assert asdict(recalled) == {**asdict(START), "audit_id": 41, "stop_asked": True}
 
 
-def test_what_is_forgotten_is_gone_and_nothing_can_be_added_to_it() -> None:
+def test_forgotten_record_is_gone() -> None:
     store = StateStore()
     memory = LaunchRecordStore(store)
     memory.save(START)
@@ -36,7 +36,7 @@ def test_what_is_forgotten_is_gone_and_nothing_can_be_added_to_it() -> None:
     assert store.kept == {}
 
 
-def test_without_a_store_nothing_is_kept() -> None:
+def test_nothing_is_kept_without_a_store() -> None:
     memory = LaunchRecordStore(None)
     memory.save(START)
     memory.update(audit_id=41)
@@ -47,14 +47,14 @@ def test_without_a_store_nothing_is_kept() -> None:
 
 
 @pytest.mark.parametrize("kept", [None, "text", 7, [], {}, {"flow_id": 7}, {"flow_id": 7, "watermark": 40}])
-def test_what_cannot_be_read_is_no_start(kept: Any) -> None:
+def test_unreadable_record_is_not_a_start(kept: Any) -> None:
     store = StateStore()
     store.set("etlworks_start", kept)
 
     assert LaunchRecordStore(store).load() is None
 
 
-def test_a_start_that_another_release_kept_is_read() -> None:
+def test_record_of_another_release_is_read() -> None:
     store = StateStore()
     older = {name: value for name, value in asdict(START).items() if name not in ("is_ours", "stop_asked")}
     store.set("etlworks_start", {**older, "from_a_later_release": [1]})
@@ -62,7 +62,7 @@ def test_a_start_that_another_release_kept_is_read() -> None:
     assert LaunchRecordStore(store).load() == START
 
 
-def test_what_is_kept_is_small() -> None:
+def test_record_is_small() -> None:
     store = StateStore()
     LaunchRecordStore(store).save(START)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support.client import VirtualClock
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksReplyError, EtlworksUnreachable, api_error
@@ -72,22 +72,22 @@ def old(flow_id: int, **fields: Any) -> Run:
         ([Run(1), Run(1)], {FlowHistoryListing(1): 10}),
     ],
 )
-def test_the_lists_with_the_fewest_requests_are_chosen(runs: list[Run], lists: dict[Listing, float]) -> None:
+def test_cheapest_lists_are_chosen(runs: list[Run], lists: dict[Listing, float]) -> None:
     assert chosen(runs) == lists
 
 
-def test_without_the_list_of_a_day_runs_of_one_flow_share_its_history() -> None:
+def test_runs_of_one_flow_share_its_history() -> None:
     runs = [Run(1), Run(1), Run(2), old(3), old(3), old(3)]
 
     assert chosen(runs, no_administrator) == {FlowHistoryListing(1): 10, FlowHistoryListing(3): 60}
     assert chosen(runs, lambda _: False) == {}
 
 
-def test_a_history_that_is_silent_about_a_run_is_not_asked_for_its_sake() -> None:
+def test_history_without_the_run_is_not_read_for_it() -> None:
     assert chosen([Run(1), Run(1, in_history=False)], no_administrator) == {}
 
 
-def test_no_choice_takes_more_requests_than_none() -> None:
+def test_lists_never_cost_more_requests() -> None:
     """Every small set of runs of two flows, two days and two ages."""
     kinds = [Run(f, day, i) for f in (1, 2) for day in (0, 1) for i in (10.0, 60.0)]
     for first in kinds:
@@ -107,7 +107,7 @@ def read(source: DayListing | FlowHistoryListing, value: Any) -> list[Any]:
     return list(listed_runs(source.call(1).read(Response(200, {}, body))))
 
 
-def test_the_list_of_a_day_is_read() -> None:
+def test_day_list_is_read() -> None:
     runs = [
         {"flowId": 1, "auditId": 10, "status": "running", "started": 1, "ended": None, "records": 0, "extra": {}},
         {"auditId": 11, "status": "success", "ended": 2},
@@ -130,7 +130,7 @@ def test_the_list_of_a_day_is_read() -> None:
     ]
 
 
-def test_a_history_is_read() -> None:
+def test_history_is_read() -> None:
     assert read(FlowHistoryListing(7), [{"auditId": 1, "status": "running"}]) == [((7, 1), True)]
 
 
@@ -171,7 +171,7 @@ def test_run_of_list_is_read_beside_unreadable_ones(runs: bytes) -> None:
         b'[{"flowId": ' + b"[" * 100_000,
     ],
 )
-def test_what_is_no_list_is_refused(body: bytes) -> None:
+def test_non_list_is_refused(body: bytes) -> None:
     with pytest.raises(EtlworksReplyError, match="Expected a list of runs"):
         read(TODAY, body)
 
@@ -179,7 +179,7 @@ def test_what_is_no_list_is_refused(body: bytes) -> None:
 # --- Trust ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_that_fails_is_left_alone_longer_each_time_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_list_backs_off_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     clock = VirtualClock()
     trust = ListingBreaker(clock, logging.getLogger("trust"))
@@ -205,7 +205,7 @@ def test_a_list_that_fails_is_left_alone_longer_each_time_and_said_once(caplog: 
     assert len(caplog.records) == 1
 
 
-def test_a_refused_list_is_not_asked_for_within_the_hour() -> None:
+def test_refused_list_is_not_read_for_an_hour() -> None:
     clock = VirtualClock()
     trust = ListingBreaker(clock, logging.getLogger("trust"))
     trust.record_failure(TODAY, api_error("GET /x", 403, "Administrators only"))

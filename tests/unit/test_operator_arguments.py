@@ -66,7 +66,7 @@ def options_of(kind: type) -> set[str]:
         *(({"flow_id": 7, "log_lines": value}, f"log_lines is {value!r}") for value in (-1, 1.5, True, None, "20")),
     ],
 )
-def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused_at_parse_time(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^load: ") as refused:
         EtlworksRunFlowOperator(task_id="load", **arguments)
 
@@ -90,7 +90,7 @@ def test_what_cannot_work_is_refused_when_the_dag_is_parsed(arguments: dict[str,
         ({"ключ": "значение", "empty": ""}, {"ключ": "значение", "empty": ""}),
     ],
 )
-def test_parameters_become_texts(given: Any, sent: dict[str, str]) -> None:
+def test_parameters_become_text(given: Any, sent: dict[str, str]) -> None:
     assert flat_parameters(given) == sent
 
 
@@ -108,7 +108,7 @@ def test_parameters_become_texts(given: Any, sent: dict[str, str]) -> None:
         (["swordfish"], "parameters is a list; it must be a mapping"),
     ],
 )
-def test_parameters_that_are_no_flat_map_are_refused_by_name_not_by_value(given: Any, message: str) -> None:
+def test_nested_parameters_are_refused_by_name(given: Any, message: str) -> None:
     with pytest.raises(EtlworksConfigError) as refused:
         flat_parameters(given)
 
@@ -195,21 +195,21 @@ def test_value_of_a_parameter_from_numpy() -> None:
         ({1}, "a set"),
     ],
 )
-def test_value_that_cannot_be_a_parameter(value: Any, what: str) -> None:
+def test_invalid_parameter_value(value: Any, what: str) -> None:
     with pytest.raises(EtlworksConfigError, match=re.escape("Parameter 'p' is ")) as refused:
         parameter_text("p", value)
     assert what in str(refused.value)
 
 
 @pytest.mark.parametrize(("value", "text"), [("Orders", "Orders"), (12345, "12345"), (1.5, "1.5"), (Decimal(2), "2")])
-def test_a_text_that_looks_like_a_number(value: Any, text: str) -> None:
+def test_number_like_text(value: Any, text: str) -> None:
     assert parse_text("flow_name", value) == text
     assert parse_names("flow_names", value) == [text]
     assert parse_names("flow_names", [value, value]) == [text]
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "None", True, float("nan"), [], {}, b"x", HUGE])
-def test_what_is_not_a_text(value: Any) -> None:
+def test_invalid_text(value: Any) -> None:
     with pytest.raises(EtlworksConfigError, match="flow_name is"):
         parse_text("flow_name", value)
 
@@ -226,7 +226,7 @@ def test_id_from_numpy() -> None:
 
 
 @pytest.mark.parametrize("value", [None, True, -1, 1.5, "x", "²", 2**63, "9" * 5_000, HUGE, float("nan"), b"7"])
-def test_what_is_not_an_id(value: Any) -> None:
+def test_invalid_id(value: Any) -> None:
     with pytest.raises(EtlworksConfigError, match=r"flow_id is .*whole number") as refused:
         parse_id("flow_id", value)
     assert len(str(refused.value)) < 500
@@ -244,7 +244,7 @@ def test_seconds(value: Any, seconds: float) -> None:
     [None, True, "60", 0, -1, timedelta(0), timedelta(-1), float("nan"), float("inf"), Decimal("nan"), Decimal("sNaN"),
      10**400, HUGE, [1]],
 )  # fmt: skip
-def test_what_is_not_a_time(value: Any) -> None:
+def test_invalid_seconds(value: Any) -> None:
     with pytest.raises(ValueError, match=r"timeout is .*; it is a number of seconds greater than 0"):
         parse_seconds("timeout", value)
 
@@ -267,13 +267,13 @@ def test_times_may_be_timedelta(name: str) -> None:
     assert getattr(operator, name) == 120.0
 
 
-def test_every_option_is_documented_and_no_other() -> None:
+def test_documented_options_are_the_real_ones() -> None:
     for kind in (EtlworksRunFlowOperator, EtlworksFlowExecutionTrigger):
         documented = set(re.findall(r":param (\w+):", kind.__doc__ or ""))
         assert documented == options_of(kind), kind
 
 
-def test_every_option_of_the_operator_reaches_the_trigger_or_is_used_on_the_worker() -> None:
+def test_every_option_reaches_trigger_or_worker() -> None:
     shared = options_of(EtlworksRunFlowOperator) & options_of(EtlworksFlowExecutionTrigger)
 
     assert shared == {"flow_id", "etlworks_conn_id", "poll_interval", "patience", "cancel_on_kill"}
@@ -295,7 +295,7 @@ def test_every_policy_of_the_client_can_be_chosen(policy: str) -> None:
     assert EtlworksRunFlowOperator(task_id="load", flow_id=7, on_already_running=policy).on_already_running == policy
 
 
-def test_what_may_change_from_run_to_run_is_templated() -> None:
+def test_arguments_are_templated() -> None:
     assert set(EtlworksRunFlowOperator.template_fields) == {
         "flow_id",
         "flow_name",

@@ -65,17 +65,17 @@ def test_resumption(status: str, retry: ReattachDecision, cleared: ReattachDecis
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "success", "warning", "error", "canceled", None])
-def test_a_run_that_we_stopped_is_never_the_answer(status: str | None) -> None:
+def test_stopped_run_is_never_the_result(status: str | None) -> None:
     assert decide_reattach(run(status, ended=False), stop_asked=True) is ReattachDecision.START
 
 
-def test_resumption_of_what_is_gone_of_a_warning_and_of_a_run_that_must_not_be_stopped() -> None:
+def test_resumption_special_cases() -> None:
     assert decide_reattach(None) is ReattachDecision.START
     assert decide_reattach(run("warning"), fail_on_warning=True) is ReattachDecision.START
     assert decide_reattach(run("running", ended=False), cleared=True, cancel_on_kill=False) is ReattachDecision.FOLLOW
 
 
-def test_task_result_is_plain_and_says_none_for_what_is_not_known() -> None:
+def test_task_result_has_none_for_unknown_fields() -> None:
     full = Execution(
         flow_id=7,
         audit_id=1,

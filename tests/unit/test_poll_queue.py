@@ -7,7 +7,7 @@ import random
 from datetime import datetime, timezone
 
 import pytest
-from support.client import VirtualClock
+from support.clock import VirtualClock
 
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
 from airflow_provider_etlworks.client.models import Execution
@@ -101,11 +101,11 @@ def with_day_listing(*audit_ids: int) -> tuple[Queue, ListingItem[Subscriber]]:
 # --- Order ----------------------------------------------------------------------------------------------------------
 
 
-def test_empty_queue_has_nothing() -> None:
+def test_empty_queue_picks_nothing() -> None:
     assert Queue().pick() is None
 
 
-def test_run_is_due_at_once_and_then_after_its_interval() -> None:
+def test_run_is_due_at_once_and_after_each_interval() -> None:
     queue = Queue()
     item = queue.push(1)
 
@@ -121,7 +121,7 @@ def test_run_is_due_at_once_and_then_after_its_interval() -> None:
     assert 9 <= queue.now - began <= 9.7
 
 
-def test_runs_are_picked_in_the_order_in_which_they_are_due() -> None:
+def test_runs_are_picked_in_order() -> None:
     queue = Queue(requests_per_minute=0)
     due = {}
     for audit_id in random.Random(1).sample(range(1, 100), 99):  # noqa: S311  # no secret
@@ -153,7 +153,7 @@ def test_in_flight_run_is_not_picked_again() -> None:
     assert queue.picked() == [1]
 
 
-def test_subscribers_of_a_run_share_its_poll_and_each_gets_a_result() -> None:
+def test_subscribers_share_a_poll() -> None:
     queue = Queue()
     item = queue.push(1)
     first = queue.subscriber
@@ -231,7 +231,7 @@ def test_deadline_makes_a_run_urgent_and_the_last_poll_decides() -> None:
     assert queue.record(item) == [Ending.DEADLINE]
 
 
-def test_last_poll_comes_before_everything_that_is_merely_due() -> None:
+def test_last_poll_comes_before_due_polls() -> None:
     queue = Queue()
     for audit_id in range(1, 50):
         queue.push(audit_id)
@@ -278,7 +278,7 @@ def test_deadline_of_one_subscriber_leaves_the_other_waiting() -> None:
 # --- Lists ----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_that_a_list_covers_are_not_polled_while_it_is_fresh() -> None:
+def test_fresh_list_replaces_polls() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     queue.list(listing, {1: True, 2: True, 3: True})
     reads = 0
@@ -293,7 +293,7 @@ def test_runs_that_a_list_covers_are_not_polled_while_it_is_fresh() -> None:
     assert 4 <= reads <= 6
 
 
-def test_run_that_a_list_reports_as_ended_is_urgent_once() -> None:
+def test_run_ended_by_a_list_is_urgent_once() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     queue.list(listing, {1: True, 2: False, 3: True})
 
@@ -314,7 +314,7 @@ def test_list_comes_before_urgent_runs() -> None:
     assert queue.picked() == [DayListing(0), 1]
 
 
-def test_run_that_a_list_lacks_is_polled_by_its_own_record() -> None:
+def test_run_missing_from_a_list_is_polled() -> None:
     queue, listing = with_day_listing(1, 2, 3, 4)
     queue.list(listing, {1: True, 2: True, 3: True})
     polled = set()
@@ -331,7 +331,7 @@ def test_run_that_a_list_lacks_is_polled_by_its_own_record() -> None:
     assert polled == {4}
 
 
-def test_list_that_is_refused_gives_its_runs_back() -> None:
+def test_refused_list_returns_its_runs() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     queue.list(listing, {1: True, 2: True, 3: True})
     queue.clock.sleep(10)
@@ -348,7 +348,7 @@ def test_list_that_is_refused_gives_its_runs_back() -> None:
     assert queue.now - began <= 12
 
 
-def test_list_that_reports_an_ended_run_as_going_is_not_used() -> None:
+def test_stale_list_is_not_used() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     queue.list(listing, {1: True, 2: True, 3: True})
     run = queue.queue._runs[1, 1]
@@ -359,7 +359,7 @@ def test_list_that_reports_an_ended_run_as_going_is_not_used() -> None:
     assert not queue.queue.breaker.is_available(DayListing(0))
 
 
-def test_list_that_takes_long_is_read_less_often() -> None:
+def test_slow_list_is_read_less_often() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     asked_at = queue.now
     queue.clock.sleep(55)
@@ -368,7 +368,7 @@ def test_list_that_takes_long_is_read_less_often() -> None:
     assert listing.due - queue.now == pytest.approx(55)
 
 
-def test_answer_of_a_list_lets_others_work_in_between() -> None:
+def test_reading_a_list_yields_to_others() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     others = [((8, audit_id), False) for audit_id in range(40_000)]
 
@@ -378,7 +378,7 @@ def test_answer_of_a_list_lets_others_work_in_between() -> None:
 # --- Resync ---------------------------------------------------------------------------------------------------------
 
 
-def test_resync_polls_covered_runs_the_stalest_first_within_its_share() -> None:
+def test_resync_polls_stalest_runs_first() -> None:
     audit_ids = range(1, 31)
     queue, listing = with_day_listing(*audit_ids)
     going = dict.fromkeys(audit_ids, True)
@@ -401,7 +401,7 @@ def test_resync_polls_covered_runs_the_stalest_first_within_its_share() -> None:
     assert polls[0][0] - began >= 6 * 10 - 10
 
 
-def test_run_that_was_never_polled_is_polled_when_nothing_else_is_due() -> None:
+def test_never_polled_run_fills_idle_time() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     queue.push(4)
     queue.list(listing, {1: True, 2: True, 3: True, 4: True})
@@ -427,7 +427,7 @@ def test_throttling_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
-def test_list_of_the_day_on_which_the_runs_started_is_read() -> None:
+def test_list_of_the_start_day_is_read() -> None:
     queue = Queue(with_lists=True)
     for audit_id in (1, 2):
         queue.push(audit_id)

@@ -101,14 +101,14 @@ def test_schedules_are_paused_and_resumed_around_the_import() -> None:
     assert edges(dag)["import_flows"] == {"roll_back", "report_result", "resume_schedules"}
 
 
-def test_the_schedules_to_pause_may_be_named() -> None:
+def test_schedules_to_pause_may_be_named() -> None:
     dag, _ = make(pause_schedules=[4, 5])
     pause = task_of(dag, "pause_schedules")
     assert pause.schedule_ids == [4, 5]
     assert pause.flow_ids is None
 
 
-def test_what_is_approved_is_what_is_imported() -> None:
+def test_approved_bundle_is_imported() -> None:
     dag, _ = make()
     export, preview, import_flows = (task_of(dag, name) for name in ("export_flows", "preview_import", "import_flows"))
     assert export.path == "/bundles/{{ run_id }}.json"
@@ -128,7 +128,7 @@ def test_each_task_uses_the_right_connection() -> None:
     assert len(connections) == 6
 
 
-def test_connections_of_the_target_are_not_overwritten_unless_asked_for() -> None:
+def test_target_connections_are_kept_by_default() -> None:
     assert task_of(make()[0], "export_flows").include_connections is False
     assert task_of(make(include_connections=True)[0], "export_flows").include_connections is True
 
@@ -152,7 +152,7 @@ def test_arguments_reach_their_tasks() -> None:
     assert export.retries == smoke.retries == 2
 
 
-def test_a_group_may_have_another_name() -> None:
+def test_group_may_have_another_name() -> None:
     dag, group = make(group_id="release", smoke_flow_name="Orders")
     assert group.group_id == "release"
     report = dag.get_task("release.report_result")
@@ -190,7 +190,7 @@ def test_approval_needs_the_standard_provider(monkeypatch: pytest.MonkeyPatch) -
 
 
 @asking
-def test_the_person_sees_the_preview_and_is_asked_once() -> None:
+def test_approver_sees_the_preview_once() -> None:
     users = [{"id": "1", "name": "Ada"}]
     dag, _ = make(
         approval=True,
@@ -351,7 +351,7 @@ def test_report_ignores_an_earlier_roll_back() -> None:
     assert result["sha256"] == "ab"
 
 
-def test_the_group_loads_nothing_heavy() -> None:
+def test_group_loads_nothing_heavy() -> None:
     loaded, own, tasks = printed_by("""
 import json, sys
 import airflow.models, airflow.utils.task_group

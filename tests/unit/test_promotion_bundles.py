@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.task import StateStore
+from support.state import StateStore
 
 from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector, JsonCompleteness
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest
@@ -30,7 +30,7 @@ DOCUMENTS = [
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1_000])
-def test_a_json_document_is_whole_at_its_end_and_nowhere_before(document: Any, step: int) -> None:
+def test_json_document_is_whole_only_at_its_end(document: Any, step: int) -> None:
     text = json.dumps(document, ensure_ascii=False, indent=1).encode() + b" \n"
     end = len(text.rstrip())
     for cut in range(len(text) + 1):
@@ -48,7 +48,7 @@ def test_incomplete_documents(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE])
-def test_a_bundle_is_sent_byte_for_byte(size: int) -> None:
+def test_bundle_is_sent_byte_for_byte(size: int) -> None:
     content = b'["' + os.urandom(size) + b'"]'
     inspected = BundleInspector(Format.IO)
     inspected.feed(content)
@@ -59,7 +59,7 @@ def test_a_bundle_is_sent_byte_for_byte(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE])
-def test_a_dump_is_sent_inside_a_document(size: int) -> None:
+def test_dump_is_sent_inside_a_document(size: int) -> None:
     dump = ('"\\\n€ ' * size)[:size]
     inspected = BundleInspector(Format.LEGACY)
     inspected.feed(dump.encode())
@@ -92,19 +92,19 @@ def test_unreadable_file_is_not_a_server_error() -> None:
 
 
 @pytest.mark.parametrize("content", [b"1234", b"123456", b""])
-def test_a_file_of_another_length_is_not_sent_to_its_end(content: bytes) -> None:
+def test_file_of_another_length_is_not_completed(content: bytes) -> None:
     with pytest.raises(EtlworksError, match="had 5 bytes"):
         list(FileBody(io.BytesIO(content), 5))
     assert list(FileBody(io.BytesIO(b"12345"), 5)) == [b"12345"]
 
 
-def test_a_manifest_survives_its_file() -> None:
+def test_manifest_survives_its_file() -> None:
     manifest = Manifest("io", "etlworks.example.com", "7", "2026-05-09T00:00:00+00:00", "ab", 5, [1], ["Ö"], False)
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
-def test_a_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
+def test_file_is_replaced_as_a_whole(scheme: str, tmp_path: Path) -> None:
     file = stored_file("path", f"{scheme}{tmp_path}/some/file.json")
     assert file.read() is None
     file.write(b"old")
@@ -150,7 +150,7 @@ def test_invalid_names_are_refused(value: Any) -> None:
         parse_names("flow_names", value)
 
 
-def test_a_hash_is_read() -> None:
+def test_hash_is_read() -> None:
     assert parse_sha256("expected_sha256", None) is None
     assert parse_sha256("expected_sha256", f" {'AB' * 32}\n") == "ab" * 32
     for value in ("", "None", "ab" * 31, "xy" * 32, 5, "ab" * 33):

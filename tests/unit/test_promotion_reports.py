@@ -86,7 +86,7 @@ def test_undocumented_parts_are_named() -> None:
     assert preview_of(OLDER_PREVIEW, flow_names=[], target_flows=[]).shape_known
 
 
-def test_an_answers_own_word_is_quoted() -> None:
+def test_word_of_the_answer_is_quoted() -> None:
     answer = {"flows": [{"name": "A", "action": "skip|it"}]}
     preview = preview_of(answer, flow_names=[], target_flows=["A"])
     assert "| flow | A | replaced (the target answers “skip\\|it”) |" in preview.markdown("Import.", "/raw.json")
@@ -104,7 +104,7 @@ def test_an_answers_own_word_is_quoted() -> None:
         ("error", False),
     ],
 )
-def test_a_failure_is_what_etlworks_documents(answer: Any, failed: bool) -> None:
+def test_only_documented_failures_count(answer: Any, failed: bool) -> None:
     assert is_failure(answer) is failed
 
 
@@ -122,7 +122,7 @@ def test_remarks_are_read() -> None:
     assert parse_remarks(answer) == ["three", "one", "two"]
 
 
-def test_the_target_decides_what_is_new() -> None:
+def test_target_decides_what_is_new() -> None:
     answer = {"flows": [{"name": "A"}, {"name": "B"}], "connections": [{"name": "c"}, {"name": "d"}]}
     preview = preview_of(answer, flow_names=["A", "C"], target_flows=["A", "C"], target_connections=["c"])
     assert [(item.name, item.action.value) for item in preview.items] == [
@@ -135,7 +135,7 @@ def test_the_target_decides_what_is_new() -> None:
 
 
 @pytest.mark.parametrize(("all_known", "action"), [(True, "missing"), (False, "unclear")])
-def test_a_connection_is_missing_only_if_all_of_the_target_is_known(all_known: bool, action: str) -> None:
+def test_unknown_target_hides_missing_connections(all_known: bool, action: str) -> None:
     preview = preview_of(
         OLDER_PREVIEW | {"graph": {"3": ["db", "c", "e"]}},
         flow_names=[],
@@ -164,11 +164,11 @@ FLOW = {"id": 1, "name": "A", "tags": ["x", "y"], "properties": {"sql": "select 
         ({"connections": [{"id": 4, "name": "other"}]}, False),
     ],
 )
-def test_a_flow_is_compared_by_its_content(change: dict[str, Any], same: bool) -> None:
+def test_flow_is_compared_by_content(change: dict[str, Any], same: bool) -> None:
     assert shows_definition({**FLOW, **change}, FLOW) is same
 
 
-def test_a_part_that_cannot_be_read_proves_nothing() -> None:
+def test_unreadable_part_proves_nothing() -> None:
     assert not shows_definition({name: FLOW[name] for name in ("name", "tags", "connections")}, FLOW)
     without_content = {name: FLOW[name] for name in ("name", "tags", "connections")}
     assert not shows_definition(FLOW, without_content)
@@ -213,14 +213,14 @@ def test_names_are_escaped(name: str, shown: str) -> None:
     assert escaped(name) == shown
 
 
-def test_a_name_has_one_line_without_control_characters() -> None:
+def test_name_is_one_clean_line() -> None:
     assert one_line("a\x00b\x1b[31mc\r\nd\ud83de\u202ef") == "a b [31mc d e f"
     assert one_line("x" * 50, 10) == "x" * 9 + "…"
 
 
 @pytest.mark.parametrize("count", [0, 1, 100, 10_000])
 @pytest.mark.parametrize("length", [1, 119])
-def test_the_markdown_fits_and_counts_the_rest(count: int, length: int) -> None:
+def test_markdown_is_bounded_and_counts_the_rest(count: int, length: int) -> None:
     names = [f"{number:05}{'|' * length}" for number in range(count)]
     preview = preview_of(
         {"flows": [{"name": name} for name in names], "warnings": ["[" * 500] * 100},

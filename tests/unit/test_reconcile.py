@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.starts import GONE, LOG, ScriptedServer, response, run
-from support.task import BEGINNING, FastClock, carry_out
+from support.clock import BEGINNING, FastClock
+from support.etlworks import carry_out
+from support.starts import GONE, LOG, ScriptedStarts, response, run
 
 from airflow_provider_etlworks.client.errors import EtlworksServerError, EtlworksStartUnknown, EtlworksUnreachable
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
@@ -33,7 +34,7 @@ def carrying(key: RunKey, audit_id: int, **fields: Any) -> Execution:
 
 
 def test_unreadable_runs_are_unknown_after_patience() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=DOWN)
+    server = ScriptedStarts([LOST], newest=run(40), history=DOWN)
 
     with pytest.raises(EtlworksStartUnknown, match="may or may not have been started"):
         server.start(policy=PollPolicy(patience=600))
@@ -52,7 +53,7 @@ def test_unreadable_runs_are_unknown_after_patience() -> None:
 def test_nothing_is_guessed_without_history(
     history: Any, newest_after: Execution, starts: list[Any], ending: Any
 ) -> None:
-    server = ScriptedServer(starts, newest=run(40), history=history)
+    server = ScriptedStarts(starts, newest=run(40), history=history)
     server.after_the_start = lambda: setattr(server, "newest", newest_after)
     if isinstance(ending, Started):
         assert server.start() == ending
@@ -81,7 +82,7 @@ def test_nothing_is_guessed_without_history(
     ],
 )
 def test_sign_of_another_starter_forbids_adoption(user: str | None, found: Execution, ours: bool) -> None:
-    assert ScriptedServer().starter(user=user).is_candidate(found) is is_candidate(found, user) is ours
+    assert ScriptedStarts().starter(user=user).is_candidate(found) is is_candidate(found, user) is ours
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_sign_of_another_starter_forbids_adoption(user: str | None, found: Execu
     [run(41, user="juan"), run(41, user="maria@example.com"), run(41, event_id="3"), run(41, user="scheduler")],
 )
 def test_sign_of_another_starter_never_justifies_second_start(found: Execution) -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[found, run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[found, run(40)])
 
     with pytest.raises(EtlworksStartUnknown, match=r"Nothing was sent again.* run 41 \(running") as unknown:
         server.start(user="maria")
@@ -99,7 +100,7 @@ def test_sign_of_another_starter_never_justifies_second_start(found: Execution) 
 
 
 def test_run_is_not_adopted_if_others_may_start_the_flow() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[run(41), run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[run(41), run(40)])
 
     with pytest.raises(EtlworksStartUnknown, match="run 41"):
         server.start(is_only_starter=False)
@@ -109,7 +110,7 @@ def test_run_is_not_adopted_if_others_may_start_the_flow() -> None:
 @pytest.mark.parametrize(("ours", "others"), [(2, 0), (1, 1)])
 def test_of_several_runs_none_is_adopted(ours: int, others: int) -> None:
     runs = [*(run(41 + number) for number in range(ours)), *(run(51, event_id="3") for _ in range(others))]
-    server = ScriptedServer([LOST], newest=run(40), history=runs)
+    server = ScriptedStarts([LOST], newest=run(40), history=runs)
 
     with pytest.raises(EtlworksStartUnknown) as unknown:
         server.start()
@@ -163,7 +164,7 @@ def test_run_with_our_key_is_adopted_among_others(place: str) -> None:
         runs = [carrying(OTHER_KEY, 43), carrying(KEY, 42, user="juan", event_id="3"), carrying(OTHER_KEY, 41)]
     else:
         runs = [run(43), run(42), run(41)]
-    server = ScriptedServer([LOST], newest=run(40), history=[*runs, run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[*runs, run(40)])
     server.logs = {42: f"Parameter runKey = {KEY.value}", 41: f"Parameter runKey = {OTHER_KEY.value}"}
 
     assert server.start(is_only_starter=False, **KEYED) == Started(42)
@@ -171,7 +172,7 @@ def test_run_with_our_key_is_adopted_among_others(place: str) -> None:
 
 
 def test_run_with_another_key_is_not_ours() -> None:
-    server = ScriptedServer([LOST, response(0, 42)], newest=run(40), history=[carrying(OTHER_KEY, 41), run(40)])
+    server = ScriptedStarts([LOST, response(0, 42)], newest=run(40), history=[carrying(OTHER_KEY, 41), run(40)])
 
     assert server.start(**KEYED) == Started(42)
     assert server.starts_sent == 2
@@ -179,7 +180,7 @@ def test_run_with_another_key_is_not_ours() -> None:
 
 
 def test_key_may_show_late() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[run(41), run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[run(41), run(40)])
     server.clock.at(30, lambda: server.logs.update({41: f"runKey={KEY.value}"}))
 
     assert server.start(is_only_starter=False, **KEYED) == Started(41)
@@ -188,7 +189,7 @@ def test_key_may_show_late() -> None:
 
 @pytest.mark.parametrize("is_only_starter", [True, False])
 def test_run_that_shows_no_key_is_adopted_by_declaration_only(is_only_starter: bool) -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[run(41), run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[run(41), run(40)])
     if is_only_starter:
         assert server.start(**KEYED) == Started(41)
     else:
@@ -199,7 +200,7 @@ def test_run_that_shows_no_key_is_adopted_by_declaration_only(is_only_starter: b
 
 
 def test_another_starters_run_disproves_the_declaration() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[run(42), carrying(OTHER_KEY, 41), run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[run(42), carrying(OTHER_KEY, 41), run(40)])
 
     with pytest.raises(EtlworksStartUnknown):
         server.start(**KEYED)
@@ -207,7 +208,7 @@ def test_another_starters_run_disproves_the_declaration() -> None:
 
 
 def test_full_page_of_other_runs_may_hide_ours() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[carrying(OTHER_KEY, 41 + number) for number in range(50)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[carrying(OTHER_KEY, 41 + number) for number in range(50)])
 
     with pytest.raises(EtlworksStartUnknown, match="may not have every run"):
         server.start(**KEYED)
@@ -215,7 +216,7 @@ def test_full_page_of_other_runs_may_hide_ours() -> None:
 
 
 def test_two_runs_with_our_key_are_unknown() -> None:
-    server = ScriptedServer([LOST], newest=run(40), history=[carrying(KEY, 42), carrying(KEY, 41), run(40)])
+    server = ScriptedStarts([LOST], newest=run(40), history=[carrying(KEY, 42), carrying(KEY, 41), run(40)])
 
     with pytest.raises(EtlworksStartUnknown, match="several runs carry its key") as unknown:
         server.start(**KEYED)
@@ -223,7 +224,7 @@ def test_two_runs_with_our_key_are_unknown() -> None:
 
 
 def test_earlier_start_without_known_key_is_not_judged_by_the_new_key() -> None:
-    server = ScriptedServer(newest=run(41), history=[carrying(OTHER_KEY, 41), run(40)])
+    server = ScriptedStarts(newest=run(41), history=[carrying(OTHER_KEY, 41), run(40)])
     starter = server.starter(is_only_starter=False, **KEYED)
 
     with pytest.raises(EtlworksStartUnknown):

@@ -10,7 +10,7 @@ from airflow_provider_etlworks.worker.state import Phase, RunState
 RUN = RunRef(flow_id=7, audit_id=41)
 
 
-def test_an_execution_goes_from_idle_to_done() -> None:
+def test_execution_goes_from_idle_to_done() -> None:
     state = RunState()
     seen = [(state.phase, state.watermark, state.own_run)]
     state.starting(40)
@@ -36,7 +36,7 @@ def test_refused_start_leaves_nothing_to_stop() -> None:
     assert (state.phase, state.own_run) == (Phase.IDLE, None)
 
 
-def test_run_of_somebody_else_is_not_ours_to_stop() -> None:
+def test_foreign_run_is_not_stopped() -> None:
     state = RunState()
     state.running(RUN, is_ours=False)
 
@@ -53,7 +53,7 @@ def test_no_start_while_a_run_is_known() -> None:
 
 
 @pytest.mark.parametrize("transition", ["idle", "done"])
-def test_done_is_the_end(transition: str) -> None:
+def test_done_is_final(transition: str) -> None:
     state = RunState()
     state.done()
 

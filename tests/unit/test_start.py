@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.starts import GONE, ScriptedServer, ended, response, run
+from support.starts import GONE, ScriptedStarts, ended, response, run
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
@@ -74,7 +74,7 @@ def test_response_is_classified(said: Any, verdict: StartVerdict) -> None:
 
 
 def test_intent_is_saved_before_start_is_sent() -> None:
-    server = ScriptedServer([response(0, 41)], newest=run(40))
+    server = ScriptedStarts([response(0, 41)], newest=run(40))
 
     assert server.start() == Started(41)
     assert server.order == ["GET executions", "save", "POST run"]
@@ -83,7 +83,7 @@ def test_intent_is_saved_before_start_is_sent() -> None:
 
 @pytest.mark.parametrize(("before", "watermark"), [([], 0), (GONE, 0), ([run(40)], 40)])
 def test_watermark_comes_from_history_without_newest_run(before: Any, watermark: int) -> None:
-    server = ScriptedServer([LOST], newest=None, history=before)
+    server = ScriptedStarts([LOST], newest=None, history=before)
     server.after_the_start = lambda: setattr(server, "history", [run(41), run(40)] if watermark else [run(41)])
 
     assert server.start() == Started(41)
@@ -92,7 +92,7 @@ def test_watermark_comes_from_history_without_newest_run(before: Any, watermark:
 
 @pytest.mark.parametrize("refused", [NOT_SENT, GONE, response(2), response(3)])
 def test_certain_refusal_clears_intent(refused: Any) -> None:
-    server = ScriptedServer([refused], newest=run(40))
+    server = ScriptedStarts([refused], newest=run(40))
 
     with pytest.raises(EtlworksError):
         server.start()
@@ -101,7 +101,7 @@ def test_certain_refusal_clears_intent(refused: Any) -> None:
 
 @pytest.mark.parametrize("starts", [[LOST, LOST], [response(0)], [response(None)]])
 def test_start_in_doubt_keeps_intent(starts: list[Any]) -> None:
-    server = ScriptedServer(starts, newest=run(40), history=[run(40)])
+    server = ScriptedStarts(starts, newest=run(40), history=[run(40)])
 
     with pytest.raises(EtlworksStartUnknown, match="newer than 40"):
         server.start()
@@ -110,7 +110,7 @@ def test_start_in_doubt_keeps_intent(starts: list[Any]) -> None:
 
 @pytest.mark.parametrize("second", [FORBIDDEN, NOT_SENT, response(2), response(3), UNSUCCESSFUL, REDIRECTED])
 def test_refusal_of_second_start_keeps_intent_of_first(second: Any) -> None:
-    server = ScriptedServer([LOST, second], newest=run(40), history=[run(40)])
+    server = ScriptedStarts([LOST, second], newest=run(40), history=[run(40)])
 
     with pytest.raises(EtlworksError) as failure:
         server.start()
@@ -120,13 +120,13 @@ def test_refusal_of_second_start_keeps_intent_of_first(second: Any) -> None:
 
 
 def test_busy_after_start_in_doubt_keeps_intent_and_watermark() -> None:
-    busy = ScriptedServer([LOST, response(1)], newest=run(40), history=[run(40)])
+    busy = ScriptedStarts([LOST, response(1)], newest=run(40), history=[run(40)])
     with pytest.raises(EtlworksAlreadyRunning):
         busy.start()
     assert busy.saved == [40]
 
     # The run in the way ends, and what the first start began shows only now.
-    late = ScriptedServer([LOST, response(1, 40)], newest=run(40), history=[run(40)])
+    late = ScriptedStarts([LOST, response(1, 40)], newest=run(40), history=[run(40)])
     late.clock.at(140, lambda: setattr(late, "newest", ended(run(40))))
     late.clock.at(140, lambda: setattr(late, "history", [run(41), ended(run(40))]))
     assert late.start(on_already_running=OnAlreadyRunning.WAIT) == Started(41)
@@ -136,13 +136,13 @@ def test_busy_after_start_in_doubt_keeps_intent_and_watermark() -> None:
 
 @pytest.mark.parametrize("said", [UNSUCCESSFUL, REDIRECTED, response(5), response(2, 41), response(0, 39)])
 def test_answer_that_may_hide_a_run_is_reconciled_and_not_repeated(said: Any) -> None:
-    dropped = ScriptedServer([said], newest=run(40), history=[run(40)])
+    dropped = ScriptedStarts([said], newest=run(40), history=[run(40)])
     with pytest.raises(EtlworksError):
         dropped.start()
     assert dropped.saved == [40]
     assert dropped.starts_sent == 1
 
-    carried_out = ScriptedServer([said], newest=run(40), history=[run(40)])
+    carried_out = ScriptedStarts([said], newest=run(40), history=[run(40)])
     carried_out.after_the_start = lambda: setattr(carried_out, "history", [run(41), run(40)])
     assert carried_out.start() == Started(41)
     assert carried_out.starts_sent == 1
@@ -150,13 +150,13 @@ def test_answer_that_may_hide_a_run_is_reconciled_and_not_repeated(said: Any) ->
 
 def test_refusal_is_raised_with_servers_words() -> None:
     for said, kind in ((UNSUCCESSFUL, EtlworksRefused), (response(5, exception="No table"), EtlworksStartRefused)):
-        server = ScriptedServer([said], newest=run(40), history=[run(40)])
+        server = ScriptedStarts([said], newest=run(40), history=[run(40)])
         with pytest.raises(kind, match=r"Not today|No table"):
             server.start()
 
 
 def test_nothing_is_sent_while_watermark_cannot_be_read() -> None:
-    server = ScriptedServer([], newest=DOWN)
+    server = ScriptedStarts([], newest=DOWN)
 
     with pytest.raises(EtlworksServerError):
         server.start()
@@ -164,7 +164,7 @@ def test_nothing_is_sent_while_watermark_cannot_be_read() -> None:
 
 
 def test_start_without_run_is_sent_again_after_grace() -> None:
-    server = ScriptedServer([LOST, response(0, 41)], newest=run(40), history=[run(40), run(39), run(38)])
+    server = ScriptedStarts([LOST, response(0, 41)], newest=run(40), history=[run(40), run(39), run(38)])
     began = server.clock.now
 
     assert server.start() == Started(41)
@@ -176,7 +176,7 @@ def test_start_without_run_is_sent_again_after_grace() -> None:
 
 
 def test_each_start_carries_a_key_of_its_own() -> None:
-    server = ScriptedServer()
+    server = ScriptedStarts()
     starter = server.starter(run_key_parameter="runKey", run_key="dag/task/2026-05-09 00:00/-1/1")
     other = server.starter(run_key_parameter="runKey", run_key="dag/task/2026-05-09 00:00/-1/1")
 
@@ -188,7 +188,7 @@ def test_each_start_carries_a_key_of_its_own() -> None:
 
 
 def test_key_is_sent_as_parameter() -> None:
-    server = ScriptedServer([response(0, 41)], newest=run(40))
+    server = ScriptedStarts([response(0, 41)], newest=run(40))
     bodies: list[Any] = []
     answer = server.answer
 
@@ -207,14 +207,14 @@ def test_key_is_sent_as_parameter() -> None:
 
 def test_parameter_of_key_is_not_for_anything_else() -> None:
     with pytest.raises(EtlworksConfigError, match="run_key_parameter"):
-        ScriptedServer().starter(parameters={"runKey": "mine"}, run_key_parameter="runKey")
+        ScriptedStarts().starter(parameters={"runKey": "mine"}, run_key_parameter="runKey")
 
 
 # --- Another run is in the way --------------------------------------------------------------------------------------
 
 
 def test_waiting_for_run_in_the_way_clears_intent() -> None:
-    server = ScriptedServer([response(1, 40), response(0, 41)], newest=run(40))
+    server = ScriptedStarts([response(1, 40), response(0, 41)], newest=run(40))
     server_answer, polls = server.answer, iter([run(40)] * 3 + [ended(run(40))] * 3)
 
     def answer(call: Call[Any]) -> Any:
@@ -228,17 +228,17 @@ def test_waiting_for_run_in_the_way_clears_intent() -> None:
 
 def test_hidden_run_in_the_way_is_waited_for_only_if_asked() -> None:
     busy = [response(1)] * 500
-    server = ScriptedServer([*busy, response(0, 41)], newest=ended(run(40)))
+    server = ScriptedStarts([*busy, response(0, 41)], newest=ended(run(40)))
 
     assert server.start(on_already_running=OnAlreadyRunning.WAIT) == Started(41)
 
-    server = ScriptedServer(busy, newest=ended(run(40)))
+    server = ScriptedStarts(busy, newest=ended(run(40)))
     with pytest.raises(EtlworksAlreadyRunning, match="shows no run that is going"):
         server.start()
 
 
 def test_run_in_the_way_without_record_is_hidden() -> None:
-    server = ScriptedServer([response(1, 41)] * 500, newest=ended(run(40)))
+    server = ScriptedStarts([response(1, 41)] * 500, newest=ended(run(40)))
 
     with pytest.raises(EtlworksAlreadyRunning, match="shows no run that is going") as busy:
         server.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from support.task import FastClock
+from support.clock import FastClock
 
 from airflow_provider_etlworks.client.call import Call, Response
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksStartUnknown, EtlworksUnreachable
