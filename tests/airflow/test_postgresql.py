@@ -12,7 +12,7 @@ from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 
 # PostgreSQL's jsonb refuses NUL; a pipe of UTF-8 refuses half a surrogate pair, which Java makes by cutting an emoji.
 HOSTILE_TEXTS = {
