@@ -20,10 +20,9 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_readmes_dag_runs_its_flow(local_airflow: LocalAirflow, sandbox: Sandbox) -> None:
     text = README.read_text()
     (dag_file,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (first_line_on_airflow_2,) = re.findall(r"On Airflow 2, the first line is `(.*?)`", text)
     if local_airflow.version < (3,):
-        first_line_on_airflow_2 = re.search(r"On Airflow 2 the first line is `(.*?)`", text)
-        assert first_line_on_airflow_2 is not None
-        dag_file = f"{first_line_on_airflow_2[1]}\n{dag_file.partition(chr(10))[2]}"
+        dag_file = f"{first_line_on_airflow_2}\n{dag_file.partition(chr(10))[2]}"
     (local_airflow.dags_folder / "from_readme.py").write_text(dag_file)
     before = sandbox.runs_started(12345)
     run_id = local_airflow.trigger_dag("nightly_billing")
