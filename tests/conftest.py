@@ -35,7 +35,8 @@ class _OneAirflow(LoadScopeScheduling):
     """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "airflow" if nodeid.startswith("tests/airflow/") else nodeid
+        shared = ("tests/airflow/", "tests/deployment/")
+        return next((folder for folder in shared if nodeid.startswith(folder)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

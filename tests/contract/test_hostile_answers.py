@@ -76,7 +76,7 @@ def test_hostile_texts_of_a_run_are_harmless(etlworks: Etlworks, kind: str, stat
     etlworks.clock.at(20, become_hostile)
     log = text.encode(errors="surrogatepass") * 10 + b"\nlast line"
     etlworks.sandbox.fault("GET", LOG_PATH, broken_body(log, content_type="text/plain"), times=None)
-    task = etlworks.task(deferrable=deferrable, timeout=100)
+    task = etlworks.task(deferrable=deferrable, timeout=600)
 
     went = task.run()
 
