@@ -14,7 +14,7 @@ from support.deployment import (
     has_redis,
     object_store,
     redis_server,
-    through,
+    with_extra,
 )
 from support.postgresql import postgresql, server_binaries
 
