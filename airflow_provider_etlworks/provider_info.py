@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from airflow_provider_etlworks import __version__
@@ -82,6 +83,8 @@ def get_provider_info() -> dict[str, Any]:
     """
     package = "airflow_provider_etlworks"
     name = "Etlworks"
+    # Airflow 2 has no watchers of assets. compat.py would import too much here.
+    triggers = ("asset", "flow", "sensor") if find_spec("airflow.sdk") else ("flow", "sensor")
     assets = [
         {
             "schemes": ["etlworks"],
@@ -110,7 +113,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": name,
-                "python-modules": [f"{package}.triggers.{module}" for module in ("asset", "flow", "sensor")],
+                "python-modules": [f"{package}.triggers.{module}" for module in triggers],
             }
         ],
         "connection-types": [

@@ -31,11 +31,30 @@ os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Their tests take many minutes or need more than Python, so they run only when they are asked for.
+_ONLY_WITH_ALL = ("browser", "deployment")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--all``."""
+    parser.addoption("--all", action="store_true", help=f"also run the tests marked {' or '.join(_ONLY_WITH_ALL)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs only with ``--all``."""
+    if config.getoption("--all"):
+        return
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in _ONLY_WITH_ALL)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 class _OneAirflow(LoadScopeScheduling):
     """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "airflow" if nodeid.startswith("tests/airflow/") else nodeid
+        return "airflow" if nodeid.startswith(("tests/airflow/", "tests/browser/")) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
