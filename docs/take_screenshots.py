@@ -14,10 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from airflow_provider_etlworks.sandbox import Sandbox
-from airflow_provider_etlworks.sandbox.demo.examples import Reporter, example_dags_folder, running
+from airflow_provider_etlworks.sandbox.demo.examples import Reporter, environments, example_dags_folder, running
 from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
-from airflow_provider_etlworks.sandbox.demo.promotion import GOOD_RELEASE, PromotionDemo, airflow_environment
+from airflow_provider_etlworks.sandbox.demo.promotion import GOOD_RELEASE, PromotionDemo
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = (1360, 860)
@@ -76,8 +75,8 @@ def main() -> int:
         return 1
     IMAGES.mkdir(exist_ok=True)
     reporter = Reporter()
-    with Sandbox() as staging, Sandbox() as production, tempfile.TemporaryDirectory(prefix="bundles-") as bundles:
-        airflow = LocalAirflow(example_dags_folder(), airflow_environment(staging, production, bundles))
+    with environments() as (staging, production, variables):
+        airflow = LocalAirflow(example_dags_folder(), variables)
         with running(airflow, reporter):
             demo = PromotionDemo(reporter, staging, production, airflow)
             demo.release(GOOD_RELEASE)

@@ -13,13 +13,14 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
+from airflow_provider_etlworks.sandbox import control, pages
 from airflow_provider_etlworks.sandbox.api import Api, Settings
 from airflow_provider_etlworks.sandbox.faults import Carried, Fault, Faults, Reply
 from airflow_provider_etlworks.sandbox.flows import ENDINGS, SandboxFlow, built_in_flows
 from airflow_provider_etlworks.sandbox.limits import RateLimit
 from airflow_provider_etlworks.sandbox.messages import Answer, Request
 from airflow_provider_etlworks.sandbox.organization import Organization
-from airflow_provider_etlworks.sandbox.pages import RUN_PATH
+from airflow_provider_etlworks.sandbox.pages import FAULTS_PAGE, RUN_PATH
 from airflow_provider_etlworks.sandbox.tokens import API_KEY, LOGIN, PASSWORD, Tokens
 
 if TYPE_CHECKING:
@@ -329,6 +330,13 @@ class Sandbox:
         body = await http.content.read()
         asked = parse_qs(query, keep_blank_values=True)
         request = Request(http.method, path, asked, http.headers, body)
+        # Not a part of Etlworks: faults do not apply, and tests do not see it.
+        if path.startswith(control.PREFIX):
+            with self._lock:
+                return _response(control.answer(request, self._organization, self._faults))
+        if path == FAULTS_PAGE:
+            with self._lock:
+                return _response(pages.faults(self._faults))
         # A client that has already disconnected has no port.
         recorded = Recorded(http.method, path, asked, http.headers, body, received, peer[1] if peer else 0)
         if self._record:

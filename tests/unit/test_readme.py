@@ -170,6 +170,8 @@ def test_commands_are_known() -> None:
 
 def test_sandbox_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for _, subcommand, *arguments in commands("etlworks-sandbox"):
+        if subcommand == "--version":
+            continue
         with pytest.raises(SystemExit) as end:
             sandbox_command([subcommand, "--help"])
         assert end.value.code == 0
