@@ -47,6 +47,18 @@ def settings_from(connection: AirflowConnection) -> ClientSettings:
         raise EtlworksConfigError(f"Connection {connection.conn_id!r} cannot work. {error}") from None
 
 
+def check_extra_field(name: str, value: str) -> None:
+    """
+    Check one field of Extra by itself, as a form does before it saves the connection.
+
+    :param name: the field.
+    :param value: what a person wrote.
+    :raises EtlworksConfigError: it cannot work; the message says what to put there.
+    """
+    # The other fields do not matter here.
+    ClientSettings(root_url="https://etlworks", password="-", **_extra(json.dumps({name: value})))  # noqa: S106
+
+
 def _extra(text: str | None) -> dict[str, Any]:
     """Read Extra; fields that are left empty keep their defaults."""
     try:

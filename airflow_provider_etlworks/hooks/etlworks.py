@@ -41,7 +41,7 @@ from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import AirflowFailException, BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
-from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.connection import check_extra_field, settings_from
 from airflow_provider_etlworks.provider_info import (
     CONNECTION_FIELDS,
     CONNECTION_TYPE,
@@ -96,9 +96,22 @@ class EtlworksHook(BaseHook):
         """Return the form's extra fields for Airflow before 3.2; later ones read them from the provider info."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import StringField
+        from wtforms.validators import Optional, ValidationError
+
+        def check(form: Any, field: Any) -> None:
+            # Airflow 2 names the form's fields "extra__etlworks__verify".
+            try:
+                check_extra_field(field.name.rpartition("__")[2], field.data)
+            except EtlworksConfigError as error:
+                raise ValidationError(str(error)) from None
 
         return {
-            name: StringField(each["label"], widget=BS3TextFieldWidget(), description=each["description"])
+            name: StringField(
+                each["label"],
+                widget=BS3TextFieldWidget(),
+                description=each["description"],
+                validators=[Optional(), check],
+            )
             for name, each in CONNECTION_FIELDS.items()
         }
 
