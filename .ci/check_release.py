@@ -36,6 +36,8 @@ def problems(tag: str, metadata: bytes, changelog: str) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)]+)\)", package.get_payload()):
         if not target.startswith(("https://", "#")):
             yield f"The README's link to {target} does not work on a package index."
+    if "not yet on PyPI" in package.get_payload():
+        yield "The README says that the package is not yet on PyPI."
     released = re.search(rf"^## {re.escape(version)} - (\S+)\n", changelog, re.MULTILINE)
     if released is None or not re.fullmatch(r"\d{4}-\d\d-\d\d", released[1]):
         yield f"CHANGELOG.md has no section '## {version} - YYYY-MM-DD'."

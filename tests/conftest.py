@@ -36,8 +36,9 @@ _ONLY_WITH_ALL = ("browser", "deployment")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--all``."""
+    """Add our options."""
     parser.addoption("--all", action="store_true", help=f"also run the tests marked {' or '.join(_ONLY_WITH_ALL)}")
+    parser.addoption("--save-pictures", action="store_true", help="let the tests with a browser write docs/images")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -151,6 +151,7 @@ def test_release_that_is_ready_passes() -> None:
             DATED,
             "docs/connection.md does not",
         ),
+        ("v1.2.3", READY + b"It is not yet on PyPI.", DATED, "says that the package is not yet on PyPI"),
         ("v1.2.3", READY, DATED.replace(" - 2026-12-01", ""), "CHANGELOG.md has no section '## 1.2.3 - YYYY-MM-DD'."),
         ("v1.2.3", READY, DATED.replace("Unreleased\n", "Unreleased\n\n- A change.\n"), "changes under Unreleased"),
     ],
