@@ -25,7 +25,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "proxy": {
         "label": "Proxy",
         "description": "URL of an HTTP proxy. Default: the environment's (HTTPS_PROXY, NO_PROXY).",
-        "schema": {"type": ["string", "null"], "examples": ["http://proxy.example.com:3128"]},
+        "schema": {"type": ["string", "null"]},
     },
     "connect_timeout": {
         "label": "Connect timeout (s)",
@@ -71,7 +71,7 @@ FIELD_BEHAVIOUR: dict[str, Any] = {
         "schema": "https",
         "login": "leave empty to use an API key",
         "password": "the login's password, or an API key",
-        "port": "leave empty for the scheme's, or if Host has one",
+        "port": "443. Without a port, Airflow 3.3.2 cannot test the connection",
         # Only Airflow 2 shows those of the other fields; Airflow 3 offers the examples above.
         "verify": "true",
         "proxy": "http://proxy.example.com:3128",

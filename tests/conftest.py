@@ -31,21 +31,28 @@ os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Their tests take many minutes or need more than Python, so they run only when they are asked for.
-_ONLY_WITH_ALL = ("browser", "deployment")
+# The tests of these folders take many minutes or need more than Python, so they run only when they are asked for. Each
+# has the marker of its folder's name.
+_ONLY_ON_REQUEST = ("browser", "deployment")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options."""
-    parser.addoption("--all", action="store_true", help=f"also run the tests marked {' or '.join(_ONLY_WITH_ALL)}")
-    parser.addoption("--save-pictures", action="store_true", help="let the tests with a browser write docs/images")
+    folders = " and ".join(f"tests/{folder}" for folder in _ONLY_ON_REQUEST)
+    parser.addoption("--all", action="store_true", help=f"also run {folders}, as naming such a folder does")
+    parser.addoption("--save-pictures", action="store_true", help="let tests/browser write docs/images")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what runs only with ``--all``."""
-    if config.getoption("--all"):
-        return
-    left_out = [item for item in items if any(item.get_closest_marker(name) for name in _ONLY_WITH_ALL)]
+    """Mark what runs only on request, and leave it out if nobody has asked for it."""
+    left_out = []
+    for item in items:
+        folder = item.path.parent.name
+        if folder in _ONLY_ON_REQUEST:
+            item.add_marker(folder)
+            if not (config.getoption("--all") or any(f"tests/{folder}" in argument for argument in config.args)):
+                left_out.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

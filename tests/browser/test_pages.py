@@ -17,10 +17,50 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.sandbox import Sandbox
     from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
-def test_finished_run_shows_its_state_and_the_link(
+def fill_in_connection(airflow: LocalAirflow, screen: Screen, conn_id: str, sandbox: Sandbox, key: str) -> None:
+    """Fill in the form of a new connection, up to the button that saves it."""
+    page, (address, _, port) = screen.page, sandbox.url.rpartition(":")
+    page.goto(f"{airflow.base_url}/connections")
+    page.get_by_role("button", name="Add Connection").click()
+    page.locator("input[name=connection_id]").fill(conn_id)
+    page.get_by_role("combobox").first.click()
+    page.keyboard.type("Etlworks")
+    page.get_by_role("option", name="etlworks").click()
+    page.locator("input[name=host]").fill(address)
+    page.locator("input[name=password]").fill(key)
+    page.locator("input[name=port]").fill(port)
+
+
+def save_and_test(screen: Screen, conn_id: str) -> None:
+    screen.page.get_by_role("button", name="Save").click()
+    screen.wait_for("successfully created", conn_id)
+    screen.page.get_by_role("row", name=conn_id).get_by_role("button", name="Test Connection").click()
+
+
+def test_form_says_what_to_fill_in_and_its_test_succeeds(
+    airflow: LocalAirflow, production: Sandbox, screen: Screen
+) -> None:
+    fill_in_connection(airflow, screen, "etlworks_form", production, production.api_key)
+
+    screen.wait_for("Host", "Login (empty: API key)", "Password or API key", "Port", "Scheme", "Extra Fields")
+    placeholder = screen.page.locator("input[name=login]").get_attribute("placeholder")
+    assert placeholder == "leave empty to use an API key"
+    screen.save("connection-form")
+    save_and_test(screen, "etlworks_form")
+    screen.wait_for("Test Connection Successful", f"Connected to {production.url} with an API key", "flows are visible")
+
+
+def test_failed_connection_test_says_what_to_do(airflow: LocalAirflow, production: Sandbox, screen: Screen) -> None:
+    fill_in_connection(airflow, screen, "etlworks_wrong_key", production, "a-wrong-key")
+    save_and_test(screen, "etlworks_wrong_key")
+
+    screen.wait_for("Test Connection Failed", "401", "is wrong or has expired")
+
+
+def test_finished_run_shows_its_result_and_leads_to_etlworks(
     airflow: LocalAirflow, production: Sandbox, open_task: Callable[..., Screen]
 ) -> None:
     run_id = airflow.trigger_dag("etlworks_run_flow")
@@ -28,12 +68,15 @@ def test_finished_run_shows_its_state_and_the_link(
     (run,) = production.runs(12345)
 
     screen = open_task("etlworks_run_flow", run_id, "stripe_to_snowflake")
-
-    screen.wait_for("stripe_to_snowflake", "Success", "Open in Etlworks", f"Run {run.audit_id} ended: success")
+    screen.wait_for("stripe_to_snowflake", "Success", f"Run {run.audit_id} of flow 12345 ended: success, 18204 records")
     screen.save("finished-run")
-    with screen.page.expect_popup() as popup:
-        screen.page.get_by_text("Open in Etlworks").click()
-    assert popup.value.url == f"{production.url}/ui/flows/12345/runs/{run.audit_id}"
+
+    open_task("etlworks_run_flow", run_id, "stripe_to_snowflake", "/details")
+    screen.wait_for("Extra Links", "Open in Etlworks")
+    address = screen.page.get_by_role("link", name="Open in Etlworks").get_attribute("href")
+    assert address == f"{production.url}/ui/flows/12345/runs/{run.audit_id}"
+    screen.page.goto(address)
+    screen.wait_for("Stripe to Snowflake", "Status success", f"Audit id {run.audit_id}", "18204 rows merged")
 
 
 def test_log_of_a_failed_run_opens_at_the_reason(
@@ -45,7 +88,8 @@ def test_log_of_a_failed_run_opens_at_the_reason(
 
     screen = open_task("ledger", run_id, "export_ledger")
 
-    screen.wait_for(str(run.audit_id), "Open in Etlworks", production.flows[12350].exception or "")
+    reason = (production.flows[12350].exception or "").splitlines()[0]
+    screen.wait_for("export_ledger Failed", str(run.audit_id), "Ledger export to finance", reason)
     screen.save("failed-run")
 
 
