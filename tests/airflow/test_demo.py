@@ -206,6 +206,16 @@ def test_failed_start_of_airflow_is_reported(
     assert "no more disk [red]" in capsys.readouterr().out
 
 
+def test_every_example_dag_has_what_it_needs() -> None:
+    text = "".join(file.read_text() for file in examples.example_dags_folder().glob("*.py"))
+    connections = {"etlworks_default", *re.findall(r'_conn_id="(\w+)"', text)}
+    with examples.environments() as (_, production, variables):
+        assert {f"AIRFLOW_CONN_{conn_id.upper()}" for conn_id in connections} <= set(variables)
+        assert {f"AIRFLOW_VAR_{name.upper()}" for name in re.findall(r"var\.value\.(\w+)", text)} <= set(variables)
+        # What etlworks_wait_for_nightly waits for.
+        assert production.runs(examples.SCHEDULED_FLOW)
+
+
 def test_the_example_dags_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = {"etlworks_run_flow.py", "etlworks_fan_out.py"}
     assert names <= {file.name for file in examples.example_dags_folder().iterdir()}

@@ -294,6 +294,13 @@ def test_hook_reference_has_every_method() -> None:
     assert named == public - not_for_dag_authors
 
 
+def test_navigation_has_every_page() -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    from_elsewhere = {"changelog.md", "contributing.md", "security.md", "benchmarks.md"}
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == pages | from_elsewhere
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_links_between_guides_resolve(name: str) -> None:
     folder = ROOT if name in ("README.md", "CONTRIBUTING.md") else ROOT / "docs"
