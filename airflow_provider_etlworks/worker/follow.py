@@ -21,6 +21,7 @@ from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTi
 from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
+from airflow_provider_etlworks.runs.outage import OutageWait, wait_out
 from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
 from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
 from airflow_provider_etlworks.runs.reconcile import read_accepted_run
@@ -155,6 +156,11 @@ class RunTask(ABC):
         if self.state.killed:
             raise EtlworksError("The task was killed while it started its run.")
 
+    def _outage(self, goal: str = "Nothing is started yet") -> OutageWait:
+        """Return how a busy or unreachable Etlworks is waited for before the run is started."""
+        clock = self.hook.client.clock
+        return OutageWait(self._policy(), clock=clock, log=self.log, goal=goal, check=self._abort_if_killed)
+
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
         """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
         self.state.running(run, is_ours=is_ours)
@@ -172,7 +178,10 @@ class RunTask(ABC):
         """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
         self._accept(run, is_ours=record.is_ours)
         client = self.hook.client
-        execution = client.run(read_accepted_run(run, clock=client.clock, log=self.log))
+        outage = self._outage(f"An earlier try started {run}, which may still be going")
+        execution = client.run(
+            wait_out(lambda: read_accepted_run(run, clock=client.clock, log=self.log), outage),
+        )
         decision = decide_reattach(
             execution,
             stop_asked=record.stop_asked,

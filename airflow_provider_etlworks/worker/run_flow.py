@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from airflow_provider_etlworks.client.endpoints import latest_execution, list_flows
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
+from airflow_provider_etlworks.client.flow_selection import find_by_name
+from airflow_provider_etlworks.client.procedure import read_all
 from airflow_provider_etlworks.compat import AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.hooks.etlworks import StartInDoubt
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
+from airflow_provider_etlworks.runs.outage import send, wait_out
 from airflow_provider_etlworks.runs.reconcile import RunKey
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
 from airflow_provider_etlworks.runs.types import RunRef
@@ -108,7 +112,8 @@ class RunFlowTask(RunTask):
             return parse_id("flow_id", self._operator.flow_id, " For a name, use flow_name.")
         if not isinstance(name, str) or not name.strip():
             raise EtlworksConfigError(f"flow_name is {name!r}; it must be the name of a flow.")
-        flow = self.hook.find_flow(name)
+        flows = self.hook.client.run(wait_out(lambda: read_all(list_flows()), self._outage()))
+        flow = find_by_name(name, flows)
         self.log.info("Flow %r has the id %s.", flow.name, flow.id)
         return flow.id
 
@@ -126,6 +131,7 @@ class RunFlowTask(RunTask):
             on_already_running=OnAlreadyRunning(operator.on_already_running),
             save_intent=self._save_intent,
             is_only_starter=operator.on_already_running == "fail" and not options and getattr(ti, "map_index", -1) < 0,
+            outage=self._outage(f"Flow {flow_id} is not started yet"),
             run_key_parameter=self.hook.settings.run_key_parameter,
             run_key="/".join(str(getattr(ti, name, "")) for name in names),
         )
@@ -171,7 +177,9 @@ class RunFlowTask(RunTask):
         if self._context["ti"].try_number <= 1:
             return None
         starter = self._starter
-        newest, began = self.hook.get_execution(starter.flow_id), self._context["dag_run"].start_date
+        outage = self._outage("An earlier try may have started a run, which is searched for")
+        newest = self.hook.client.run(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
+        began = self._context["dag_run"].start_date
         if newest is None or newest.is_terminal or not starter.is_candidate(newest):
             return None
         if newest.started_at is None or began is None or newest.started_at < began:

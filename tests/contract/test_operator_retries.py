@@ -141,9 +141,9 @@ def test_missing_run_is_replaced_after_the_patience(etlworks: Etlworks) -> None:
 )
 def test_unreadable_run_fails_the_try_and_starts_nothing(etlworks: Etlworks, fault: Any, kind: type[Exception]) -> None:
     etlworks.flow(running=3600)
-    task = etlworks.task()
+    task = etlworks.task(patience=300)
     first = lose_the_worker(etlworks, task, after=100)
-    etlworks.sandbox.fault("GET", RECORD_PATH, fault, times=4)
+    etlworks.sandbox.fault("GET", RECORD_PATH, fault, times=None)
 
     refused = task.run()
     etlworks.sandbox.clear_faults()
