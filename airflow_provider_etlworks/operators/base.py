@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.compat import BaseOperator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.worker.follow import RunTask
+
+TaskT = TypeVar("TaskT", bound="RunTask")
 
 
 class HookMixin:
@@ -79,16 +81,19 @@ class RunOperator(HookMixin, BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the run and, if the task waits, follow it to its end."""
-        return self._begin(context).run()
+        return self._begin(self._new_task(context)).run()
 
-    def execute_complete(self, context: Context, event: Any = None, is_ours: bool = True) -> dict[str, Any]:
+    def execute_complete(
+        self, context: Context, event: Any = None, is_ours: bool = True, root_url: str | None = None
+    ) -> dict[str, Any]:
         """
         Go on after the triggerer has followed the run.
 
         :param event: what the trigger reported.
         :param is_ours: whether this task started the run.
+        :param root_url: the address of the run's instance, as the connection named it when the task deferred.
         """
-        return self._begin(context).complete(event, is_ours=is_ours)
+        return self._begin(self._new_task(context)).complete(event, is_ours=is_ours, root_url=root_url)
 
     def on_kill(self) -> None:
         """Stop the run. Airflow calls this on the worker when the task is killed or times out."""
@@ -113,8 +118,8 @@ class RunOperator(HookMixin, BaseOperator):
     def _new_task(self, context: Context) -> RunTask:
         """Return what executes this operator."""
 
-    def _begin(self, context: Context) -> RunTask:
-        execution = self._execution = self._new_task(context)
+    def _begin(self, execution: TaskT) -> TaskT:
+        self._execution = execution
         if self._killed:
             # Airflow 3 lets a task go on that was killed while the modules above were imported.
             execution.kill()

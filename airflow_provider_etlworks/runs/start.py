@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.runs.follow import FollowResult
     from airflow_provider_etlworks.runs.outage import OutageWait
 
 _MOST_IN_DOUBT = 2
@@ -351,15 +352,26 @@ class RunStarter:
             log=self.log,
             is_over=lambda run: not run.occupies_flow,
         )
-        if followed.ending is Ending.DEADLINE:
-            raise EtlworksExecutionTimeout(
-                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, was going at the deadline."
-            )
-        if followed.ending is not Ending.FINISHED:
-            raise EtlworksLostTouch(
-                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, cannot be read. "
-                f"{followed.detail}"
-            )
+        check_turn(RunRef(self.flow_id, other.audit_id), followed)
+
+
+def check_turn(other: RunRef, followed: FollowResult) -> None:
+    """
+    Check that a run in the way has ended, so that the flow can be started.
+
+    :param other: the run in the way.
+    :param followed: how following it ended.
+    :raises EtlworksExecutionTimeout: it was going at the deadline.
+    :raises EtlworksLostTouch: it cannot be followed.
+    """
+    if followed.ending is Ending.DEADLINE:
+        raise EtlworksExecutionTimeout(
+            f"Flow {other.flow_id} was not started: run {other.audit_id}, in its way, was going at the deadline."
+        )
+    if followed.ending is not Ending.FINISHED:
+        raise EtlworksLostTouch(
+            f"Flow {other.flow_id} was not started: run {other.audit_id}, in its way, cannot be read. {followed.detail}"
+        )
 
 
 def _is_worth_repeating(response: FlowStart | EtlworksError) -> TypeGuard[EtlworksError]:

@@ -105,6 +105,7 @@ class RunTask(ABC):
         self._records = LaunchRecordStore(task_state_store(context) if durable else None)
         self.log = operator.log
         self.state = RunState()
+        self._started_at: float | None = None
         self.result: dict[str, Any] | None = None
 
     @property
@@ -118,15 +119,17 @@ class RunTask(ABC):
     def run(self) -> dict[str, Any]:
         """Start the run, and follow it."""
 
-    def complete(self, event: Any, *, is_ours: bool) -> dict[str, Any]:
+    def complete(self, event: Any, *, is_ours: bool, root_url: str | None) -> dict[str, Any]:
         """
         Finish after the triggerer has followed the run.
 
         :param event: what the trigger reported.
         :param is_ours: whether this task started the run.
+        :param root_url: the address of the run's instance; ``None`` if it is not known.
         """
         reported = ExecutionEvent.from_payload(event)
-        return self._finish(RunRef(reported.flow_id, reported.audit_id), reported.followed, is_ours=is_ours)
+        run = RunRef(reported.flow_id, reported.audit_id)
+        return self._finish(run, reported.followed, is_ours=is_ours, root_url=root_url)
 
     def kill(self) -> None:
         """Stop the run, if this task started it. A signal handler calls this; a second call stops nothing again."""
@@ -164,6 +167,7 @@ class RunTask(ABC):
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
         """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
         self.state.running(run, is_ours=is_ours)
+        self._started_at = self.hook.client.clock.time() if is_ours else None
         self._records.update(audit_id=run.audit_id)
         if self.state.killed:
             self.kill()
@@ -174,9 +178,34 @@ class RunTask(ABC):
         """Whether somebody cleared the task since the record was saved: that asks for a new run."""
         return record.max_tries != self._context["ti"].max_tries
 
+    def _is_elsewhere(self, record: LaunchRecord) -> bool:
+        """
+        Return whether the run of an earlier try is on another instance than the connection names now.
+
+        An equal audit id there is another run, so it is neither followed nor stopped.
+
+        :raises AirflowFailException: it is, and no person has cleared the task since.
+        """
+        here = self.hook.settings.root_url
+        if record.root_url in (None, here):
+            return False
+        what = f"Run {record.audit_id}" if record.audit_id is not None else "The start"
+        text = (
+            f"{what} of an earlier try is at {record.root_url}; the connection {self._operator.etlworks_conn_id!r} now "
+            f"names {here}."
+        )
+        if not self._was_cleared(record):
+            raise AirflowFailException(
+                f"{text} It can neither be followed nor replaced from here, so nothing was started. Check it there; "
+                "clear the task to start the flow at the new address."
+            )
+        self.log.warning("%s It is left alone. The task was cleared, so the flow is started at the new address.", text)
+        return True
+
     def _should_follow(self, record: LaunchRecord, run: RunRef) -> bool:
         """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
         self._accept(run, is_ours=record.is_ours)
+        self._started_at = record.asked_at if record.is_ours else None
         client = self.hook.client
         outage = self._outage(f"An earlier try started {run}, which may still be going")
         execution = client.run(
@@ -211,7 +240,9 @@ class RunTask(ABC):
         if not self._operator.wait_for_completion:
             return self.result
         if self._operator.deferrable and not self._has_ended(run):
-            self._defer(run, is_ours=is_ours)
+            resumed_with = {"is_ours": is_ours, "root_url": self.hook.settings.root_url}
+            cancel_on_kill = self._operator.cancel_on_kill and is_ours
+            self._defer(run, "execute_complete", resumed_with, cancel_on_kill=cancel_on_kill)
         return self._finish(run, self._follow_on_worker(run, is_ours=is_ours), is_ours=is_ours)
 
     def _has_ended(self, run: RunRef) -> bool:
@@ -222,7 +253,8 @@ class RunTask(ABC):
             self.log.info("Run %s cannot be read yet; the triggerer goes on. %s", run.audit_id, error)
             return False
 
-    def _defer(self, run: RunRef, *, is_ours: bool) -> None:
+    def _defer(self, run: RunRef, method_name: str, kwargs: dict[str, Any], *, cancel_on_kill: bool) -> None:
+        """End this execution until the triggerer has followed a run; the operator's method then goes on."""
         operator, deadline = self._operator, self._deadline().at
         self._operator.defer(
             trigger=EtlworksFlowExecutionTrigger(
@@ -231,11 +263,13 @@ class RunTask(ABC):
                 etlworks_conn_id=operator.etlworks_conn_id,
                 poll_interval=operator.poll_interval,
                 deadline=deadline,
-                cancel_on_kill=operator.cancel_on_kill and is_ours,
+                cancel_on_kill=cancel_on_kill,
                 patience=operator.patience,
+                root_url=self.hook.settings.root_url,
+                started_at=self._started_at,
             ),
-            method_name="execute_complete",
-            kwargs={"is_ours": is_ours},
+            method_name=method_name,
+            kwargs=kwargs,
             timeout=trigger_timeout(deadline, self.hook.client.clock.time()),
         )
 
@@ -250,7 +284,8 @@ class RunTask(ABC):
         return followed.redacted(self.hook.settings.secrets)
 
     def _policy(self) -> PollPolicy:
-        return PollPolicy(self._operator.poll_interval, self._operator.patience, self._deadline().at)
+        operator = self._operator
+        return PollPolicy(operator.poll_interval, operator.patience, self._deadline().at, self._started_at)
 
     def _deadline(self) -> Deadline:
         # `airflow dags test` on Airflow 2 runs tasks that have no start.
@@ -268,10 +303,14 @@ class RunTask(ABC):
 
     # --- After it -------------------------------------------------------------------------------------------------
 
-    def _finish(self, run: RunRef, followed: FollowResult, *, is_ours: bool) -> dict[str, Any]:
+    def _finish(
+        self, run: RunRef, followed: FollowResult, *, is_ours: bool, root_url: str | None = None
+    ) -> dict[str, Any]:
         """Turn the end of the following into the task's end: one place for all paths."""
         self.state.done()
-        url = self.hook.execution_url(run.flow_id, run.audit_id)
+        is_here = root_url in (None, self.hook.settings.root_url)
+        # The connection's own ui_url, and its log, may be those of another run with an equal id.
+        url = self.hook.execution_url(run.flow_id, run.audit_id) if is_here else str(root_url)
         name = f"Run {run.audit_id} of flow {run.flow_id}"
         execution = followed.execution
         self.result = task_result(execution or Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
@@ -287,7 +326,10 @@ class RunTask(ABC):
             raise EtlworksLostTouch(f"{name} may still be going, but cannot be followed: {followed.detail} {url}")
         outcome = outcome_of(execution, fail_on_warning=self._operator.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
-            self._show_log(execution)
+            if is_here:
+                self._show_log(execution)
+            else:
+                self.log.warning("The connection names another instance by now, so the run's log is not read.")
             failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
             # If we stopped it ourselves, since the worker goes down, Airflow may try again.
             if outcome is Outcome.CANCELED and not self.state.killed:

@@ -138,6 +138,10 @@ class SendToListenerTask(RunTask):
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
+        # What the listener answered is returned wherever it was.
+        follows = self._operator.wait_for_completion or record.message_result is None
+        if follows and self._is_elsewhere(record):
+            return None
         # A task that was cleared sends its payload again; if the run is known, its state decides what happens to it.
         is_known = record.audit_id is not None and self._operator.wait_for_completion
         return None if self._was_cleared(record) and not is_known else record
@@ -182,7 +186,8 @@ class SendToListenerTask(RunTask):
         """Send the payload. A retryable error means that it was certainly not received."""
         self._abort_if_killed()
         clock, max_tries = self.hook.client.clock, self._context["ti"].max_tries
-        self._records.save(LaunchRecord(self._flow_id, 0, clock.time(), max_tries))
+        root_url = self.hook.settings.root_url
+        self._records.save(LaunchRecord(self._flow_id, 0, clock.time(), max_tries, root_url=root_url))
         self.state.starting(0)
         self._abort_if_killed()
         try:

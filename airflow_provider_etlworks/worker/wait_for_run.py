@@ -212,6 +212,7 @@ class WaitForRunTask:
                 deadline=deadline,
                 patience=self._sensor.patience,
                 repetition_grace=self._sensor.repetition_grace,
+                root_url=self._sensor.hook.settings.root_url,
             ),
             method_name="execute_complete",
             timeout=trigger_timeout(deadline, now),

@@ -199,4 +199,10 @@ def test_trigger_gets_every_option(etlworks: Etlworks, monkeypatch: pytest.Monke
     assert went.deferred is not None
     _, stored = went.deferred.trigger.serialize()
     (run,) = etlworks.sandbox.runs()
-    assert stored == {**options, "audit_id": run.audit_id, "deadline": BEGINNING + 600}
+    assert stored == {
+        **options,
+        "audit_id": run.audit_id,
+        "deadline": BEGINNING + 600,
+        "root_url": etlworks.sandbox.url,
+        "started_at": BEGINNING,
+    }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.exceptions import TaskDeferred
 from support.clock import BEGINNING
 from support.proxy import Break, Proxy
-from support.task import FLOW, FLOW_NAME, HISTORY_PATH, RUN_PATH, STOP_PATH, Task
+from support.task import FLOW, FLOW_NAME, HISTORY_PATH, RUN_PATH, STOP_PATH, Task, only_event, stored_and_loaded
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
@@ -438,10 +440,71 @@ def test_already_running_may_wait_and_then_starts_ours(etlworks: Etlworks, busy:
     by_id = {run.audit_id: run for run in etlworks.sandbox.runs()}
     assert by_id[busy].ended is not None
     assert by_id[busy].ended <= by_id[ours].accepted
+    assert ("Waiting for its end in the triggerer" in etlworks.log_text) == deferrable
 
 
-def test_wait_for_another_run_ends_at_the_timeout(etlworks: Etlworks, busy: int) -> None:
-    went = etlworks.task(on_already_running="wait", timeout=120).run()
+def test_deferrable_task_waits_in_the_triggerer(etlworks: Etlworks, busy: int) -> None:
+    task = etlworks.task(on_already_running="wait", deferrable=True, timeout=5000)
+
+    with pytest.raises(TaskDeferred) as deferred:
+        task.operator().execute(task.next_try())  # type: ignore[arg-type]
+
+    assert deferred.value.method_name == "execute_when_free"
+    assert deferred.value.kwargs == {}
+    _, stored = deferred.value.trigger.serialize()
+    assert (stored["audit_id"], stored["cancel_on_kill"]) == (busy, False)
+    assert stored["deadline"] == BEGINNING + 5000
+    assert stored["root_url"] == etlworks.sandbox.url
+    assert task.store is not None
+    assert task.store.kept == {}
+    assert etlworks.sandbox.runs_started() == 1
+
+
+def test_flow_that_is_taken_again_is_waited_for_again(etlworks: Etlworks, busy: int) -> None:
+    task = etlworks.task(on_already_running="wait", deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.operator().execute(task.next_try())  # type: ignore[arg-type]
+    etlworks.sandbox.finish(busy)
+    event = asyncio.run(only_event(stored_and_loaded(deferred.value.trigger)))
+    other = etlworks.run_of_somebody_else()
+
+    with pytest.raises(TaskDeferred) as again:
+        task.operator().execute_when_free(task.context(), event=event)  # type: ignore[arg-type]
+
+    _, stored = again.value.trigger.serialize()
+    assert stored["audit_id"] == other
+    assert etlworks.sandbox.runs_started() == 2
+
+
+def test_killed_wait_in_the_triggerer_stops_nothing(etlworks: Etlworks, busy: int) -> None:
+    task = etlworks.task(on_already_running="wait", deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.operator().execute(task.next_try())  # type: ignore[arg-type]
+
+    asyncio.run(stored_and_loaded(deferred.value.trigger).on_kill())
+
+    assert etlworks.asked("POST", STOP_PATH) == 0
+    etlworks.sandbox.finish(busy)
+    assert task.run().colour == "success"
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_retry_of_a_waiting_task_starts_one_run(etlworks: Etlworks, busy: int, store: bool) -> None:
+    task = etlworks.task(on_already_running="wait", deferrable=True, store=store)
+    with pytest.raises(TaskDeferred):
+        task.operator().execute(task.next_try())  # type: ignore[arg-type]
+    etlworks.sandbox.finish(busy)
+
+    went = task.run()
+
+    assert went.colour == "success"
+    assert len(went.accepted) == 1
+    assert etlworks.sandbox.runs_started() == 2
+
+
+@both_modes
+def test_wait_for_another_run_ends_at_the_timeout(etlworks: Etlworks, busy: int, deferrable: bool) -> None:
+    went = etlworks.task(on_already_running="wait", timeout=120, deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
     assert f"run {busy}, in its way" in str(went.error)
