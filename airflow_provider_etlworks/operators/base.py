@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_etlworks.client.values import parse_seconds
-from airflow_provider_etlworks.compat import BaseOperator
+from airflow_provider_etlworks.compat import AirflowTaskTimeout, BaseOperator
 from airflow_provider_etlworks.links import EtlworksExecutionLink
 
 if TYPE_CHECKING:
@@ -19,13 +20,38 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.worker.follow import RunTask
 
+ExecuteT = TypeVar("ExecuteT", bound=Callable[..., Any])
 TaskT = TypeVar("TaskT", bound="RunTask")
+
+
+def reports_failure(execute: ExecuteT) -> ExecuteT:
+    """
+    Let a method of an operator end with a block of short log lines if it fails, and with a short traceback.
+
+    The operator's ``_execution`` says what failed. An error of anybody else is raised as it is.
+    """
+
+    @wraps(execute)
+    def wrapper(self: HookMixin, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, *args, **kwargs)
+        except (Exception, AirflowTaskTimeout) as error:  # all of them, to report those that are ours
+            from airflow_provider_etlworks.worker.failure_report import report
+
+            failed = None if self._execution is None else report(self._execution, error)
+            if failed is None:
+                raise
+            raise failed from None
+
+    return cast("ExecuteT", wrapper)
 
 
 class HookMixin:
     """What every operator and sensor has: the hook of its connection, made when it is first asked for."""
 
     etlworks_conn_id: str
+    _execution: Any = None
+    """What executes the task, once it has begun."""
 
     @cached_property
     def hook(self) -> EtlworksHook:
@@ -79,10 +105,12 @@ class RunOperator(HookMixin, BaseOperator):
 
     # --- Airflow calls these --------------------------------------------------------------------------------------
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the run and, if the task waits, follow it to its end."""
         return self._begin(self._new_task(context)).run()
 
+    @reports_failure
     def execute_complete(
         self, context: Context, event: Any = None, is_ours: bool = True, root_url: str | None = None
     ) -> dict[str, Any]:

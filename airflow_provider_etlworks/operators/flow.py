@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import conf
 from airflow_provider_etlworks.links import AUDIT_ID_KEY
-from airflow_provider_etlworks.operators.base import RunOperator
+from airflow_provider_etlworks.operators.base import RunOperator, reports_failure
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
@@ -120,6 +120,7 @@ class EtlworksRunFlowOperator(RunOperator):
         self.durable = durable
         self._check_arguments()
 
+    @reports_failure
     def execute_when_free(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
         Start the run after the triggerer has waited for the end of another one: ``on_already_running="wait"``.

@@ -300,9 +300,10 @@ class RunStarter:
         if self.on_already_running is OnAlreadyRunning.ATTACH:
             self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
             return Started(other.audit_id, is_ours=False)
+        since = f", since {other.started_at:%Y-%m-%d %H:%M:%S} UTC" if other.started_at is not None else ""
         raise EtlworksAlreadyRunning(
             f"Flow {self.flow_id} is already running: run {other.audit_id}"
-            f"{f' of {other.user}' if other.user else ''} is {other.status}. Etlworks started nothing. "
+            f"{f' of {other.user}' if other.user else ''} is {other.status}{since}. Etlworks started nothing. "
             "Set on_already_running to 'wait', 'attach' or 'skip' if that is not an error.",
             audit_id=other.audit_id,
         )

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_provider_etlworks.client.endpoints import get_execution
 from airflow_provider_etlworks.client.errors import (
+    EtlworksAlreadyRunning,
     EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
+    EtlworksStartUnknown,
     EtlworksUnauthorized,
 )
 from airflow_provider_etlworks.client.models import Execution
@@ -22,12 +24,24 @@ from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
 from airflow_provider_etlworks.runs.outage import OutageWait, wait_out
-from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
+from airflow_provider_etlworks.runs.outcome import Outcome, error_text, outcome_of, task_result
 from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
 from airflow_provider_etlworks.runs.reconcile import read_accepted_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker.deadline import Deadline, trigger_timeout
+from airflow_provider_etlworks.worker.failure_report import (
+    Failure,
+    RunCanceled,
+    Subject,
+    already_running,
+    explained,
+    lost_touch,
+    not_done,
+    run_ended_badly,
+    start_in_doubt,
+    time_out,
+)
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 from airflow_provider_etlworks.worker.state import Phase, RunState
 
@@ -37,9 +51,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.sync import EtlworksClient
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+    from airflow_provider_etlworks.worker.failure_report import TaskLog
 
 SeenT = TypeVar("SeenT")
 
@@ -52,7 +67,7 @@ class HasHook(Protocol):
         """The hook of its connection."""
 
     @property
-    def log(self) -> Log:
+    def log(self) -> TaskLog:
         """The task's log."""
 
 
@@ -106,12 +121,31 @@ class RunTask(ABC):
         self.log = operator.log
         self.state = RunState()
         self._started_at: float | None = None
+        self.ti = context["ti"]
+        self.subject = Subject(operator.etlworks_conn_id)
         self.result: dict[str, Any] | None = None
 
     @property
     def hook(self) -> EtlworksHook:
         """The hook of the task's connection."""
         return self._operator.hook
+
+    # --- What a failure report asks ---------------------------------------------------------------------------------
+
+    def failure_of(self, error: BaseException) -> Failure:
+        """Say how the start failed."""
+        if isinstance(error, EtlworksAlreadyRunning):
+            flow_id, other = self.subject.flow_id, error.audit_id
+            url = None if flow_id is None or other is None else self.hook.execution_url(flow_id, other)
+            return already_running(error, url)
+        if isinstance(error, EtlworksStartUnknown):
+            return start_in_doubt(error, self.hook.settings.root_url)
+        flow_id, audit_id = self.subject.flow_id, self.subject.audit_id
+        if flow_id is None or audit_id is None:
+            return not_done("was not started", error)
+        failure = not_done("of an earlier try may still be going, and cannot be read", error)
+        url = self.hook.execution_url(flow_id, audit_id)
+        return replace(failure, where=url, then="asks for that run once more")
 
     # --- What the operator calls ----------------------------------------------------------------------------------
 
@@ -167,6 +201,7 @@ class RunTask(ABC):
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
         """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
         self.state.running(run, is_ours=is_ours)
+        self.subject = replace(self.subject, flow_id=run.flow_id, audit_id=run.audit_id)
         self._started_at = self.hook.client.clock.time() if is_ours else None
         self._records.update(audit_id=run.audit_id)
         if self.state.killed:
@@ -225,6 +260,7 @@ class RunTask(ABC):
         self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", run.audit_id, status)
         if decision is ReattachDecision.REPLACE:
             self._stop(run)
+        self.subject = replace(self.subject, audit_id=None)
         self.state.idle()
         return False
 
@@ -311,8 +347,10 @@ class RunTask(ABC):
         is_here = root_url in (None, self.hook.settings.root_url)
         # The connection's own ui_url, and its log, may be those of another run with an equal id.
         url = self.hook.execution_url(run.flow_id, run.audit_id) if is_here else str(root_url)
-        name = f"Run {run.audit_id} of flow {run.flow_id}"
         execution = followed.execution
+        name = f"Run {run.audit_id} of flow {run.flow_id}"
+        flow_name = (execution.flow_name if execution else None) or self.subject.flow_name
+        self.subject = replace(self.subject, flow_id=run.flow_id, flow_name=flow_name, audit_id=run.audit_id)
         self.result = task_result(execution or Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
         if followed.ending is Ending.DEADLINE:
             stop_asked = is_ours and self._operator.cancel_on_kill
@@ -320,21 +358,22 @@ class RunTask(ABC):
                 self._records.update(stop_asked=True)
             deadline = self._deadline()
             done = followed.detail if stop_asked else "It was left going."
-            text = f"{name} was still going when {deadline.limit} was over. {done} {url}"
-            raise AirflowTaskTimeout(text) if deadline.by_airflow else EtlworksExecutionTimeout(text)
+            failure = time_out(deadline.limit, done, url, stop_asked=stop_asked)
+            raise explained(AirflowTaskTimeout() if deadline.by_airflow else EtlworksExecutionTimeout(name), failure)
         if followed.ending is not Ending.FINISHED or execution is None:
-            raise EtlworksLostTouch(f"{name} may still be going, but cannot be followed: {followed.detail} {url}")
+            is_denied = followed.ending is Ending.DENIED
+            raise explained(EtlworksLostTouch(name), lost_touch(followed.detail, url, is_denied=is_denied))
         outcome = outcome_of(execution, fail_on_warning=self._operator.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
             if is_here:
                 self._show_log(execution)
             else:
                 self.log.warning("The connection names another instance by now, so the run's log is not read.")
-            failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
             # If we stopped it ourselves, since the worker goes down, Airflow may try again.
-            if outcome is Outcome.CANCELED and not self.state.killed:
-                raise AirflowFailException(f"{failed} Not tried again, since somebody stopped it.") from failed
-            raise failed
+            is_final = outcome is Outcome.CANCELED and not self.state.killed
+            kind = RunCanceled if is_final else EtlworksExecutionFailed
+            failure = run_ended_badly(execution, url, killed=self.state.killed)
+            raise explained(kind(name, execution=execution), failure)
         if execution.status == "warning":
             self.log.warning("%s ended with a warning. %s", name, error_text(execution))
         records = "" if execution.records is None else f", {execution.records} records"

@@ -86,7 +86,10 @@ class RunFlowTask(RunTask):
         with fail_without_retry_on_config_error():
             parameters = flat_parameters(self._operator.parameters)
             options = self._checked_options()
-            self._starter = self._make_starter(self._find_flow_id(), parameters, options)
+            self.subject = replace(self.subject, flow_name=self._operator.flow_name)
+            flow_id = self._find_flow_id()
+            self.subject = replace(self.subject, flow_id=flow_id)
+            self._starter = self._make_starter(flow_id, parameters, options)
         try:
             run, is_ours = self._reattach(is_first=is_first) or self._start()
         except Exception as error:  # also what nobody foresees: a start in doubt must not become a second one
@@ -94,11 +97,7 @@ class RunFlowTask(RunTask):
             # With a record, the retry reconciles before it starts anything.
             if self.state.phase is not Phase.STARTING or (self._records.is_durable and not is_unknown):
                 raise
-            raise StartInDoubt(
-                f"{error} The start is in doubt, so this task is not retried. Check in Etlworks whether it ran; clear "
-                "the task to run the flow once more.",
-                candidates=getattr(error, "candidates", ()),
-            ) from error
+            raise StartInDoubt(str(error), candidates=getattr(error, "candidates", ())) from error
         return self._follow(run, is_ours=is_ours)
 
     def _find_in_flight_run(self) -> RunRef | None:

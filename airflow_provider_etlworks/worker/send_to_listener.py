@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -84,6 +85,7 @@ class SendToListenerTask(RunTask):
             with fail_without_retry_on_config_error():
                 if self._operator.flow_id is not None:
                     self._flow_id = parse_id("flow_id", self._operator.flow_id)
+                    self.subject = replace(self.subject, flow_id=self._flow_id)
                 call = send_to_listener(self._operator.path, self._body(opened), self._operator.content_type)
                 settings = self.hook.settings
             record = self._earlier_record()

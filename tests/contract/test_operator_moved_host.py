@@ -51,7 +51,7 @@ def test_retry_at_another_host_starts_and_follows_nothing(etlworks: Etlworks) ->
     went = task.run()
 
     assert went.colour == "failed for good"
-    assert all(each in str(went.error) for each in (old, new, str(etlworks.sandbox.runs()[0].audit_id)))
+    assert all(each in went.report for each in (old, new, str(etlworks.sandbox.runs()[0].audit_id)))
     assert len(etlworks.sandbox.requests) == asked
 
 
@@ -66,8 +66,8 @@ def test_start_in_doubt_is_not_searched_at_another_host(etlworks: Etlworks) -> N
     went = task.run()
 
     assert went.colour == "failed for good"
-    assert f"The start of an earlier try is at {old}" in str(went.error)
-    assert new in str(went.error)
+    assert f"The start of an earlier try is at {old}" in went.report
+    assert new in went.report
     assert etlworks.sandbox.runs_started() == 1
 
 
@@ -112,7 +112,7 @@ def test_log_of_a_run_is_not_read_at_another_host(etlworks: Etlworks) -> None:
     with pytest.raises(EtlworksExecutionFailed) as failed:
         task.operator().execute_complete(task.context(), event=event, **kwargs)  # type: ignore[arg-type]
 
-    assert old in str(failed.value)
+    assert old in failed.value.report
     assert etlworks.warnings("names another instance by now", "log is not read")
     assert etlworks.asked("GET", "/rest/v1/executions/console/download") == 0
 

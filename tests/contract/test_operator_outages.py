@@ -119,7 +119,7 @@ def test_timeout_ends_the_wait(etlworks: Etlworks) -> None:
     went = etlworks.task(timeout=300).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert "is not started yet, and the time is over" in str(went.error)
+    assert "is not started yet, and the time is over" in went.report
     assert 300 <= etlworks.clock.time() - BEGINNING < 330
 
 

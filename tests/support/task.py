@@ -65,6 +65,11 @@ class Try:
     deferred: TaskDeferred | None = None
     accepted: list[int] = field(default_factory=list)
 
+    @property
+    def report(self) -> str:
+        """What the log of the failed task says last."""
+        return str(getattr(self.error, "report", self.error))
+
 
 @dataclass
 class Task:
