@@ -146,6 +146,9 @@ class RateLimiter:
             if not is_urgent and (delay := state.next_at - slack - now) > 0:
                 return min(delay, _LONGEST_DELAY)
             next_at = max(state.next_at, now) + interval
+            if is_urgent:
+                # Those that are not spaced do not hold up the others for longer than one interval.
+                next_at = max(state.next_at, min(next_at, now + slack + interval))
             if self._succeed(state, state._replace(in_flight=state.in_flight + 1, next_at=next_at, successors=[])):
                 return 0.0
 
@@ -225,7 +228,7 @@ def _spacing(share: float, limit: float) -> tuple[float, float]:
     """Return the seconds between two requests, and how much earlier the last one of a burst may be sent."""
     rate = min(share, limit)
     if rate == math.inf:
-        return 0.0, 0.0
+        return 0.0, math.inf
     interval = WINDOW / rate
     return interval, interval * (max(1, round(rate * _BURST / (1 - _RESERVE))) - 1)
 
