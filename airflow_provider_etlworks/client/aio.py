@@ -215,11 +215,17 @@ class AsyncEtlworksClient:
 
     async def _exchange(self, call: Call[T], bearer: str | None, turn: Turn) -> T:
         headers, url = request_headers(call, bearer), self._url(call)
-        response = await self._request(call, url, headers, turn)
-        redirects = 0
-        while target := redirect_target(call, url, response, redirects):
-            url, redirects = URL(target, encoded=True), redirects + 1
+        try:
             response = await self._request(call, url, headers, turn)
+            redirects = 0
+            while target := redirect_target(call, url, response, redirects):
+                url, redirects = URL(target, encoded=True), redirects + 1
+                response = await self._request(call, url, headers, turn)
+            return self._result(call, response, turn)
+        except EtlworksError as error:
+            raise error.of(self.settings.name) from error.__cause__
+
+    def _result(self, call: Call[T], response: Response, turn: Turn) -> T:
         try:
             return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:

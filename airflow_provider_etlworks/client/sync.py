@@ -265,9 +265,10 @@ class EtlworksClient:
                     url, redirects = target, redirects + 1
             except SendingPaused:
                 continue
-            except EtlworksRateLimited as error:
-                self._rate_limiter.refuse(error.retry_after)
-                raise
+            except EtlworksError as error:
+                if isinstance(error, EtlworksRateLimited):
+                    self._rate_limiter.refuse(error.retry_after)
+                raise error.of(self.settings.name) from error.__cause__
             finally:
                 if exchange.sent:
                     self._rate_limiter.end()

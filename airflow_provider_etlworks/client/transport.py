@@ -23,6 +23,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
     EtlworksUnreachable,
 )
+from airflow_provider_etlworks.client.network_faults import plain_words
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
@@ -172,10 +173,11 @@ class Exchange:
                 f"The response to {call} was not complete after {self.time_limit:g} s. "
                 "The server may have processed the request."
             )
-        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
+        words = plain_words(error, settings) or f"{type(error).__name__}: {str(error) or 'no details'}"
+        cause = redact(_URL_QUERY.sub("", words), settings.secrets)
         conclusion = "The server may have received it." if self.sent else "It did not reach the server."
         return EtlworksUnreachable(
-            f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",
+            f"No answer from {settings.root_url} to {call}: {cause}. {conclusion}",
             not_processed=not self.sent,
         )
 

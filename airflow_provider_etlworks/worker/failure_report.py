@@ -65,6 +65,10 @@ class RoleMissing(AirflowFailException, EtlworksForbidden):
     """``EtlworksForbidden`` that Airflow does not retry: the next try would have the same role."""
 
 
+class ConnectionMissing(AirflowFailException, AirflowNotFoundException):
+    """``AirflowNotFoundException`` that Airflow does not retry: the connection has to be created first."""
+
+
 class RunCanceled(AirflowFailException, EtlworksExecutionFailed):
     """``EtlworksExecutionFailed`` that Airflow does not retry: somebody stopped the run."""
 
@@ -132,7 +136,9 @@ class Failure:
         """
         lines = [f"{self.headline(subject)} (connection {subject.conn_id!r})."]
         for number, reason in enumerate(self.why[:_MOST_REASONS]):
-            lines.append(cut(f"{'     ' if number else 'Why: '}{visible(reason)}", _LONGEST_LINE))
+            # The first line names the connection.
+            text = visible(reason).replace(f"Connection {subject.conn_id!r}: ", "")
+            lines.append(cut(f"{'     ' if number else 'Why: '}{text}", _LONGEST_LINE))
         if self.where is not None:
             lines.append(f"See: {self.where}")
         lines.append(self._next(error, try_number, max_tries))
@@ -236,13 +242,12 @@ def time_out(limit: str, detail: str, url: str, *, stop_asked: bool) -> Failure:
     )
 
 
-def killed(detail: str, url: str) -> Failure:
-    """Return the failure of a task that Airflow killed while its run was going."""
+def killed_before_its_run() -> Failure:
+    """Return the failure of a task that Airflow killed while it started its run."""
     return Failure(
-        "was going when the task was killed",
-        sentences(detail),
-        url,
-        to_do="Nothing, if somebody marked or cleared the task. Otherwise ask why the worker stopped.",
+        ": the task was killed while it started its run",
+        ["Somebody marked or cleared the task, or its worker was shut down."],
+        to_do="Nothing, if that was meant. The lines above say whether a run was stopped.",
     )
 
 
@@ -335,6 +340,13 @@ def not_done(what: str, error: BaseException, where: str | None = None) -> Failu
     return Failure(what, sentences(str(error)), where, to_do=to_do)
 
 
+_WITHOUT_RETRY: dict[type[BaseException], type[BaseException]] = {
+    AirflowNotFoundException: ConnectionMissing,
+    EtlworksForbidden: RoleMissing,
+    EtlworksUnauthorized: Denied,
+}
+
+
 # --- The report -----------------------------------------------------------------------------------------------------
 
 
@@ -369,7 +381,9 @@ def report(task: Reports, error: BaseException) -> BaseException | None:
         return None
     if not hasattr(error, "report"):
         failure: Failure = getattr(error, "failure", None) or task.failure_of(error)
-        final, subject = _without_retry(error), task.subject
+        subject = task.subject
+        # A run of an earlier try is worth another try: it may still be going.
+        final = _without_retry(error) if subject.audit_id is None else error
         lines = failure.lines(subject, final, task.ti.try_number, task.ti.max_tries)
         for line in lines:
             task.log.error("%s", line)
@@ -382,13 +396,7 @@ def report(task: Reports, error: BaseException) -> BaseException | None:
 
 def _without_retry(error: BaseException) -> BaseException:
     """Return an error that Airflow does not retry, if another try would meet the same credentials or connection."""
-    kinds: dict[type[BaseException], type[BaseException]] = {
-        EtlworksUnauthorized: Denied,
-        EtlworksForbidden: RoleMissing,
-    }
-    if isinstance(error, AirflowNotFoundException):
-        return AirflowFailException(str(error))
-    kind = kinds.get(type(error))
+    kind = _WITHOUT_RETRY.get(type(error))
     if kind is None:
         return error
     final = kind.__new__(kind, *error.args)

@@ -36,6 +36,7 @@ from airflow_provider_etlworks.worker.failure_report import (
     Subject,
     already_running,
     explained,
+    killed_before_its_run,
     lost_touch,
     not_done,
     run_ended_badly,
@@ -191,7 +192,7 @@ class RunTask(ABC):
     def _abort_if_killed(self) -> None:
         """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`kill`."""
         if self.state.killed:
-            raise EtlworksError("The task was killed while it started its run.")
+            raise explained(EtlworksError("The task was killed."), killed_before_its_run())
 
     def _outage(self, goal: str = "Nothing is started yet") -> OutageWait:
         """Return how a busy or unreachable Etlworks is waited for before the run is started."""

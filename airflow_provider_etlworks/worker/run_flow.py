@@ -86,7 +86,8 @@ class RunFlowTask(RunTask):
         with fail_without_retry_on_config_error():
             parameters = flat_parameters(self._operator.parameters)
             options = self._checked_options()
-            self.subject = replace(self.subject, flow_name=self._operator.flow_name)
+            if isinstance(self._operator.flow_name, str):
+                self.subject = replace(self.subject, flow_name=self._operator.flow_name)
             flow_id = self._find_flow_id()
             self.subject = replace(self.subject, flow_id=flow_id)
             self._starter = self._make_starter(flow_id, parameters, options)

@@ -116,7 +116,7 @@ def test_wrong_credentials_fail_after_one_request(
 
     went = etlworks.task(**NAMED[named]).run()
 
-    assert went.colour == "failed"
+    assert went.colour == "failed for good"
     assert message in went.report
     assert len(etlworks.sandbox.requests) == 1
     assert connection["password"] not in went.report.split() or connection["password"] == "sandbox"
@@ -151,9 +151,9 @@ def test_unknown_flow_name_lists_similar_ones(etlworks: Etlworks, deferrable: bo
     far = etlworks.task(flow_name="zzz", deferrable=deferrable).run()
 
     assert close.colour == far.colour == "failed for good"
-    assert "No flow is called 'Nightly Load' among the 2" in str(close.error)
-    assert "'Nightly load' or 'Nightly export'" in str(close.error)
-    assert "Names match exactly" in str(far.error)
+    assert "No flow is called 'Nightly Load' among the 2" in close.report
+    assert "'Nightly load' or 'Nightly export'" in close.report
+    assert "Names match exactly" in far.report
     assert etlworks.sandbox.runs_started() == 0
 
 
@@ -164,7 +164,8 @@ def test_ambiguous_flow_name_lists_both_ids(etlworks: Etlworks) -> None:
     went = etlworks.task(flow_name=FLOW_NAME).run()
 
     assert went.colour == "failed for good"
-    assert f"2 flows are called '{FLOW_NAME}': 7, 8. Use flow_id instead." in went.report
+    assert f"2 flows are called '{FLOW_NAME}': 7, 8." in went.report
+    assert "Use flow_id instead." in went.report
     assert etlworks.sandbox.runs_started() == 0
 
 

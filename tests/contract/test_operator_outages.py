@@ -129,7 +129,7 @@ def test_kill_ends_the_wait(etlworks: Etlworks) -> None:
     operator = task.operator()
     etlworks.clock.at(200, operator.on_kill)
 
-    with pytest.raises(Exception, match="The task was killed"):
+    with pytest.raises(Exception, match="the task was killed"):
         operator.execute(task.next_try())  # type: ignore[arg-type]
 
     assert etlworks.clock.time() - BEGINNING < 300
