@@ -222,10 +222,13 @@ class PromotionPauseOperator(EtlworksScheduleOperator):
     def execute(self, context: Context) -> list[int]:
         """Find the flows in the target, and pause their schedules."""
         from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
+        from airflow_provider_etlworks.worker.promote import wait_out_outage
 
+        hook = self.hook
         names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
         with fail_without_retry_on_config_error():
-            self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
+            flows = wait_out_outage(hook, self.log, lambda: list(hook.list_flows()), "No schedule is paused yet")
+            self.flow_ids = [flow.id for flow in flows if flow.name in names]
         return super().execute(context)
 
 

@@ -55,8 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here = outside.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     markdown = _LINK.sub(lambda link: _on_the_site(link, posixpath.dirname(here), page, files, config), markdown)
     if page.file.src_uri == "troubleshooting.md":
-        file = ROOT / "docs" / "troubleshooting.yaml"
-        messages = yaml.safe_load(file.read_text()) if file.exists() else []
+        messages = yaml.safe_load((ROOT / "docs" / "troubleshooting.yaml").read_text())
         markdown = markdown.replace("<!-- entries -->", "\n".join(rendered(messages)))
     return markdown
 

@@ -41,6 +41,7 @@ def settings_from(connection: AirflowConnection) -> ClientSettings:
             root_url=root_url(connection.host, connection.port, connection.schema),
             login=login,
             password=password if login else password.strip(),
+            name=connection.conn_id,
             **_extra(connection.extra),
         )
     except EtlworksConfigError as error:

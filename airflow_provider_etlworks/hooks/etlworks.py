@@ -50,6 +50,7 @@ from airflow_provider_etlworks.provider_info import (
 )
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import Ending, follow
+from airflow_provider_etlworks.runs.outage import OutageWait
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.stop import StopResult, stop_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
@@ -323,6 +324,7 @@ class EtlworksHook(BaseHook):
         *,
         run_options: Mapping[str, Any] | None = None,
         is_only_starter: bool | None = None,
+        patience: float | timedelta = DEFAULT_PATIENCE,
     ) -> FlowStart:
         """
         Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
@@ -333,6 +335,8 @@ class EtlworksHook(BaseHook):
         :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
             ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter.
             Default: not in a mapped task. The connection's ``run_key_parameter`` gives proof instead.
+        :param patience: seconds (or a ``timedelta``) for which a busy or unreachable Etlworks is waited for before
+            anything is started.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
         :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry a
@@ -343,10 +347,14 @@ class EtlworksHook(BaseHook):
         flow_id = parse_id("flow_id", flow_id)
         if is_only_starter is None:
             is_only_starter = not is_in_mapped_task()
+        policy = PollPolicy(patience=parse_seconds("patience", patience, allow_zero=True))
+        goal = f"Flow {flow_id} is not started yet"
         start = RunStarter(
             flow_id=flow_id,
             clock=self.client.clock,
             log=self.log,
+            policy=policy,
+            outage=OutageWait(policy, clock=self.client.clock, log=self.log, goal=goal),
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,

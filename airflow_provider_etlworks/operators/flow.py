@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import conf
 from airflow_provider_etlworks.links import AUDIT_ID_KEY
-from airflow_provider_etlworks.operators.base import RunOperator
+from airflow_provider_etlworks.operators.base import RunOperator, reports_failure
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
@@ -54,8 +54,8 @@ class EtlworksRunFlowOperator(RunOperator):
         still be going, and the message says so.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
     :param on_already_running: what to do if another run of the flow is going, as Etlworks allows one at a time:
-        ``"fail"``; ``"wait"`` until it ends, then start ours; ``"attach"``: follow that run, and never stop it;
-        ``"skip"`` the task.
+        ``"fail"``; ``"wait"`` until it ends (in the triggerer, if ``deferrable``), then start ours; ``"attach"``:
+        follow that run, and never stop it; ``"skip"`` the task.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
         deferred, this takes Airflow 3.3 or later.
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
@@ -119,6 +119,15 @@ class EtlworksRunFlowOperator(RunOperator):
         self.on_already_running = on_already_running
         self.durable = durable
         self._check_arguments()
+
+    @reports_failure
+    def execute_when_free(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """
+        Start the run after the triggerer has waited for the end of another one: ``on_already_running="wait"``.
+
+        :param event: what the trigger reported about the other run.
+        """
+        return self._begin(self._new_task(context)).run_when_free(event)
 
     def _new_task(self, context: Context) -> RunFlowTask:
         from airflow_provider_etlworks.worker.run_flow import RunFlowTask

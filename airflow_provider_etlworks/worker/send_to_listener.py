@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -14,6 +15,7 @@ from airflow_provider_etlworks.client.streaming import Body, FileBody
 from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.runs.find import RunSelector, find_message_run
+from airflow_provider_etlworks.runs.outage import wait_out
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.storage import stored_file
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.client.call import Call
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
@@ -82,6 +85,7 @@ class SendToListenerTask(RunTask):
             with fail_without_retry_on_config_error():
                 if self._operator.flow_id is not None:
                     self._flow_id = parse_id("flow_id", self._operator.flow_id)
+                    self.subject = replace(self.subject, flow_id=self._flow_id)
                 call = send_to_listener(self._operator.path, self._body(opened), self._operator.content_type)
                 settings = self.hook.settings
             record = self._earlier_record()
@@ -136,6 +140,10 @@ class SendToListenerTask(RunTask):
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
+        # What the listener answered is returned wherever it was.
+        follows = self._operator.wait_for_completion or record.message_result is None
+        if follows and self._is_elsewhere(record):
+            return None
         # A task that was cleared sends its payload again; if the run is known, its state decides what happens to it.
         is_known = record.audit_id is not None and self._operator.wait_for_completion
         return None if self._was_cleared(record) and not is_known else record
@@ -170,13 +178,22 @@ class SendToListenerTask(RunTask):
         client, flow_id = self.hook.client, self._flow_id
         listening = "" if flow_id == _NO_FLOW else f", for flow {flow_id}"
         self.log.info("Sending a payload to %s at %s%s.", call, settings.root_url, listening)
+        result = client.run(wait_out(lambda: self._send_once(call), self._outage("The payload is not sent yet")))
+        self._message_uuid = result["message_uuid"]
+        self.log.info("The listener answered. Message: %s.", self._message_uuid)
+        self._records.update(message_result=result)
+        return result
+
+    def _send_once(self, call: Call[Any]) -> Procedure[dict[str, Any]]:
+        """Send the payload. A retryable error means that it was certainly not received."""
         self._abort_if_killed()
-        self._records.save(LaunchRecord(flow_id, 0, client.clock.time(), self._context["ti"].max_tries))
+        clock, max_tries = self.hook.client.clock, self._context["ti"].max_tries
+        root_url = self.hook.settings.root_url
+        self._records.save(LaunchRecord(self._flow_id, 0, clock.time(), max_tries, root_url=root_url))
         self.state.starting(0)
         self._abort_if_killed()
         try:
-            answer = client.send(call)
-            result = _message_result(answer)
+            return _message_result((yield call))
         except Exception as error:  # also what nobody foresees: a payload in doubt must not be sent again
             if isinstance(error, EtlworksError) and error.not_processed:
                 self.state.idle()
@@ -186,10 +203,6 @@ class SendToListenerTask(RunTask):
                 f"{error} The payload may have been received, so it is not sent again. Check in Etlworks whether it "
                 "was; clear the task to send it once more."
             ) from error
-        self._message_uuid = result["message_uuid"]
-        self.log.info("The listener answered. Message: %s.", self._message_uuid)
-        self._records.update(message_result=result)
-        return result
 
     def _followable_message(self, result: dict[str, Any]) -> str:
         message_uuid = result["message_uuid"]

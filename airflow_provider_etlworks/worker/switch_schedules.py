@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client import endpoints
@@ -13,7 +14,10 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksNotFound,
     EtlworksReplyError,
 )
+from airflow_provider_etlworks.client.procedure import read_all
 from airflow_provider_etlworks.compat import task_state_store
+from airflow_provider_etlworks.runs.outage import OutageWait, perform, wait_out
+from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_ids
 
 if TYPE_CHECKING:
@@ -125,7 +129,13 @@ class SwitchSchedulesTask:
         return {each: known.get(each) for each in schedule_ids}
 
     def _list(self, flow_id: int | None = None) -> list[Schedule]:
-        return list(self._hook.client.iterate(endpoints.list_schedules(flow_id)))
+        # A resume by ids needs no list, and must not wait for one: schedules are off meanwhile.
+        is_needed = self._action == "pause" or flow_id is not None
+        outage = self._outage("No schedule is changed yet") if is_needed else None
+        return self._hook.client.run(wait_out(lambda: read_all(endpoints.list_schedules(flow_id)), outage))
+
+    def _outage(self, goal: str, *, idempotent: bool = True) -> OutageWait:
+        return OutageWait(PollPolicy(), clock=self._hook.client.clock, log=self._log, goal=goal, idempotent=idempotent)
 
     def _changed_by_earlier_try(self) -> set[int]:
         if self._store is None:
@@ -175,12 +185,13 @@ class SwitchSchedulesTask:
         :param touched: receives the schedules that are, or may be, changed.
         :return: the schedules that failed, and why.
         """
-        send = self._hook.pause_schedule if action == "pause" else self._hook.resume_schedule
+        switch = self._hook.pause_schedule if action == "pause" else self._hook.resume_schedule
         failed: dict[int, str] = {}
         for each in schedule_ids:
             touched.append(each)
+            outage = self._outage(f"Schedule {each} is not {action}d yet", idempotent=False)
             try:
-                send(each)
+                self._hook.client.run(wait_out(partial(perform, partial(switch, each)), outage))
             except EtlworksError as error:
                 self._log.warning("Schedule %s could not be %sd: %s", each, action, error)
                 failed[each] = str(error)

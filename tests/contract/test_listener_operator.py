@@ -149,7 +149,7 @@ def test_invalid_arguments_are_refused_before_a_request(
     went = task(etlworks, **arguments).run()
 
     assert went.colour == "failed for good"
-    assert said in str(went.error)
+    assert said in went.report
     assert etlworks.sandbox.requests == []
 
 
@@ -213,7 +213,7 @@ def test_missing_run_is_reported_and_nothing_sent_again(etlworks: Etlworks) -> N
     went = waiting_task(etlworks).run()
 
     assert went.colour == "failed for good"
-    assert "shows no run of flow 7" in str(went.error)
+    assert "shows no run of flow 7" in went.report
     assert len(sent(etlworks)) == 1
     assert 60 <= etlworks.clock.time() - BEGINNING < 90
 
@@ -241,7 +241,7 @@ def test_response_without_a_message_cannot_be_followed(etlworks: Etlworks, answe
     went = waiting_task(etlworks).run()
 
     assert went.colour == "failed for good"
-    assert "no messageUuid" in str(went.error)
+    assert "no messageUuid" in went.report
     assert len(sent(etlworks)) == 1
 
 
@@ -252,7 +252,7 @@ def test_timeout_stops_the_run(etlworks: Etlworks, deferrable: bool) -> None:
     went = waiting_task(etlworks, timeout=600, deferrable=deferrable).run()
 
     assert went.colour == "failed"
-    assert "timeout (600 s)" in str(went.error)
+    assert "timeout (600 s)" in went.report
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
@@ -277,7 +277,7 @@ def test_payload_in_doubt_is_not_sent_again(etlworks: Etlworks, fault: Any, wait
     went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
 
     assert went.colour == "failed for good"
-    assert "may have been received, so it is not sent again" in str(went.error)
+    assert "may have been received, so it is not sent again" in went.report
     assert len(sent(etlworks)) == 1
 
 
@@ -336,7 +336,7 @@ def test_worker_lost_while_it_sent_without_waiting_sends_nothing_again(
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert "An earlier try was lost while it sent the payload" in went.report
     assert sent(etlworks) == []
 
 
@@ -354,7 +354,7 @@ def test_unforeseen_error_after_sending_sends_nothing_again(
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "may have been received" in str(went.error)
+    assert "may have been received" in went.report
 
 
 def test_killed_task_sends_nothing(etlworks: Etlworks) -> None:
@@ -452,7 +452,7 @@ def test_worker_lost_while_sending_sends_nothing_again(etlworks: Etlworks, monke
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert "An earlier try was lost while it sent the payload" in went.report
     assert sent(etlworks) == []
     listener.clear()
     assert listener.run().colour == "success"

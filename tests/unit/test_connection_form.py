@@ -17,7 +17,7 @@ from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, FIELD_BEHAVIOUR, get_provider_info
 
 FROM_THE_COMMON_FIELDS = {"root_url", "login", "password"}
-SET_BY_THE_HOOK = {"max_overtime"}
+SET_BY_THE_HOOK = {"max_overtime", "name"}
 
 
 def connection(extra: Any = None, **changes: Any) -> Any:
