@@ -80,10 +80,12 @@ class Screen:
             self.page.wait_for_timeout(200)
         return seen
 
-    def save(self, name: str) -> None:
-        """Write a picture of the guides, if the tests are asked to."""
+    def save(self, name: str, above: str | None = None) -> None:
+        """Write a picture of the guides, if the tests are asked to: of the window, or of its part above a text."""
         if self._save_pictures:
-            self.page.screenshot(path=str(IMAGES / f"{name}.png"))
+            bottom = self.page.get_by_text(above).first.bounding_box()["y"] if above else SIZE["height"]
+            clip = {"x": 0, "y": 0, "width": SIZE["width"], "height": bottom}
+            self.page.screenshot(path=str(IMAGES / f"{name}.png"), clip=clip)
 
 
 @pytest.fixture(scope="session")

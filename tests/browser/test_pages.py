@@ -92,7 +92,8 @@ def test_log_of_a_failed_run_opens_at_the_reason(
     address = f"See: {production.url}/ui/flows/12350/runs/{run.audit_id}"
     what = f"Flow 'Ledger export to finance' (12350), run {run.audit_id} ended: error"
     screen.wait_for("export_ledger Failed", what, f"Why: {reason}", address, "Airflow does not try again", "To do:")
-    screen.save("failed-run")
+    # Below are frames with paths of this machine.
+    screen.save("failed-run", above="Task failed with exception")
 
 
 def start_promotion(airflow: LocalAirflow, screen: Screen) -> str:
