@@ -59,7 +59,11 @@ else:
             AirflowTaskTimeout,
         )
 
+REJECTED_BY_KEY = "rejected_by"
+"""XCom key of an approval task: who rejected."""
+
 __all__ = [
+    "REJECTED_BY_KEY",
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
@@ -211,7 +215,20 @@ def approval_task(*, timeout: timedelta | None, **arguments: Any) -> BaseOperato
         timeouts: dict[str, Any] = {"response_timeout": timeout, "execution_timeout": None}
     else:  # with the provider of Airflow 3.1's days
         timeouts = {"execution_timeout": timeout}
-    return ApprovalOperator(**timeouts, **arguments)
+
+    class PromotionApprovalOperator(ApprovalOperator):
+        """Waits for an answer, and says who rejected."""
+
+        def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+            """Go on after the answer."""
+            if self.REJECT in (event.get("chosen_options") or []):
+                user = event.get("responded_by_user")
+                who = (user.get("name") if isinstance(user, dict) else None) or "somebody"
+                context["ti"].xcom_push(key=REJECTED_BY_KEY, value=who)
+                self.log.warning("Rejected by %s, nothing was imported.", who)
+            return super().execute_complete(context, event)
+
+    return PromotionApprovalOperator(**timeouts, **arguments)
 
 
 def let_commands_read_connections() -> None:

@@ -99,6 +99,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
 
     :param path: the bundle, as :class:`EtlworksExportOperator` wrote it. (templated)
     :param expected_sha256: refuse a bundle with another SHA-256, before anything is sent. (templated)
+    :param note: Markdown that the people's version shows below the changes, such as what happens after the import.
     :param etlworks_conn_id: the Airflow connection of the target. (templated)
     :return: a dict of bounded size: ``path``, ``sha256``, ``preview_path``, ``format``; ``new``, ``replaced``,
         ``kept``, ``failed``, ``unclear`` and ``missing_others``: lists of ``{"kind", "name"}``, 50 of each at most;
@@ -116,11 +117,13 @@ class EtlworksImportPreviewOperator(_BundleOperator):
         *,
         path: str,
         expected_sha256: str | None = None,
+        note: str | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, etlworks_conn_id=etlworks_conn_id, **kwargs)
         self.expected_sha256 = expected_sha256
+        self.note = note
         self._required = _given(expected_sha256=expected_sha256)
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -132,6 +135,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             log=self.log,
             path=self.path,
             expected_sha256=self.expected_sha256,
+            note=self.note,
             required=self._required,
         ).run()
 

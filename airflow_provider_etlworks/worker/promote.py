@@ -59,6 +59,8 @@ _NOT_EXPORTED = "Nothing is exported yet"
 # Items that an import's result lists.
 _MOST_ITEMS = 100
 _LONGEST_STATUS = 40
+# Enough of a hash to compare by eye. The whole one is in the results, and is what the import checks.
+_SHORT_HASH = 12
 # Seconds by which the clocks of Airflow and Etlworks may differ.
 _CLOCK_SKEW = 300.0
 
@@ -95,8 +97,9 @@ class ExportTask:
             )
             manifest = wait_out_outage(self.hook, self.log, export, _NOT_EXPORTED)
         self.log.info(
-            "Exported %s flows to %s: %s bytes, SHA-256 %s.",
+            "Exported %s flows (%s) to %s: %s bytes, SHA-256 %s.",
             len(manifest.flow_ids),
+            named(manifest.flow_names),
             file.path,
             manifest.size,
             manifest.sha256,
@@ -123,6 +126,7 @@ class PreviewTask:
     log: Log
     path: Any
     expected_sha256: Any
+    note: str | None
     required: Sequence[str]
 
     def run(self) -> dict[str, Any]:
@@ -134,7 +138,9 @@ class PreviewTask:
                 raw = file.sibling(PREVIEW_ENDING)
                 ask = partial(preview_import, self.hook.client, self.hook.bundle_client, bundle, raw, log=self.log)
                 preview = wait_out_outage(self.hook, self.log, ask, "The import is not previewed yet")
-                markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path)
+                closing = [self.note] if self.note else []
+                closing += [f"SHA-256: {bundle.inspected.sha256[:_SHORT_HASH]}…"]
+                markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path, closing)
         if missing := preview.missing_connections:
             self.log.warning("%s connections are missing in the target.", len(missing))
         self.log.info("What the import would change:\n%s", markdown)
@@ -309,7 +315,13 @@ class ImportTask:
     def _result(self, bundle: OpenBundle, imported: Imported, record: ImportRecord) -> dict[str, Any]:
         for remark in imported.remarks[:_MOST_ITEMS]:
             self.log.warning("Etlworks took the import, and remarks: %s", remark)
-        self.log.info("Imported %s.", named(bundle.flow_names) if bundle.flow_names else bundle.path)
+        self.log.info(
+            "Imported %s from %s into %s. Backup: %s.",
+            named(bundle.flow_names) if bundle.flow_names else "the bundle",
+            bundle.path,
+            self.hook.settings.root_url,
+            record.backup_path or "none, as nothing was overwritten or none was asked for",
+        )
         return {
             "path": bundle.path,
             "sha256": bundle.inspected.sha256,
