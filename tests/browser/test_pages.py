@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_etlworks.sandbox.demo.examples import dag_run_url
-from airflow_provider_etlworks.sandbox.demo.promotion import APPROVAL, DAG_ID
+from airflow_provider_etlworks.sandbox.demo.promotion import APPROVAL, DAG_ID, GROUP_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,12 +116,16 @@ def test_approval_shows_the_changes_and_both_buttons(
     assert any("/rest/v1/io/import" in request.path for request in production.requests)
 
 
-def test_rejection_imports_nothing(airflow: LocalAirflow, production: Sandbox, screen: Screen) -> None:
+def test_rejection_imports_nothing_and_says_so(
+    airflow: LocalAirflow, production: Sandbox, screen: Screen, open_task: Callable[..., Screen]
+) -> None:
     run_id = start_promotion(airflow, screen)
     before = len([request for request in production.requests if request.path == "/rest/v1/io/import"])
 
     screen.wait_for("Reject")
     screen.page.get_by_role("button", name="Reject").click()
 
-    airflow.wait_for_dag_run(DAG_ID, run_id)
+    assert airflow.wait_for_dag_run(DAG_ID, run_id) == "failed"
+    open_task(DAG_ID, run_id, f"{GROUP_ID}.report_result")
+    screen.wait_for("Rejected by", "nothing was imported")
     assert len([request for request in production.requests if request.path == "/rest/v1/io/import"]) == before
