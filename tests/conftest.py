@@ -62,7 +62,7 @@ class _OneAirflow(LoadScopeScheduling):
     """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "airflow" if nodeid.startswith(("tests/airflow/", "tests/browser/")) else nodeid
+        return "airflow" if nodeid.startswith(("tests/airflow/", "tests/browser/", "tests/deployment/")) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
