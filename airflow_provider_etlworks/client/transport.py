@@ -22,10 +22,13 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksReplyError,
     EtlworksUnreachable,
 )
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.settings import ClientSettings
 
@@ -38,7 +41,7 @@ COMMON_HEADERS = {
 """Headers of every request."""
 
 POOL_SIZE = 10
-"""The most connections that one client opens at a time."""
+"""The most connections that a client, or all clients with the same credentials in one event loop, use at a time."""
 
 MAX_HEADER_BYTES = 65_536
 """The longest header line that is read. It is the limit of Python's own ``http.client``."""
@@ -51,6 +54,15 @@ _LONGEST_REDIRECT_CHAIN = 5
 # The name of a certificate in a directory: the hash of its subject, and a number.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
+
+
+class SendingPaused(Exception):
+    """A request was not sent over its connection, since Etlworks has asked for a pause since its turn came."""
+
+
+def default_priority(call: Call[Any]) -> Priority:
+    """Return the priority of a call for which its caller names none: what must not be repeated starts something."""
+    return Priority.POLL if call.idempotent else Priority.START
 
 
 def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
@@ -119,12 +131,14 @@ class Exchange:
     :ivar read_timeout: seconds to wait for the next bytes.
     :ivar time_limit: seconds that the whole response may take.
     :ivar deadline: until when bytes may be received, by the monotonic clock of the machine.
+    :ivar is_paused: returns whether Etlworks has asked for a pause, so that nothing must be sent now.
     """
 
-    __slots__ = ("deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
+    __slots__ = ("deadline", "is_paused", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
 
-    def __init__(self, call: Call[Any], settings: ClientSettings) -> None:
+    def __init__(self, call: Call[Any], settings: ClientSettings, is_paused: Callable[[], bool]) -> None:
         self.sent = False
+        self.is_paused = is_paused
         self.needs_fresh_connection = not call.idempotent
         self.read_timeout = settings.read_timeout
         self.time_limit = settings.read_timeout + min(call.overtime, settings.max_overtime)

@@ -16,6 +16,7 @@ _SHORT_OVERTIME = 0.5
 # A task that is killed has about five seconds left.
 _URGENT_CONNECT_TIMEOUT = 1.0
 _URGENT_READ_TIMEOUT = 2.0
+_URGENT_WAIT = 1.0
 # Etlworks may work on an export, a preview or an import for minutes before it answers.
 _BUNDLE_READ_TIMEOUT = 600.0
 
@@ -40,9 +41,13 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
 
     It has connections of its own, so that it works while a signal has interrupted another call.
     """
-    return standard_client(
-        settings.with_timeouts(connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+    from airflow_provider_etlworks.client.rate_limit import Priority
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    settings = settings.with_timeouts(
+        connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME
     )
+    return EtlworksClient(settings, priority=Priority.STOP, longest_wait=_URGENT_WAIT)
 
 
 def test_client(settings: ClientSettings) -> EtlworksClient:
