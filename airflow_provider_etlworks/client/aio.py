@@ -31,6 +31,7 @@ from airflow_provider_etlworks.client.transport import (
     SendingPaused,
     ca_bundle,
     default_priority,
+    priority_after,
     proxy_for,
     redirect_target,
     request_headers,
@@ -165,6 +166,7 @@ class AsyncEtlworksClient:
                 try:
                     value = await self._perform(step, priority)
                 except EtlworksError as error:
+                    priority = priority_after(error, priority)
                     step = procedure.throw(error)
                 else:
                     step = procedure.send(value)
@@ -222,6 +224,8 @@ class AsyncEtlworksClient:
             return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
             self.dispatcher.rate_limiter.refuse(error.retry_after)
+            if turn.priority is Priority.STOP:
+                turn.priority = Priority.LAST_POLL
             raise
 
     def _url(self, call: Call[Any]) -> URL:

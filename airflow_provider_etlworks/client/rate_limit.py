@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+import weakref
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,19 +20,25 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 WINDOW = 60.0
-"""Seconds in which the limit is counted, and within which processes come back after a ``Retry-After``."""
+"""Seconds in which requests are counted, and within which the processes come back after a ``Retry-After``."""
 
-# Requests that ended within so many seconds of one another are counted together, until the last of them is too old.
-_GRAIN = 0.5
-# A waiting request asks again after this many seconds at most: another thread may have given its turn back.
-_LONGEST_DELAY = 1.0
-# Stops and last polls may use this part of the limit, and nobody else.
-_RESERVE = 0.05
 # The part of a minute's requests that may be sent at once.
 _BURST = 0.1
+# The part of the limit that only stops and last polls use; at least one request, if the limit is not tiny.
+_RESERVE = 0.05
+_LEAST_LIMIT_WITH_RESERVE = 10
+# Requests that end within so many seconds are counted as one group, until the last of them is too old.
+_GROUP = 0.5
+# A waiting request asks again after so many seconds at most: another thread may have given its turn back.
+_LONGEST_DELAY = 1.0
+
+# Requests a minute to which a share falls at most.
 _LEAST_SHARE = 1.0
-# Seconds without a 429 in which the share doubles.
-_DOUBLING = 120.0
+# By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
+_RISE = 6.0
+_RISE_OF_SHARE = 0.1
+# After so many quiet minutes it rises twice as fast, then three times, and so on.
+_FASTER_AFTER = 10.0
 
 
 class Priority(IntEnum):
@@ -48,185 +54,145 @@ class Priority(IntEnum):
     FIRST_POLL = 7
 
 
-class _State:
-    """
-    What a rate limiter knows at one moment. It never changes: another state succeeds it.
-
-    :ivar in_flight: requests that were sent and have no answer yet.
-    :ivar ended: for the others of the last minute: when the first and the last of some ended, and how many they are.
-    :ivar next_at: when the next request is due, if requests are spaced evenly.
-    :ivar resume_at: until when Etlworks must not receive anything but stops.
-    :ivar share: requests a minute, as of ``share_at``.
-    :ivar successors: whoever wants to succeed this state appends a state; the first one does.
-    """
-
-    __slots__ = ("ended", "in_flight", "next_at", "resume_at", "share", "share_at", "successors")
-
-    def __init__(
-        self,
-        in_flight: int,
-        ended: tuple[_Ended, ...],
-        next_at: float,
-        resume_at: float,
-        share: float,
-        share_at: float,
-    ) -> None:
-        self.in_flight = in_flight
-        self.ended = ended
-        self.next_at = next_at
-        self.resume_at = resume_at
-        self.share = share
-        self.share_at = share_at
-        self.successors: list[_State] = []
-
-    def used(self, now: float) -> int:
-        """Return the requests that count at a moment."""
-        return self.in_flight + sum(each.requests for each in self.ended if each.last > now - WINDOW)
-
-
 class _Ended(NamedTuple):
+    """Some requests that ended at about the same time."""
+
     first: float
     last: float
     requests: int
+
+
+class _State(NamedTuple):
+    """
+    What a rate limiter knows at one moment. Another state succeeds it.
+
+    :ivar in_flight: requests that have begun and not ended.
+    :ivar ended: those that ended in the last minute, and some before that.
+    :ivar next_at: when the next request is due, if requests are evenly spaced.
+    :ivar resume_at: until when nothing but stops is sent.
+    :ivar share: requests a minute at the end of the last pause.
+    :ivar successors: the states that wanted to succeed this one; the first one does.
+    """
+
+    in_flight: int
+    ended: tuple[_Ended, ...]
+    next_at: float
+    resume_at: float
+    share: float
+    successors: list[_State]
+
+    def used(self, now: float) -> int:
+        """Return how many requests count at a moment."""
+        since = now - WINDOW
+        return self.in_flight + sum([each.requests for each in self.ended if each.last > since])
 
 
 class RateLimiter:
     """
     Decides whether a request may be sent now. Threads, event loops and signal handlers may share it.
 
-    A request counts from its sending until 60 s after its answer or failure. So Etlworks receives no more than the
-    limit in any 60 s, however late our loop or the server is. Within that, a token bucket spaces the requests: a tenth
-    of the limit at once, the rest evenly.
+    * A request counts from its sending until 60 s after its answer or failure. So Etlworks receives no more than the
+      limit in any 60 s, however late our loop or the server is. A small part of the limit is for stops and last polls.
+    * Within that, a token bucket spaces the requests: a tenth of the limit at once, the rest evenly.
+    * Processes that share an organization find their shares as TCP does. A 429 halves what this process really sent in
+      the last minute, and quiet time raises it again. After a ``Retry-After`` each process comes back at a random
+      moment of the minute that follows.
 
-    No lock: a signal handler that interrupts a method could wait for it without end. A method computes a new state from
-    the present one, and starts again if another one has become its successor meanwhile.
+    There is no lock, since a signal handler that interrupts its owner would wait without end. Instead, each method
+    computes a new state, and starts again if the state that it began with has got another successor meanwhile.
 
-    :param requests_per_minute: the limit; 0 is none. It is the lowest one while several clients share this limiter.
+    :param requests_per_minute: the limit; 0 is none.
     :param clock: reads the time.
     :param jitter: returns a random number from 0 to 1; for tests.
     """
 
-    def __init__(
-        self, requests_per_minute: int = 0, clock: Clock | None = None, jitter: Callable[[], float] = random.random
-    ) -> None:
-        from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK
-
-        self.clock = SYSTEM_CLOCK if clock is None else clock
+    def __init__(self, requests_per_minute: int, clock: Clock, jitter: Callable[[], float] = random.random) -> None:
+        self.clock = clock
         self._jitter = jitter
-        self._limits: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-        self._own_limit = requests_per_minute
-        never = float("-inf")
-        self._state = _State(0, (), never, never, math.inf, never)
+        self._limit = requests_per_minute or math.inf
+        self._limits: dict[weakref.ref[object], float] = {}
+        self._state = _State(0, (), -math.inf, -math.inf, math.inf, [])
+
+    def join(self, client: object, requests_per_minute: int) -> None:
+        """
+        Let the limit of a client hold, too, while that client exists. The lowest limit counts.
+
+        :param client: the client.
+        :param requests_per_minute: its limit; 0 is none.
+        """
+        # The callback of a dead reference may run at any point: it only removes one key.
+        self._limits[weakref.ref(client, lambda dead: self._limits.pop(dead, None))] = requests_per_minute or math.inf
 
     def begin(self, priority: Priority) -> float:
         """
-        Begin a request, if it may be sent now; then :meth:`end` or :meth:`give_back` must follow.
+        Begin a request, if it may be sent now. Then :meth:`end` or :meth:`give_back` must follow.
 
-        :param priority: whose turn it is.
-        :return: 0 if it may be sent, and is counted; else seconds after which to ask again.
+        :param priority: what the request is for.
+        :return: 0 if it may be sent, and counts from now on; else the seconds after which to ask again.
         """
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            if (delay := self._delay(state, priority, now)) > 0:
-                return delay
-            interval = WINDOW / self._rate(state, now)
+            if now < state.resume_at and priority is not Priority.STOP:
+                return state.resume_at - now
+            limit = min([self._limit, *self._limits.values()])
+            unreserved = limit - _reserve(limit)
+            interval, slack = _spacing(_share(state, now), unreserved)
+            is_urgent = priority <= Priority.LAST_POLL
+            if state.used(now) >= (limit if is_urgent else unreserved):
+                free_at = next((each.last for each in state.ended if each.last > now - WINDOW), now) + WINDOW
+                # A burst in that moment would repeat itself each minute.
+                self._succeed(state, state._replace(next_at=max(state.next_at, free_at + slack), successors=[]))
+                return min(max(free_at - now, 1e-3), _LONGEST_DELAY)
+            if not is_urgent and (delay := state.next_at - slack - now) > 0:
+                return min(delay, _LONGEST_DELAY)
             next_at = max(state.next_at, now) + interval
-            if self._succeed(
-                state,
-                _State(state.in_flight + 1, state.ended, next_at, state.resume_at, state.share, state.share_at),
-            ):
+            if self._succeed(state, state._replace(in_flight=state.in_flight + 1, next_at=next_at, successors=[])):
                 return 0.0
 
     def end(self) -> None:
         """Record that a request that was sent has been answered, or has failed."""
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            ended = state.ended
-            if ended and now - ended[-1].first < _GRAIN:
-                first, last, count = ended[-1]
-                ended = (*ended[:-1], _Ended(first, max(last, now), count + 1))
+            if state.ended and now - state.ended[-1].first < _GROUP:
+                first, last, requests = state.ended[-1]
+                ended = (*state.ended[:-1], _Ended(first, max(last, now), requests + 1))
             else:
-                ended = (*(each for each in ended if each.last > now - WINDOW), _Ended(now, now, 1))
-            if self._succeed(
-                state,
-                _State(state.in_flight - 1, ended, state.next_at, state.resume_at, state.share, state.share_at),
-            ):
+                ended = (*(each for each in state.ended if each.last > now - WINDOW), _Ended(now, now, 1))
+            if self._succeed(state, state._replace(in_flight=state.in_flight - 1, ended=ended, successors=[])):
                 return
 
     def give_back(self) -> None:
         """Record that a request that had begun was not sent."""
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            next_at = state.next_at - WINDOW / self._rate(state, now)
-            if self._succeed(
-                state,
-                _State(state.in_flight - 1, state.ended, next_at, state.resume_at, state.share, state.share_at),
-            ):
+            limit = min([self._limit, *self._limits.values()])
+            interval, _ = _spacing(_share(state, now), limit - _reserve(limit))
+            next_at = state.next_at - interval
+            if self._succeed(state, state._replace(in_flight=state.in_flight - 1, next_at=next_at, successors=[])):
                 return
 
     def refuse(self, retry_after: float | None) -> None:
         """
-        Record a 429: pause, and halve the share once.
+        Record that a request was answered with 429: pause, and halve the share, once in each pause.
 
-        :param retry_after: seconds that Etlworks asks to wait. Up to a minute is added at random, so that processes
-            that were refused together do not come back together.
+        :param retry_after: seconds that Etlworks asks to wait; ``None`` if it does not say.
         """
+        offset = WINDOW * self._jitter()
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            resume_at = now + (retry_after or 0.0) + WINDOW * self._jitter()
             share = state.share
             if now >= state.resume_at:
-                # Without this one.
-                share = max(_LEAST_SHARE, (state.used(now) - 1) / 2)
-            resume_at = max(resume_at, state.resume_at)
-            if self._succeed(
-                state,
-                _State(state.in_flight, state.ended, max(state.next_at, resume_at), resume_at, share, resume_at),
-            ):
+                # The refused one does not count.
+                share = max((state.used(now) - 1) / 2, _LEAST_SHARE)
+            resume_at = max(state.resume_at, now + (retry_after or 0.0) + offset)
+            # Evenly from then on, without a burst.
+            next_at = max(state.next_at, resume_at + _spacing(share, math.inf)[1])
+            if self._succeed(state, state._replace(next_at=next_at, resume_at=resume_at, share=share, successors=[])):
                 return
 
     def is_paused(self, priority: Priority) -> bool:
-        """Return whether a request must not be sent, although it has begun: Etlworks asked for a pause meanwhile."""
+        """Return whether a request must not be sent although it has begun: a pause may have begun since."""
         return priority is not Priority.STOP and self.clock.monotonic() < self._latest().resume_at
-
-    def join(self, client: object, requests_per_minute: int) -> None:
-        """Let the limit of a client count for as long as the client exists."""
-        self._limits[client] = requests_per_minute
-
-    def _limit(self) -> float:
-        limits = [self._own_limit, *self._limits.values()]
-        return min((each for each in limits if each), default=math.inf)
-
-    def _rate(self, state: _State, now: float) -> float:
-        """Return the requests a minute that this process may send now."""
-        quiet = max(0.0, now - state.share_at)
-        share = state.share * 2 ** min(quiet / _DOUBLING, 60.0) if quiet < math.inf else state.share
-        limit = self._limit()
-        return min(share, limit - self._reserve(limit))
-
-    @staticmethod
-    def _reserve(limit: float) -> float:
-        return math.floor(limit * _RESERVE) if limit < math.inf else 0.0
-
-    @staticmethod
-    def _slack(interval: float) -> float:
-        if interval == 0:
-            return 0.0
-        return interval * (max(1, round(WINDOW / interval * _BURST / (1 - _RESERVE))) - 1)
-
-    def _delay(self, state: _State, priority: Priority, now: float) -> float:
-        if priority is not Priority.STOP and now < state.resume_at:
-            return state.resume_at - now
-        is_urgent = priority <= Priority.LAST_POLL
-        limit = self._limit()
-        most = limit if is_urgent else limit - self._reserve(limit)
-        if state.used(now) >= most:
-            oldest = next((each.last for each in state.ended if each.last > now - WINDOW), now)
-            return max(min(oldest + WINDOW - now, _LONGEST_DELAY), 1e-6)
-        if is_urgent:
-            return 0.0
-        interval = WINDOW / self._rate(state, now)
-        return min(max(0.0, state.next_at - self._slack(interval) - now), _LONGEST_DELAY)
 
     def _latest(self) -> _State:
         state = self._state
@@ -241,6 +207,27 @@ class RateLimiter:
             return False
         self._state = new
         return True
+
+
+def _reserve(limit: float) -> float:
+    return max(1.0, limit * _RESERVE // 1) if _LEAST_LIMIT_WITH_RESERVE <= limit < math.inf else 0.0
+
+
+def _share(state: _State, now: float) -> float:
+    """Return the requests a minute that this process finds fair."""
+    minutes = max(0.0, now - state.resume_at) / 60.0
+    if state.share == math.inf or minutes == math.inf:
+        return state.share
+    return state.share + min(_RISE, _RISE_OF_SHARE * state.share) * minutes * (1 + minutes / _FASTER_AFTER)
+
+
+def _spacing(share: float, limit: float) -> tuple[float, float]:
+    """Return the seconds between two requests, and how much earlier the last one of a burst may be sent."""
+    rate = min(share, limit)
+    if rate == math.inf:
+        return 0.0, 0.0
+    interval = WINDOW / rate
+    return interval, interval * (max(1, round(rate * _BURST / (1 - _RESERVE))) - 1)
 
 
 def rate_limiter_for(settings: ClientSettings, clock: Clock) -> RateLimiter:

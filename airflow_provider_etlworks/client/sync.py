@@ -32,6 +32,7 @@ from airflow_provider_etlworks.client.transport import (
     SendingPaused,
     ca_bundle,
     default_priority,
+    priority_after,
     proxy_for,
     redirect_target,
     request_headers,
@@ -107,7 +108,7 @@ class EtlworksClient:
         """
         if attempts == 1:
             return self._send_once(call, priority)
-        return self._retry(call, attempts, lambda: self._send_once(call, priority))
+        return self._retry(call, attempts, partial(self._send_once, call), priority)
 
     def iterate(self, paged: PagedCall[T], *, priority: Priority | None = None) -> Iterator[T]:
         """Yield the items of a list. Each page is requested when its first item is needed."""
@@ -122,12 +123,15 @@ class EtlworksClient:
         :param procedure: the procedure.
         :param priority: that of each of its requests; ``None`` is the client's.
         """
+        if priority is None:
+            priority = self._priority
         try:
             step = next(procedure)
             while True:
                 try:
                     value = self._perform(step, priority)
                 except EtlworksError as error:
+                    priority = priority_after(error, priority)
                     step = procedure.throw(error)
                 else:
                     step = procedure.send(value)
@@ -150,6 +154,7 @@ class EtlworksClient:
             bearer = self._bearer(priority)
             exchange, response = stack.enter_context(self._open(call, bearer, priority))
             if response.status_code == 401 and self._auth.reject(bearer):
+                stack.close()
                 exchange, response = stack.enter_context(self._open(call, self._bearer(priority), priority))
             if not response.ok:
                 body = b"".join(self._chunks(call, exchange, response))
@@ -176,15 +181,28 @@ class EtlworksClient:
         :raises EtlworksError: it failed.
         """
 
-        def attempt() -> T:
+        def attempt(priority: Priority | None) -> T:
             with self.stream(call, priority=priority) as chunks:
                 return take(chunks)
 
-        return self._retry(call, attempts, attempt)
+        return self._retry(call, attempts, attempt, priority)
 
-    def _retry(self, call: Call[Any], attempts: int, attempt: Callable[[], T]) -> T:
+    def _retry(
+        self, call: Call[Any], attempts: int, attempt: Callable[[Priority | None], T], priority: Priority | None
+    ) -> T:
+        if priority is None:
+            priority = self._priority
+
+        def attempt_with_priority() -> T:
+            nonlocal priority
+            try:
+                return attempt(priority)
+            except EtlworksError as error:
+                priority = priority_after(error, priority)
+                raise
+
         options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        value: T = Retrying(sleep=self._sleep, **options)(attempt)
+        value: T = Retrying(sleep=self._sleep, **options)(attempt_with_priority)
         return value
 
     def _perform(self, step: Step, priority: Priority | None) -> Any:

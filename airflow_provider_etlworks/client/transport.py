@@ -18,6 +18,7 @@ from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksError,
+    EtlworksRateLimited,
     EtlworksRedirected,
     EtlworksReplyError,
     EtlworksUnreachable,
@@ -63,6 +64,12 @@ class SendingPaused(Exception):
 def default_priority(call: Call[Any]) -> Priority:
     """Return the priority of a call for which its caller names none: what must not be repeated starts something."""
     return Priority.POLL if call.idempotent else Priority.START
+
+
+def priority_after(error: EtlworksError, priority: Priority | None) -> Priority | None:
+    """Return the priority with which to go on after an error: a stop ignores a pause only once."""
+    is_refused = isinstance(error, EtlworksRateLimited) and priority is Priority.STOP
+    return Priority.LAST_POLL if is_refused else priority
 
 
 def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:

@@ -39,7 +39,8 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     """
     Return a client for what a killed task still has to do, with time-outs of a second or two.
 
-    It has connections of its own, so that it works while a signal has interrupted another call.
+    It has connections of its own, so that it works while a signal has interrupted another call. Its requests go before
+    all others, once also during a ``Retry-After``.
     """
     from airflow_provider_etlworks.client.rate_limit import Priority
     from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -51,7 +52,10 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
 
 
 def test_client(settings: ClientSettings) -> EtlworksClient:
-    """Return a client for the connection test, which answers within 15 s."""
-    return standard_client(
-        settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+    """Return a client for the connection test, which answers within 15 s: it does not wait for the rate limit."""
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    settings = settings.with_timeouts(
+        connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME
     )
+    return EtlworksClient(settings, longest_wait=0.0)
