@@ -414,6 +414,9 @@ class PollQueue(Generic[SubscriberT]):
 
     def next_deadline(self) -> float:
         """Return when :meth:`expire` next has something to do; perhaps in the past."""
+        for heap in (self._deadlines, self._giving_up):
+            while heap and not heap[0][3].is_waiting:
+                heapq.heappop(heap)
         at = self._deadlines[0][0] if self._deadlines else float("inf")
         if self._giving_up:
             gives_up_at = self._giving_up[0][0]

@@ -58,16 +58,17 @@ class _Alarm:
     Waits until a moment, or until something is due earlier.
 
     :param sleep: waits for some seconds.
+    :ivar rings_at: when the wait ends.
     """
 
     def __init__(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._sleep = sleep
         self._woken: asyncio.Future[None] | None = None
-        self._rings_at = 0.0
+        self.rings_at = 0.0
 
     async def wait_until(self, moment: float, now: float) -> None:
-        """Wait until a moment of the monotonic clock, or until :meth:`ring_by` names an earlier one."""
-        self._woken, self._rings_at = asyncio.get_running_loop().create_future(), moment
+        """Wait until a moment of the monotonic clock, or until :meth:`ring` ends the wait."""
+        self._woken, self.rings_at = asyncio.get_running_loop().create_future(), moment
         if moment == float("inf"):
             await self._woken
             return
@@ -78,9 +79,9 @@ class _Alarm:
             sleeping.cancel()
             self._woken = None
 
-    def ring_by(self, moment: float) -> None:
-        """End the wait if the moment is before its end."""
-        if moment < self._rings_at and self._woken is not None and not self._woken.done():
+    def ring(self) -> None:
+        """End the wait."""
+        if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
 
@@ -151,6 +152,7 @@ class Watcher:
             return await waiter.done
         finally:
             self._queue.discard(item, waiter)
+            self._check_deadline()
 
     async def _keep_deadlines(self) -> None:
         """Keep the deadlines, whatever the workers wait for."""
@@ -255,11 +257,16 @@ class Watcher:
     def _wake(self) -> None:
         """Let whoever sleeps or waits for a turn know if something is due earlier or more urgent than before."""
         now = self._clock.monotonic()
-        self._next_deadline.ring_by(self._queue.next_deadline())
+        self._check_deadline()
         if self._turn is None:
-            self._next_poll.ring_by(self._queue.next_wakeup(now))
+            if self._queue.next_wakeup(now) < self._next_poll.rings_at:
+                self._next_poll.ring()
         elif (priority := self._queue.urgency(now)) is not None:
             self._turn.raise_to(priority)
+
+    def _check_deadline(self) -> None:
+        if self._queue.next_deadline() != self._next_deadline.rings_at:
+            self._next_deadline.ring()
 
 
 async def run_with_turn(client: AsyncEtlworksClient, procedure: Procedure[T], turn: Turn) -> T:

@@ -23,6 +23,7 @@ from airflow_provider_etlworks.triggerer.shared_watcher import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from contextlib import AbstractAsyncContextManager
 
     from airflow_provider_etlworks.client.procedure import Log
@@ -59,7 +60,9 @@ async def follow_run(
             left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - watcher.client.clock.time()
             # On the instance that was polled, whatever the connection names by now.
             stopping = _Stopping(run, watcher_of(watcher.client.settings))
-            result = replace(result, detail=await stopping.report(log, min(_STOP_WITHIN, max(0.0, left))))
+            result = replace(
+                result, detail=await stopping.report(log, watcher.client.sleep(min(_STOP_WITHIN, max(0.0, left))))
+            )
         return result.redacted(watcher.client.settings.secrets)
 
     followed = await follow_with_shared_watcher(conn_id, log, follow, root_url=root_url, deadline=policy.deadline)
@@ -77,7 +80,7 @@ async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log)
     :param root_url: the instance that has the run; ``None`` is whatever the connection names.
     :param log: the trigger's own log.
     """
-    await _Stopping(run, shared_watcher(conn_id, root_url=root_url)).report(log, _STOP_WITHIN)
+    await _Stopping(run, shared_watcher(conn_id, root_url=root_url)).report(log, asyncio.sleep(_STOP_WITHIN))
 
 
 class _Stopping:
@@ -100,18 +103,20 @@ class _Stopping:
         self._in_background.add(self._task)
         self._task.add_done_callback(self._in_background.discard)
 
-    async def report(self, log: Log, seconds: float) -> str:
-        """Wait some seconds for the result, log what is known by then, and return it as a sentence for a person."""
+    async def report(self, log: Log, time_is_over: Awaitable[None]) -> str:
+        """Wait some time for the result, log what is known by then, and return it as a sentence for a person."""
+        waiting = asyncio.ensure_future(time_is_over)
         try:
-            await asyncio.wait((self._task,), timeout=seconds)
+            await asyncio.wait((self._task, waiting), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            waiting.cancel()
             if not self._task.done():
                 self._task.add_done_callback(self._log_result)
         if self._task.done():
             stopped = self._task.result()
         else:
             state = "sent, but Etlworks has not accepted it yet" if self._is_sent else "not sent yet"
-            detail = f"The stop of {self._run} is {state}. The triggerer goes on with it in the background."
+            detail = f"The stop of {self._run} is {state}, so it may go on. The triggerer continues in the background."
             stopped = stop.StopResult(accepted=False, detail=detail)
         (log.info if stopped.accepted else log.warning)("%s", stopped.detail)
         return stopped.detail
