@@ -31,6 +31,8 @@ _LEAST_LIMIT_WITH_RESERVE = 10
 _GROUP = 0.5
 # A waiting request asks again after so many seconds at most: another thread may have given its turn back.
 _LONGEST_DELAY = 1.0
+# Less than this may be nothing to a clock that counts from 1970.
+_SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
 _LEAST_SHARE = 1.0
@@ -133,19 +135,22 @@ class RateLimiter:
         while True:
             state, now = self._latest(), self.clock.monotonic()
             if now < state.resume_at and priority is not Priority.STOP:
-                return state.resume_at - now
+                return max(state.resume_at - now, _SHORTEST_DELAY)
             limit = min([self._limit, *self._limits.values()])
             unreserved = limit - _reserve(limit)
             interval, slack = _spacing(_share(state, now), unreserved)
             is_urgent = priority <= Priority.LAST_POLL
-            if state.used(now) >= (limit if is_urgent else unreserved):
-                free_at = next((each.last for each in state.ended if each.last > now - WINDOW), now) + WINDOW
-                # A burst in that moment would repeat itself each minute.
-                self._succeed(state, state._replace(next_at=max(state.next_at, free_at + slack), successors=[]))
-                return min(max(free_at - now, 1e-3), _LONGEST_DELAY)
-            if not is_urgent and (delay := state.next_at - slack - now) > 0:
-                return min(delay, _LONGEST_DELAY)
+            used = state.used(now)
+            if used >= (limit if is_urgent else unreserved):
+                oldest = next((each.last for each in state.ended if each.last > now - WINDOW), now)
+                return _between(oldest + WINDOW - now)
             next_at = max(state.next_at, now) + interval
+            if is_urgent:
+                # Those that are not spaced do not hold up the others for longer than one interval.
+                next_at = max(state.next_at, min(next_at, now + slack + interval))
+            # The more is used up, the shorter is a burst, or it would repeat itself whenever its minute is over.
+            elif (delay := state.next_at - slack * (1 - (used / unreserved) ** 2) - now) > 0:
+                return _between(delay)
             if self._succeed(state, state._replace(in_flight=state.in_flight + 1, next_at=next_at, successors=[])):
                 return 0.0
 
@@ -209,6 +214,10 @@ class RateLimiter:
         return True
 
 
+def _between(delay: float) -> float:
+    return min(max(delay, _SHORTEST_DELAY), _LONGEST_DELAY)
+
+
 def _reserve(limit: float) -> float:
     return max(1.0, limit * _RESERVE // 1) if _LEAST_LIMIT_WITH_RESERVE <= limit < math.inf else 0.0
 
@@ -225,7 +234,7 @@ def _spacing(share: float, limit: float) -> tuple[float, float]:
     """Return the seconds between two requests, and how much earlier the last one of a burst may be sent."""
     rate = min(share, limit)
     if rate == math.inf:
-        return 0.0, 0.0
+        return 0.0, math.inf
     interval = WINDOW / rate
     return interval, interval * (max(1, round(rate * _BURST / (1 - _RESERVE))) - 1)
 
