@@ -94,7 +94,8 @@ async def shared_watcher(
     :raises EtlworksConfigError: the connection does not exist, cannot work, or names another instance.
     :raises ConnectionUnreadableError: Airflow cannot read it.
     """
-    async with watcher_of(await _settings(etlworks_conn_id, instead_of, root_url, deadline)) as watcher:
+    settings = await read_connection(etlworks_conn_id, instead_of=instead_of, root_url=root_url, deadline=deadline)
+    async with watcher_of(settings) as watcher:
         yield watcher
 
 
@@ -154,10 +155,14 @@ async def follow_with_shared_watcher(
         return FollowResult(Ending.DEADLINE if is_late else Ending.LOST_TOUCH, detail=str(error))
 
 
-async def _settings(
-    conn_id: str, instead_of: Watcher | None, root_url: str | None, deadline: float | None
+async def read_connection(
+    conn_id: str,
+    *,
+    instead_of: Watcher | None = None,
+    root_url: str | None = None,
+    deadline: float | None = None,
 ) -> ClientSettings:
-    """Return what the connection says, and check that it names the instance."""
+    """Return what the connection says. The parameters and errors are those of :func:`shared_watcher`."""
     called_at = time.monotonic()
     reading = _reading(conn_id, called_at - _TOGETHER, instead_of)
     settings = await _result(conn_id, reading, deadline)
