@@ -118,7 +118,12 @@ class Watcher:
         if isinstance(delay, FollowResult):
             return delay
         waiter = _Waiter(poller)
-        return await self._result(self._queue.push(run, waiter, self._clock.monotonic(), after=delay), waiter)
+        item = self._queue.push(run, waiter, self._clock.monotonic(), after=delay)
+        try:
+            self._begin()
+            return await waiter.done
+        finally:
+            self._leave(item, waiter)
 
     async def search(self, sensor: RunWaiter, *, is_urgent: bool = False) -> FollowResult:
         """
@@ -132,7 +137,11 @@ class Watcher:
         item = self._queue.push_search(
             selector.flow_id, selector.message_uuid, waiter, self._clock.monotonic(), is_urgent=is_urgent
         )
-        return await self._result(item, waiter)
+        try:
+            self._begin()
+            return await waiter.done
+        finally:
+            self._leave(item, waiter)
 
     async def close(self) -> None:
         """Stop polling."""
@@ -141,18 +150,18 @@ class Watcher:
         await asyncio.gather(*self._workers, return_exceptions=True)
         self._workers.clear()
 
-    async def _result(self, item: PolledItem[_Waiter], waiter: _Waiter) -> FollowResult:
+    def _begin(self) -> None:
+        """Let the workers know that somebody waits."""
         self._wake()
         if not self._workers:
             # In an empty context, not the first subscriber's: what the workers log does not belong to its task.
             empty = contextvars.Context()
             work = (self._keep_deadlines, *(self._work for _ in range(POOL_SIZE)))
             self._workers = [empty.run(asyncio.create_task, each()) for each in work]
-        try:
-            return await waiter.done
-        finally:
-            self._queue.discard(item, waiter)
-            self._check_deadline()
+
+    def _leave(self, item: PolledItem[_Waiter], waiter: _Waiter) -> None:
+        self._queue.discard(item, waiter)
+        self._check_deadline()
 
     async def _keep_deadlines(self) -> None:
         """Keep the deadlines, whatever the workers wait for."""

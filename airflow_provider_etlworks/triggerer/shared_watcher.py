@@ -137,13 +137,15 @@ async def follow_with_shared_watcher(
     :param deadline: Unix time of the last poll; if the connection cannot be read in time, the result is ``deadline``.
     """
     try:
-        async with shared_watcher(etlworks_conn_id, root_url=root_url, deadline=deadline) as watcher:
+        # Not shared_watcher: a frame more for each of thousands of triggers.
+        settings = await read_connection(etlworks_conn_id, root_url=root_url, deadline=deadline)
+        async with watcher_of(settings) as watcher:
             followed = await follow(watcher)
             if not isinstance(followed.error, EtlworksUnauthorized):
                 return followed
             # The password may have been changed since the connection was read.
             log.warning("%s Reading the connection again.", followed.detail)
-            host = watcher.client.settings.root_url
+            host = settings.root_url
             async with shared_watcher(
                 etlworks_conn_id, instead_of=watcher, root_url=host, deadline=deadline
             ) as renewed:
