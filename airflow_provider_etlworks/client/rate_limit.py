@@ -35,7 +35,7 @@ _LONGEST_DELAY = 1.0
 _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
-_LEAST_SHARE = 1.0
+_LEAST_SHARE = 2.0
 # By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
 _RISE = 6.0
 _RISE_OF_SHARE = 0.1
