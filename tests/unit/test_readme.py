@@ -118,7 +118,7 @@ def test_python_block_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_commands_are_known() -> None:
     ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", ".ci/run"}
-    ours |= {"benchmarks/watching.py", "benchmarks/busy_moments.py", "benchmarks/sharing.py"}
+    ours |= {"benchmarks/watching.py", "benchmarks/busy_moments.py"}
     assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export", "airflow"}
 
 
