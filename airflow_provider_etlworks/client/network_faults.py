@@ -43,9 +43,9 @@ def plain_words(error: BaseException, settings: ClientSettings) -> str | None:
     host = address.hostname or ""
     if names & _PROXY:
         return f"the proxy does not connect ({causes[-1]})"
-    for each in causes:
-        if isinstance(each, ssl.SSLError):
-            return _tls_words(each, host)
+    if tls := [each for each in causes if isinstance(each, ssl.SSLError)]:
+        # The libraries' own errors are of the same types, without the attributes of Python's.
+        return _tls_words(next((each for each in tls if hasattr(each, "reason")), tls[0]), host)
     if names & _UNKNOWN_NAME or any(isinstance(each, socket.gaierror) for each in causes):
         return f"the host name {host!r} is not known"
     if any(isinstance(each, ConnectionRefusedError) for each in causes):
@@ -55,15 +55,15 @@ def plain_words(error: BaseException, settings: ClientSettings) -> str | None:
     if names & _READ_TIMEOUT:
         return f"nothing came for {settings.read_timeout:g} s"
     if names & _NOT_HTTP:
-        tls = " Perhaps it speaks TLS: let Host begin with https://" if address.scheme == "http" else ""
-        return f"what answers is not a web server.{tls}"
+        hint = " Perhaps it speaks TLS: let Host begin with https://" if address.scheme == "http" else ""
+        return f"what answers is not a web server.{hint}"
     if names & _DROPPED or any(isinstance(each, ConnectionError) for each in causes):
         return "the connection was dropped"
     return None
 
 
 def _tls_words(error: ssl.SSLError, host: str) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError) and hasattr(error, "verify_code"):
         if error.verify_code == _EXPIRED:
             return "the server's certificate has expired"
         if error.verify_code in _OTHER_HOST:
@@ -74,9 +74,10 @@ def _tls_words(error: ssl.SSLError, host: str) -> str:
                 "connection's extra name the CA bundle"
             )
         return f"the server's certificate cannot be trusted ({error.verify_message})"
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
+    reason: str | None = getattr(error, "reason", None)
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
         return "the port does not speak TLS. If that is meant, let Host begin with http://"
-    return f"TLS failed ({error.reason or error})"
+    return f"TLS failed ({reason or error})"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
