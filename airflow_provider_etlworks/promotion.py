@@ -14,6 +14,7 @@ from airflow_provider_etlworks.compat import (
     approval_task,
     task_states,
 )
+from airflow_provider_etlworks.operators.base import reports_failure
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.promotion import (
     EtlworksExportOperator,
@@ -234,6 +235,7 @@ class PromotionPauseOperator(EtlworksScheduleOperator):
         super().__init__(action="pause", flow_ids=[], **kwargs)
         self.export_task_id = export_task_id
 
+    @reports_failure
     def execute(self, context: Context) -> list[int]:
         """Find the flows in the target, and pause their schedules."""
         from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
@@ -273,11 +275,14 @@ class PromotionRollBackOperator(EtlworksImportOperator):
     :param import_task_id: the import.
     """
 
+    _about = "The roll-back"
+
     def __init__(self, *, import_task_id: str, **kwargs: Any) -> None:
         # The rule is also met if nothing was imported at all: then the task skips itself.
         super().__init__(allow_same_instance=True, trigger_rule="one_failed", **kwargs)
         self.import_task_id = import_task_id
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the backup, or skip."""
         imported = self._import_to_undo(context)

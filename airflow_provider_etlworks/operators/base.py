@@ -28,7 +28,7 @@ def reports_failure(execute: ExecuteT) -> ExecuteT:
     """
     Let a method of an operator end with a block of short log lines if it fails, and with a short traceback.
 
-    The operator's ``_execution`` says what failed. An error of anybody else is raised as it is.
+    The operator's ``_execution``, or else its ``_about``, says what failed. Anybody else's error is raised as it is.
     """
 
     @wraps(execute)
@@ -36,9 +36,10 @@ def reports_failure(execute: ExecuteT) -> ExecuteT:
         try:
             return execute(self, *args, **kwargs)
         except (Exception, AirflowTaskTimeout) as error:  # all of them, to report those that are ours
-            from airflow_provider_etlworks.worker.failure_report import report
+            from airflow_provider_etlworks.worker.failure_report import TaskReport, report
 
-            failed = None if self._execution is None else report(self._execution, error)
+            context = kwargs["context"] if "context" in kwargs else args[0]
+            failed = report(self._execution or TaskReport(self, context, self._about), error)
             if failed is None:
                 raise
             raise failed from None
@@ -51,7 +52,9 @@ class HookMixin:
 
     etlworks_conn_id: str
     _execution: Any = None
-    """What executes the task, once it has begun."""
+    """What executes the task, once it has begun, if it reports by itself how it failed."""
+    _about = "The task"
+    """What the task does, for the report of its failure."""
 
     @cached_property
     def hook(self) -> EtlworksHook:

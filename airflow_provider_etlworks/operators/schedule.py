@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import BaseOperator
-from airflow_provider_etlworks.operators.base import HookMixin
+from airflow_provider_etlworks.operators.base import HookMixin, reports_failure
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     template_fields: Sequence[str] = ("schedule_ids", "flow_ids", "etlworks_conn_id")
     ui_color = "#f7ecd7"
     ui_fgcolor = "#5b430b"
+    _about = "The change of schedules"
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
             given = "both are" if flow_ids is not None else "neither is"
             raise ValueError(f"{self.task_id}: give exactly one of schedule_ids and flow_ids; {given} given.")
 
+    @reports_failure
     def execute(self, context: Context) -> list[int]:
         """Pause or resume the schedules."""
         from airflow_provider_etlworks.worker.switch_schedules import SwitchSchedulesTask

@@ -112,6 +112,7 @@ class Failure:
     :ivar then: what another try does, such as ``starts a new run``; empty if it just tries again.
     :ivar to_do: what a person does.
     :ivar is_final: why Airflow does not try again, if the failure is final by its nature.
+    :ivar keeps_message: whether the error keeps its own message, since the block does not say why.
     """
 
     what: str
@@ -120,6 +121,7 @@ class Failure:
     then: str = ""
     to_do: str = ""
     is_final: str = "another try would end in the same way"
+    keeps_message: bool = False
 
     def headline(self, subject: Subject) -> str:
         """Return what happened to the subject, without a full stop."""
@@ -340,6 +342,25 @@ def not_done(what: str, error: BaseException, where: str | None = None) -> Failu
     return Failure(what, sentences(str(error)), where, to_do=to_do)
 
 
+class TaskReport:
+    """
+    What a report asks of a task that is not about one run, such as an export.
+
+    :param operator: the operator.
+    :param context: the task's context.
+    :param about: what the task does, such as ``The export``.
+    """
+
+    def __init__(self, operator: Any, context: Any, about: str) -> None:
+        self.log: TaskLog = operator.log
+        self.ti = context.get("ti")
+        self.subject = Subject(operator.etlworks_conn_id, task=about)
+
+    def failure_of(self, error: BaseException) -> Failure:
+        """Say that the task failed: the error, which follows in the log, says why and what was done."""
+        return replace(not_done("failed; the error below says why", error), why=(), keeps_message=True)
+
+
 _WITHOUT_RETRY: dict[type[BaseException], type[BaseException]] = {
     AirflowNotFoundException: ConnectionMissing,
     EtlworksForbidden: RoleMissing,
@@ -384,11 +405,13 @@ def report(task: Reports, error: BaseException) -> BaseException | None:
         subject = task.subject
         # A run of an earlier try is worth another try: it may still be going.
         final = _without_retry(error) if subject.audit_id is None else error
-        lines = failure.lines(subject, final, task.ti.try_number, task.ti.max_tries)
+        tries = getattr(task.ti, "try_number", 1), getattr(task.ti, "max_tries", 0)
+        lines = failure.lines(subject, final, *tries)
         for line in lines:
             task.log.error("%s", line)
         # Short, as everything is said above. Who catches it, such as a callback, finds the block here.
-        final.args = (f"{failure.headline(subject)}.",)
+        if not failure.keeps_message:
+            final.args = (f"{failure.headline(subject)}.",)
         final.report = "\n".join(lines)  # type: ignore[attr-defined]
         error = final
     return error.with_traceback(None)
