@@ -66,8 +66,8 @@ class EtlworksRunFlowOperator(RunOperator):
         JSON-safe, times as ISO 8601 in UTC, ``None`` for what Etlworks does not say. The audit id is also the XCom
         ``audit_id``, set as soon as the run is accepted.
     :raises EtlworksExecutionFailed: the run ended badly.
-    :raises AirflowFailException: the run was canceled, or an argument or the connection cannot work: another try would
-        not help.
+    :raises AirflowFailException: the run was canceled, or an argument, the connection, its credentials or its user's
+        role cannot work: another try would not help.
     :raises AirflowSkipException: another run is going, and ``on_already_running`` is ``"skip"``.
     :raises EtlworksAlreadyRunning: another run is going; nothing was started.
     :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry the

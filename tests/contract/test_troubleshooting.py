@@ -201,6 +201,18 @@ def _rate_limited(etlworks: Etlworks, _: Any) -> str:
     return failed(etlworks, patience=900)
 
 
+@scenario("unreachable")
+def _unreachable(etlworks: Etlworks, _: Any) -> str:
+    etlworks.sandbox.stop()
+    return failed(etlworks, patience=900)
+
+
+@scenario("host-unknown")
+def _host_unknown(etlworks: Etlworks, _: Any) -> str:
+    etlworks.connect(host="https://etlwoks.invalid")
+    return failed(etlworks, patience=900)
+
+
 @scenario("sensor-saw-nothing")
 def _sensor_saw_nothing(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> str:
     return Waiting(etlworks, monkeypatch).run("poke", timeout=3600, since="2027-01-15T08:00:00+00:00").report
