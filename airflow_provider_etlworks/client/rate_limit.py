@@ -69,7 +69,8 @@ class _State(NamedTuple):
     What a rate limiter knows at one moment. Another state succeeds it.
 
     :ivar in_flight: requests that have begun and not ended.
-    :ivar ended: those that ended in the last minute, and some before that.
+    :ivar ended: those that ended in the last minute, and some before that; the earliest come first.
+    :ivar ended_requests: how many these are.
     :ivar next_at: when the next request is due, if requests are evenly spaced.
     :ivar resume_at: until when nothing but stops is sent.
     :ivar share: requests a minute at the end of the last pause.
@@ -78,6 +79,7 @@ class _State(NamedTuple):
 
     in_flight: int
     ended: tuple[_Ended, ...]
+    ended_requests: int
     next_at: float
     resume_at: float
     share: float
@@ -85,8 +87,12 @@ class _State(NamedTuple):
 
     def used(self, now: float) -> int:
         """Return how many requests count at a moment."""
-        since = now - WINDOW
-        return self.in_flight + sum([each.requests for each in self.ended if each.last > since])
+        used, since = self.in_flight + self.ended_requests, now - WINDOW
+        for group in self.ended:
+            if group.last > since:
+                break
+            used -= group.requests
+        return used
 
 
 class RateLimiter:
@@ -113,7 +119,7 @@ class RateLimiter:
         self._jitter = jitter
         self._limit = requests_per_minute or math.inf
         self._limits: dict[weakref.ref[object], float] = {}
-        self._state = _State(0, (), -math.inf, -math.inf, math.inf, [])
+        self._state = _State(0, (), 0, -math.inf, -math.inf, math.inf, [])
 
     def join(self, client: object, requests_per_minute: int) -> None:
         """
@@ -151,19 +157,26 @@ class RateLimiter:
             # The more is used up, the shorter is a burst, or it would repeat itself whenever its minute is over.
             elif (delay := state.next_at - slack * (1 - (used / unreserved) ** 2) - now) > 0:
                 return _between(delay)
-            if self._succeed(state, state._replace(in_flight=state.in_flight + 1, next_at=next_at, successors=[])):
+            # Not with _replace(), which takes as long as all the rest.
+            in_flight, ended, ended_requests, _, resume_at, share, _ = state
+            new = _State(in_flight + 1, ended, ended_requests, next_at, resume_at, share, [])
+            if self._succeed(state, new):
                 return 0.0
 
     def end(self) -> None:
         """Record that a request that was sent has been answered, or has failed."""
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            if state.ended and now - state.ended[-1].first < _GROUP:
-                first, last, requests = state.ended[-1]
-                ended = (*state.ended[:-1], _Ended(first, max(last, now), requests + 1))
+            in_flight, ended, ended_requests, next_at, resume_at, share, _ = state
+            if ended and now - ended[-1].first < _GROUP:
+                first, last, requests = ended[-1]
+                ended = (*ended[:-1], _Ended(first, max(last, now), requests + 1))
+                ended_requests += 1
             else:
-                ended = (*(each for each in state.ended if each.last > now - WINDOW), _Ended(now, now, 1))
-            if self._succeed(state, state._replace(in_flight=state.in_flight - 1, ended=ended, successors=[])):
+                ended = (*(each for each in ended if each.last > now - WINDOW), _Ended(now, now, 1))
+                ended_requests = sum([each.requests for each in ended])
+            new = _State(in_flight - 1, ended, ended_requests, next_at, resume_at, share, [])
+            if self._succeed(state, new):
                 return
 
     def give_back(self) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -30,7 +32,7 @@ from airflow_provider_etlworks.client.procedure import SendOnce
 from airflow_provider_etlworks.client.text import as_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.clock import Clock
@@ -79,8 +81,8 @@ class DayListing:
     days_ago: int
     title: ClassVar[str] = "the list of a day's runs"
 
-    def call(self, _: int) -> Call[list[_ListedFlow | None]]:
-        """Return the call that reads the list."""
+    def call(self, _watched: int, _offset: int = 0) -> Call[list[_ListedFlow | None]]:
+        """Return the call that reads the list, which has one page."""
         call = endpoints.executions_of_day(self.days_ago)
         return _read_with(lambda answer: _decode(answer, list[_ListedFlow | None]), call)
 
@@ -96,12 +98,12 @@ class FlowHistoryListing:
     flow_id: int
     title: ClassVar[str] = "a flow's history"
 
-    def call(self, watched: int) -> Call[list[_ListedFlow | None]]:
-        """Return the call that reads the list, long enough for ``watched`` of its runs."""
+    def call(self, watched: int, offset: int = 0) -> Call[list[_ListedFlow | None]]:
+        """Return the call that reads a page of the list, long enough for ``watched`` of its runs if possible."""
         limit = min(max(_SHORTEST_HISTORY, 2 * watched), PAGE_SIZE)
         return _read_with(
             lambda answer: [_ListedFlow(self.flow_id, _decode(answer, list[_ListedRun | None]))],
-            endpoints.execution_history(self.flow_id, limit=limit).first(),
+            endpoints.execution_history(self.flow_id, limit=limit).page_at(offset),
         )
 
 
@@ -109,19 +111,31 @@ Listing = DayListing | FlowHistoryListing
 
 
 def read_listing(
-    listing: Listing, breaker: ListingBreaker, watched: int = 0
+    listing: Listing, breaker: ListingBreaker, runs: Collection[HasRunKey] = (), most_pages: int = 1
 ) -> Procedure[Iterator[tuple[RunKey, bool]]]:
     """
     Read a list, once, and record in the breaker whether that worked.
 
     :param listing: the list.
     :param breaker: decides which lists are used.
-    :param watched: how many of its runs are wanted.
+    :param runs: the runs that are wanted: with all of them, no further page is read.
+    :param most_pages: how many pages are read at most.
     :return: as :func:`listed_runs` does.
     :raises EtlworksError: the list cannot be read.
     """
+    pages = []
+    missing, seen, offset = {run.key for run in runs} if most_pages > 1 else set(), set[RunKey](), 0
     try:
-        flows = yield SendOnce(listing.call(watched))
+        while True:
+            page: list[_ListedFlow | None] = yield SendOnce(listing.call(len(runs), offset))
+            pages.append(page)
+            if len(pages) >= most_pages:
+                break
+            keys = {key for key, _ in listed_runs(page)}
+            # A short page is not an end: a server may have a smaller limit. It may also ignore the offset.
+            if not (keys - seen) or missing <= (seen := seen | keys):
+                break
+            offset += sum(len(flow.executions or ()) for flow in page if flow is not None)
     except EtlworksRateLimited:
         # Too many requests are not a fault of the list.
         raise
@@ -129,7 +143,7 @@ def read_listing(
         breaker.record_failure(listing, error)
         raise
     breaker.record_success(listing)
-    return listed_runs(flows)
+    return chain.from_iterable(map(listed_runs, pages))
 
 
 def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
@@ -149,6 +163,14 @@ def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, b
             flow_id = of_flow if run.flow_id is None else _as_id(run.flow_id)
             going = not run.ended and isinstance(run.status, str) and run.status.strip().lower() in _GOING
             yield (flow_id, _as_id(run.audit_id)), going
+
+
+class HasRunKey(Protocol):
+    """A run that may be in a list."""
+
+    @property
+    def key(self) -> RunKey:
+        """Its flow id and audit id."""
 
 
 class Watched(Protocol):
@@ -180,10 +202,14 @@ class ListingPlan(Generic[WatchedT]):
 
     :ivar runs: the runs that it should contain.
     :ivar interval: seconds between two reads.
+    :ivar pages: how many requests a read takes, at least.
+    :ivar most_pages: with how many a read still saves requests.
     """
 
     runs: list[WatchedT]
     interval: float
+    pages: int = 1
+    most_pages: int = 1
 
 
 def choose_listings(
@@ -217,7 +243,7 @@ def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[ListingPlan[Watc
     """Return how many requests a second it takes to follow runs, if lists cover some of them."""
     rate = sum([1 / run.interval for run in runs])
     for each in lists:
-        rate += 1 / each.interval - sum([1 / run.interval for run in each.runs])
+        rate += each.pages / each.interval - sum([1 / run.interval for run in each.runs])
     return rate
 
 
@@ -232,9 +258,12 @@ def _histories_worth_reading(
             flows[run.flow_id].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for flow_id, of_flow in flows.items():
-        plan = _plan(of_flow)
-        if _is_worth_it(plan.interval, requests_a_second(of_flow, ())) and is_usable(FlowHistoryListing(flow_id)):
-            chosen[FlowHistoryListing(flow_id)] = plan
+        plan, rate = _plan(of_flow), requests_a_second(of_flow, ())
+        pages = ceil(len(of_flow) / PAGE_SIZE)
+        if _is_worth_it(plan.interval / pages, rate) and is_usable(FlowHistoryListing(flow_id)):
+            # Runs that have ended are in between, so it may take more pages than the runs that are watched fill.
+            most_pages = max(pages, int(rate * plan.interval / _WORTH_IT))
+            chosen[FlowHistoryListing(flow_id)] = replace(plan, pages=pages, most_pages=most_pages)
     return chosen
 
 
@@ -243,7 +272,7 @@ def _plan(runs: list[WatchedT]) -> ListingPlan[WatchedT]:
 
 
 def _is_worth_it(interval: float, rate: float) -> bool:
-    """Whether a list, read at this interval, saves enough of a rate of requests."""
+    """Whether a list, with a request at this interval, saves enough of a rate of requests."""
     return _WORTH_IT / interval < rate
 
 

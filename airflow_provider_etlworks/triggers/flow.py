@@ -96,8 +96,9 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         try:
             event = await module.follow_run(
                 RunRef(self.flow_id, self.audit_id),
-                PollPolicy(self.poll_interval, self.patience, self.deadline),
+                PollPolicy(self.poll_interval, self.patience, self.deadline, self.started_at),
                 conn_id=self.etlworks_conn_id,
+                root_url=self.root_url,
                 cancel_on_kill=self.cancel_on_kill,
                 log=self.log,
             )
@@ -112,4 +113,6 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
         module = await import_in_thread(_FOLLOW_RUN)
-        await module.stop_run(RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, log=self.log)
+        await module.stop_run(
+            RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, root_url=self.root_url, log=self.log
+        )

@@ -100,6 +100,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
             repetition_grace=self.repetition_grace,
             pause=max(0.0, self.poll_interval - waited),
             conn_id=self.etlworks_conn_id,
+            root_url=self.root_url,
             log=self.log,
         )
         yield TriggerEvent(event.to_payload())

@@ -84,6 +84,8 @@ class FastClock(VirtualClock):
                     self.sleep(wake_at - self.now)
         finally:
             self._sleepers.remove(wake_at)
+            # Whoever slept goes on now, so that the others must not let time pass at once.
+            self._arrivals += 1
 
     def stand_still_during(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
         """Let no time pass while a coroutine of a class is under way."""

@@ -186,10 +186,48 @@ def test_greater_age_of_a_run_counts(caplog: pytest.LogCaptureFixture) -> None:
     assert story.polls[1] >= 50
 
 
-@pytest.mark.parametrize(("age", "interval", "delay"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
+@pytest.mark.parametrize(
+    ("age", "interval", "delay"),
+    [
+        (0, 10, 10),
+        (199, 10, 10),
+        (400, 10, 20),
+        (24 * HOUR, 10, 60),
+        (24 * HOUR, 300, 300),
+        (48 * HOUR, 10, 120),
+        (48 * HOUR, 300, 300),
+        (240 * HOUR, 10, 600),
+        (1e9, 10, 600),
+        (1e9, 900, 900),
+    ],
+)
 def test_poll_delay(age: float, interval: float, delay: float) -> None:
     assert poll_delay(age, interval) == delay
-    assert poll_delay(1e6, 300) == 300
+
+
+@pytest.mark.parametrize("server_is_ahead_by", [-72 * HOUR, 3 * HOUR])
+def test_own_start_counts_whatever_the_servers_clock_says(
+    caplog: pytest.LogCaptureFixture, server_is_ahead_by: float
+) -> None:
+    began = datetime.fromtimestamp(BEGINNING + server_is_ahead_by, tz=timezone.utc)
+    running = record("running", started_at=began)
+    young = followed(caplog, lambda _: running, started_at=BEGINNING, deadline=BEGINNING + 99)
+    old = followed(caplog, lambda _: running, started_at=BEGINNING - HOUR, deadline=BEGINNING + 299)
+
+    assert 9 <= young.polls[1] <= 10
+    assert 54 <= old.polls[1] <= 60
+
+
+def test_run_that_starts_while_it_is_followed_is_young(caplog: pytest.LogCaptureFixture) -> None:
+    began = datetime.fromtimestamp(BEGINNING - 48 * HOUR, tz=timezone.utc)
+    story = followed(
+        caplog,
+        lambda now: record("queued") if now < 20 else record("running", started_at=began),
+        deadline=BEGINNING + 99,
+    )
+
+    delays = [after - before for before, after in zip(story.polls, story.polls[1:], strict=False)]
+    assert max(delays) <= 10
 
 
 def test_failed_polls_back_off_and_respect_retry_after(caplog: pytest.LogCaptureFixture) -> None:
