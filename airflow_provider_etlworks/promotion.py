@@ -98,7 +98,7 @@ def promote_flows(
     :param approval_notifiers: Airflow notifiers that ask somebody for the answer.
     :param approval_fail_on_reject: whether a rejection fails the DAG run instead of skipping the rest.
     :param pause_schedules: ``True`` for the schedules of all flows in the target that have the name of a promoted one;
-        or the ids of the target's schedules, if the target does not list schedules.
+        or the ids of the target's schedules. ``True`` lists them, which takes the role Editor in the target.
     :param smoke_flow_name: the flow to run in the target after the import: a promoted one, or one that checks them.
         (templated)
     :param smoke_parameters: its parameters. (templated)

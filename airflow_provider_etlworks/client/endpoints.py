@@ -441,12 +441,8 @@ def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
     return Call("POST", "/v1/schedules", read_json(Schedule.from_json), **json_body(dict(schedule)))
 
 
-def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
-    """
-    List schedules.
-
-    :param flow_id: only those of this flow; a server that does not know this filter lists all.
-    """
+def list_schedules() -> PagedCall[Schedule]:
+    """List the schedules of all flows: Etlworks has no filter. For editors."""
 
     def read(value: Any) -> Schedule:
         schedule = Schedule.from_json(value)
@@ -454,7 +450,7 @@ def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
             raise EtlworksReplyError("The answer is not a schedule: it has no id.")
         return schedule
 
-    return PagedCall("/v1/schedules", read, query=url_query(flowId=flow_id))
+    return PagedCall("/v1/schedules", read)
 
 
 def pause_schedule(schedule_id: int) -> Call[None]:

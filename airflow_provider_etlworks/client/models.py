@@ -122,6 +122,14 @@ def as_str_tuple(value: Any) -> tuple[str, ...]:
     return tuple(item for each in items if (item := as_word(each)) is not None)
 
 
+_MOST_ADDRESSES = 100
+
+
+def as_addresses(value: Any) -> tuple[str, ...]:
+    """Read the first hundred e-mail addresses: a text with spaces between them, as Etlworks writes them, or a list."""
+    return as_str_tuple(value.split() if isinstance(value, str) else value)[:_MOST_ADDRESSES]
+
+
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
     """Return a JSON object, or say what came instead of it."""
     if not isinstance(value, dict):
@@ -400,11 +408,26 @@ class Schedule(Model):
     """
     A schedule of a flow.
 
+    A setting that the answer does not have is ``None``; ``emails`` and ``tags`` are empty then.
+
     :ivar id: its id.
     :ivar flow_id: the flow it starts.
     :ivar name: its name.
-    :ivar schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``.
+    :ivar schedule: when it starts the flow: a Quartz cron expression such as ``0 0 4 * * ?``, or minutes between two
+        starts.
     :ivar enabled: whether it is on; ``None`` if the answer does not say.
+    :ivar description: its description.
+    :ivar tags: its tags.
+    :ivar email_success: whether Etlworks reports each success by e-mail.
+    :ivar email_failure: whether it reports each failure.
+    :ivar emails: the addresses that it reports to.
+    :ivar retries: how often Etlworks itself repeats a failed run.
+    :ivar delay_between_retries: minutes before each repetition.
+    :ivar expected_time: minutes after which a run that is still going is reported by e-mail.
+    :ivar debug: whether a run writes a log of all its steps.
+    :ivar log_step: after how many records a run writes a line to its log.
+    :ivar keep_message: whether Etlworks keeps what a listener received.
+    :ivar keep_empty_audit: whether Etlworks keeps the record of a run that processed nothing.
     """
 
     title = "a schedule"
@@ -414,6 +437,18 @@ class Schedule(Model):
     name: str | None = _json("name")
     schedule: str | None = _json("schedule")
     enabled: bool | None = _json("enabled", as_bool)
+    description: str | None = _json("description", as_description)
+    tags: tuple[str, ...] = _json("tags", as_str_tuple, default=())
+    email_success: bool | None = _json("emailSuccess", as_bool)
+    email_failure: bool | None = _json("emailFailure", as_bool)
+    emails: tuple[str, ...] = _json("emails", as_addresses, default=())
+    retries: int | None = _json("retries", as_int)
+    delay_between_retries: int | None = _json("delayBetweenRetries", as_int)
+    expected_time: int | None = _json("expectedTime", as_int)
+    debug: bool | None = _json("debug", as_bool)
+    log_step: int | None = _json("logStep", as_int)
+    keep_message: bool | None = _json("keepMessage", as_bool)
+    keep_empty_audit: bool | None = _json("keepEmptyAudit", as_bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -650,8 +650,8 @@ class EtlworksHook(BaseHook):
         """
         Create a schedule. Sent once.
 
-        :param schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``; or all fields by Etlworks's names,
-            as one mapping, instead of the following.
+        :param schedule: a Quartz cron expression such as ``0 0 4 * * ?``, or minutes as text; or all fields by
+            Etlworks's names, as one mapping, instead of the following.
         :param name: its name.
         :param description: its description.
         :param flow_id: the flow that it starts.
@@ -673,18 +673,18 @@ class EtlworksHook(BaseHook):
         )
         return self.client.send(endpoints.create_schedule(body))
 
-    def list_schedules(self, flow_id: int | str) -> Iterator[Schedule]:
+    def list_schedules(self, flow_id: int | str | None = None) -> Iterator[Schedule]:
         """
-        List a flow's schedules.
+        List schedules.
 
-        :param flow_id: the flow.
-        :return: an iterator of ``Schedule``. A server that does not know the filter lists those of all flows; they are
-            left out here.
-        :source: support pages, ``GET /v1/schedules``; its filter ``flowId`` is an assumption.
+        :param flow_id: only those of this flow. Etlworks always lists all, so they are picked here.
+        :return: an iterator of ``Schedule``: when it starts which flow, whether it is on, its retries, and more.
+        :raises EtlworksForbidden: it takes the role Editor.
+        :source: support pages, "Schedules management API", ``GET /v1/schedules``.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        listed = self.client.iterate(endpoints.list_schedules(flow_id))
-        return (schedule for schedule in listed if schedule.flow_id in (None, flow_id))
+        wanted = None if flow_id is None else parse_id("flow_id", flow_id)
+        listed = self.client.iterate(endpoints.list_schedules())
+        return (schedule for schedule in listed if wanted in (None, schedule.flow_id))
 
     def pause_schedule(self, schedule_id: int | str) -> None:
         """

@@ -31,8 +31,8 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     skips the teardown of a setup that failed. A resume that fails leaves on what it could resume.
 
     Give exactly one of ``schedule_ids`` and ``flow_ids``. Each takes a list, one id, or the text of a list. Whether a
-    schedule was on before is read from ``GET /v1/schedules``, which Etlworks does not document publicly. If a server
-    does not have it, ``flow_ids`` cannot be used; with ``schedule_ids``, all of them count as changed.
+    schedule was on before is read from the list of all schedules, which takes the role Editor. If it cannot be read,
+    ``flow_ids`` cannot be used; with ``schedule_ids``, all of them count as changed.
 
     :param action: ``"pause"`` or ``"resume"``.
     :param schedule_ids: ids of the schedules. (templated)
@@ -40,7 +40,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     :param etlworks_conn_id: the Airflow connection. (templated)
     :return: the ids of the schedules that it paused or resumed, without those that already were. From Airflow 3.3 on,
         schedules that an earlier try changed count too; before, the log warns that they do not.
-    :raises AirflowFailException: an argument or the connection is not valid, or the server does not list schedules:
+    :raises AirflowFailException: an argument or the connection is not valid, or the schedules cannot be listed:
         another try would not help.
     :raises EtlworksError: not all schedules could be paused or resumed; the message names each of them.
     """

@@ -279,6 +279,16 @@ class Organization:
             "schedule": required(body, "schedule", str),
             "enabled": optional(body, "enabled", bool, True),
             "tags": string_list(body, "tags"),
+            "emailSuccess": optional(body, "emailSuccess", bool, False),
+            "emailFailure": optional(body, "emailFailure", bool, False),
+            "emails": optional(body, "emails", str, ""),
+            "retries": optional(body, "retries", int, 0),
+            "delayBetweenRetries": optional(body, "delayBetweenRetries", int, 0),
+            "expectedTime": optional(body, "expectedTime", int, 0),
+            "debug": optional(body, "debug", bool, False),
+            "logStep": optional(body, "logStep", int, 0),
+            "keepMessage": optional(body, "keepMessage", bool, False),
+            "keepEmptyAudit": optional(body, "keepEmptyAudit", bool, True),
         }
         return self._store(self.schedules, schedule, "schedule", user)
 

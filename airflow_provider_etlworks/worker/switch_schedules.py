@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
 _STATE_KEY = "etlworks_schedules"
-# Answers of a server that does not have the undocumented list of schedules.
+# Answers of a server that does not list schedules, or not for this user.
 _CALL_MISSING = (EtlworksNotFound, EtlworksBadRequest, EtlworksForbidden, EtlworksReplyError)
 
 
@@ -89,26 +89,29 @@ class SwitchSchedulesTask:
     def _selected(self) -> dict[int, bool | None]:
         """Return the selected schedules, and whether each is on; ``None`` if the server does not say."""
         if self._arguments.flow_ids is not None:
-            flow_ids = parse_ids("flow_ids", self._arguments.flow_ids)
-            return {id_: on for flow_id in flow_ids for id_, on in self._states_by_flow(flow_id).items()}
+            return self._states_by_flow(parse_ids("flow_ids", self._arguments.flow_ids))
         return self._states_by_id(parse_ids("schedule_ids", self._arguments.schedule_ids))
 
-    def _states_by_flow(self, flow_id: int) -> dict[int, bool | None]:
+    def _states_by_flow(self, flow_ids: list[int]) -> dict[int, bool | None]:
+        if not flow_ids:
+            return {}
         try:
-            listed = self._list(flow_id)
+            listed = self._list()
         except _CALL_MISSING as error:
             raise EtlworksConfigError(
-                f"The schedules of flow {flow_id} cannot be listed. {error} Is {flow_id} a flow this user can see? "
-                "If so, this server may not have the call, which Etlworks does not document publicly: "
-                "give schedule_ids instead of flow_ids."
+                f"The schedules of flow {_listed(flow_ids)} cannot be listed. {error} Listing schedules takes the role "
+                "Editor. If the user has it, this server may not have the call: give schedule_ids instead of flow_ids."
             ) from error
         if any(each.flow_id is None for each in listed):
             raise EtlworksConfigError(
-                f"The list of the schedules of flow {flow_id} does not say which flow each of them starts, and nothing "
-                "is changed on a guess: give schedule_ids instead of flow_ids."
+                "The list of schedules does not say which flow each of them starts, and nothing is changed on a guess: "
+                "give schedule_ids instead of flow_ids."
             )
-        # A server that does not know the filter lists the schedules of all flows.
-        return _states(each for each in listed if each.flow_id == flow_id)
+        return {
+            schedule_id: is_on
+            for flow_id in flow_ids
+            for schedule_id, is_on in _states(each for each in listed if each.flow_id == flow_id).items()
+        }
 
     def _states_by_id(self, schedule_ids: list[int]) -> dict[int, bool | None]:
         if not schedule_ids:
@@ -124,8 +127,8 @@ class SwitchSchedulesTask:
             known = {}
         return {each: known.get(each) for each in schedule_ids}
 
-    def _list(self, flow_id: int | None = None) -> list[Schedule]:
-        return list(self._hook.client.iterate(endpoints.list_schedules(flow_id)))
+    def _list(self) -> list[Schedule]:
+        return list(self._hook.client.iterate(endpoints.list_schedules()))
 
     def _changed_by_earlier_try(self) -> set[int]:
         if self._store is None:

@@ -294,9 +294,7 @@ CASES: dict[str, Case] = {
         (True, 7, "Nightly", "0 0 4 * * ?", False),
         body=SCHEDULE,
     ),
-    "list_schedules": Case(
-        lambda _: endpoints.list_schedules(7), "GET /rest/v1/schedules", ids, [1], query={"flowId": ["7"], **PAGE}
-    ),
+    "list_schedules": Case(lambda _: endpoints.list_schedules(), "GET /rest/v1/schedules", ids, [1], query=PAGE),
     "pause_schedule": Case(
         lambda _: endpoints.pause_schedule(1), "PUT /rest/v1/schedules/1/disable", lambda value: value, None
     ),

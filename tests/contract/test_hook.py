@@ -297,7 +297,8 @@ def test_schedules_of_other_flows_are_left_out(hook: EtlworksHook, monkeypatch: 
     every = [Schedule(1, FLOW), Schedule(2, FLOW + 1), Schedule(3, None)]
     monkeypatch.setattr(type(hook.client), "iterate", lambda *_: iter(every))
 
-    assert [each.id for each in hook.list_schedules(FLOW)] == [1, 3]
+    assert [each.id for each in hook.list_schedules(FLOW)] == [1]
+    assert [each.id for each in hook.list_schedules()] == [1, 2, 3]
 
 
 def test_credentials_in_a_log_are_redacted(etlworks: Etlworks, hook: EtlworksHook) -> None:

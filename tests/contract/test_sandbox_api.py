@@ -619,7 +619,7 @@ def test_history_is_paged_newest_first(etlworks):
 
 def test_scheduled_run_names_its_schedule(etlworks):
     audit_id = etlworks.sandbox.run_by_schedule(4)
-    schedule = etlworks.get("/rest/v1/schedules", flowId=4)[0]
+    schedule = etlworks.get("/rest/v1/schedules")[0]
     record = etlworks.record(4, audit_id)
     assert (record["eventId"], record["eventName"]) == (schedule["id"], schedule["name"])
     assert record["user"] == "alice@example.com"
@@ -908,8 +908,12 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
     assert created.status_code == 201
     assert body.items() <= created.json().items()
     schedule_id = created.json()["id"]
-    assert [one["id"] for one in etlworks.get("/rest/v1/schedules", flowId=1)] == [schedule_id]
-    assert len(etlworks.get("/rest/v1/schedules")) == 2
+    listed = etlworks.get("/rest/v1/schedules", flowId=1, limit=1)
+    assert [(one["id"], one["flowId"]) for one in listed] == [(1, 4), (schedule_id, 1)]
+    assert {
+        "id", "name", "tags", "description", "flowId", "enabled", "schedule", "emailSuccess", "emailFailure", "emails",
+        "retries", "delayBetweenRetries", "expectedTime", "debug", "logStep", "keepMessage", "keepEmptyAudit",
+    } <= set(listed[1])  # fmt: skip
 
     def counts():
         flow = etlworks.get("/rest/v1/flows/1")
@@ -932,6 +936,8 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
         ({"flowId": True}, "flowId"),
         ({"name": ""}, "name"),
         ({"schedule": None}, "schedule"),
+        ({"retries": "2"}, "retries"),
+        ({"emails": ["a@example.com"]}, "emails"),
         ({"enabled": "yes"}, "enabled"),
         ({"tags": [1]}, "tags"),
     ],
@@ -939,7 +945,7 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
 def test_bad_schedule_field_is_named(etlworks, change, named):
     body = {"name": "Daily", "flowId": 1, "schedule": "0 0 4 * * ?", **change}
     assert f"'{named}'" in etlworks.refused(400, "POST", "/rest/v1/schedules", json=body)
-    assert etlworks.get("/rest/v1/schedules", flowId=1) == []
+    assert [one["flowId"] for one in etlworks.get("/rest/v1/schedules")] == [4]
 
 
 def test_webhook_keeps_its_secret(etlworks):

@@ -206,6 +206,32 @@ def test_on_or_off_is_not_guessed(model, value: object) -> None:
     assert model.from_json({"id": 1, "enabled": False}).enabled is False
 
 
+def test_schedule_has_all_documented_fields() -> None:
+    record = {
+        "id": 1, "name": "Nightly", "tags": ["a"], "description": "d", "flowId": 7, "enabled": True,
+        "schedule": "0 0 4 * * ?", "emailSuccess": False, "emailFailure": True, "emails": " a@example.com\tb@x.com ",
+        "retries": 2, "delayBetweenRetries": 5, "expectedTime": 60, "debug": True, "logStep": 100, "keepMessage": True,
+        "keepEmptyAudit": False,
+    }  # fmt: skip
+    assert Schedule.from_json(record) == Schedule(
+        id=1, flow_id=7, name="Nightly", schedule="0 0 4 * * ?", enabled=True, description="d", tags=("a",),
+        email_success=False, email_failure=True, emails=("a@example.com", "b@x.com"), retries=2,
+        delay_between_retries=5, expected_time=60, debug=True, log_step=100, keep_message=True, keep_empty_audit=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("a@x.com", ("a@x.com",)), ("", ()), (None, ()), (["a@x.com", None], ("a@x.com",)), (5, ())]
+)
+def test_addresses_are_read_from_a_text_or_a_list(written: object, read: tuple[str, ...]) -> None:
+    assert Schedule.from_json({"emails": written}).emails == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("30", "30"), (30, "30"), ("", None)])
+def test_schedule_is_cron_or_minutes(written: object, read: str | None) -> None:
+    assert Schedule.from_json({"schedule": written}).schedule == read
+
+
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_every_model_is_json_safe(model) -> None:
     known = {"id": 1, "auditId": 2, "flowId": 3, "tags": ["t"], "timestamp": 1_000, "started": 1_000, "created": 1_000}

@@ -46,7 +46,12 @@ FLOW = {
     "id": 7, "name": "Orders", "description": "d", "flowType": "x", "tags": ["a", "b"], "enabledSchedules": 1,
     "disabledSchedules": 0, "latestFinishedStatus": "success", "created": 1_778_320_800_123, "modified": 1,
 }  # fmt: skip
-SCHEDULE = {"id": 1, "name": "s", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": True}
+SCHEDULE = {
+    "id": 1, "name": "s", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": True, "description": "d", "tags": ["a"],
+    "emailSuccess": False, "emailFailure": True, "emails": "a@example.com b@example.com", "retries": 2,
+    "delayBetweenRetries": 5, "expectedTime": 60, "debug": True, "logStep": 100, "keepMessage": True,
+    "keepEmptyAudit": True,
+}  # fmt: skip
 CONNECTION = {"id": 1, "name": "db", "connectionType": "x", "description": "d", "tags": ["a"], "properties": {"a": "b"}}
 WEBHOOK = {"id": 1, "name": "w", "url": "https://example.com", "events": ["FLOW_FAILED"], "enabled": True}
 EVENT = {"timestamp": 1_778_320_800_123, "user": "alice", "action": "execute", "resourceId": "7"}
