@@ -183,6 +183,7 @@ class Call(Generic[T]):
     :ivar authenticated: whether the call carries credentials.
     :ivar status_is_certain: whether the status is Etlworks's own, so that some prove that nothing was done. The author
         of a listener's flow chooses any status, also after the flow has run.
+    :ivar secrets: texts of the request that nothing that is read of its answer may repeat.
     :ivar max_bytes: the longest response that is read, decompressed. A longer one is an ``EtlworksReplyError``.
     :ivar overtime: seconds beyond the read time-out that the whole response may take, however little arrives at a time.
         A slower one is an ``EtlworksReplyError``.
@@ -199,6 +200,7 @@ class Call(Generic[T]):
     none_on_404: bool = False
     authenticated: bool = True
     status_is_certain: bool = True
+    secrets: Sequence[str] = field(default=(), repr=False)
     max_bytes: int = MAX_RECORD_BYTES
     overtime: float = 30.0
 
@@ -220,7 +222,8 @@ class Call(Generic[T]):
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
-        response = Response(response.status, response.headers, response.body, tuple(secrets))
+        secrets = (*secrets, *self.secrets)
+        response = Response(response.status, response.headers, response.body, secrets)
         try:
             if response.status == 404 and self.none_on_404:
                 return self.read(replace(response, status=200, body=b""))
@@ -241,7 +244,8 @@ class Call(Generic[T]):
         :param response: the response.
         :param secrets: texts that no message may contain.
         """
-        response = replace(response, secrets=tuple(secrets))
+        secrets = (*secrets, *self.secrets)
+        response = replace(response, secrets=secrets)
         try:
             body = response.json
             said = error_message(body) or (json_module.dumps(body, ensure_ascii=False) if body is not None else "")

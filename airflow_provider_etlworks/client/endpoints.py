@@ -11,6 +11,7 @@ Paths are below ``/rest`` unless ``from_root`` is set. Sources: Etlworks's REST 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -54,7 +55,7 @@ from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, DEFAULT_STO
 from airflow_provider_etlworks.client.text import harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from airflow_provider_etlworks.client.streaming import Body
 
@@ -491,8 +492,25 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
 
 
 def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
-    """Create a webhook: ``name description events url method secret flowIncludes flowExcludes enabled``."""
-    return Call("POST", "/v1/webhooks", read_json(Webhook.from_json), **json_body(dict(webhook)))
+    """
+    Create a webhook, by Etlworks's names of its fields.
+
+    ``name description events url method contentType includeEntity headers secret basicUser basicPass flowIncludes
+    flowExcludes enabled``; ``headers`` is a list of ``{"key": …, "value": …}``. The names of events are passed on
+    unchecked, since they differ between releases. For administrators.
+    """
+    headers = webhook.get("headers")
+    values = [each.get("value") for each in headers if isinstance(each, Mapping)] if isinstance(headers, list) else []
+    # A header may repeat what is not secret, such as the content type.
+    public = {text for text in webhook.values() if isinstance(text, str)}
+    secrets = {webhook.get("secret"), webhook.get("basicPass"), *(each for each in values if each not in public)}
+    return Call(
+        "POST",
+        "/v1/webhooks",
+        read_json(Webhook.from_json),
+        **json_body(dict(webhook)),
+        secrets=tuple(each for each in secrets if isinstance(each, str) and each),
+    )
 
 
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ number passes through :mod:`airflow_provider_etlworks.client.text`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
@@ -122,6 +123,25 @@ def as_str_tuple(value: Any) -> tuple[str, ...]:
     return tuple(item for each in items if (item := as_word(each)) is not None)
 
 
+def as_ids(value: Any) -> tuple[int, ...]:
+    """Read a list of ids; anything else is empty."""
+    items = value[:MOST_ITEMS] if isinstance(value, list) else ()
+    return tuple(item for each in items if (item := as_id(each)) is not None)
+
+
+def as_address(value: Any) -> str | None:
+    """Read a URL, without credentials in it."""
+    return as_str(_CREDENTIALS.sub("***@", value) if isinstance(value, str) else value)
+
+
+def as_header_names(value: Any) -> tuple[str, ...]:
+    """Read the names of a webhook's headers: their values may be secrets."""
+    headers = value[:_MOST_HEADERS] if isinstance(value, list) else ()
+    return tuple(name for each in headers if isinstance(each, dict) and (name := as_word(each.get("key"))))
+
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
+_MOST_HEADERS = 100
 _MOST_ADDRESSES = 100
 
 
@@ -178,7 +198,7 @@ class Model:
 
         :raises EtlworksReplyError: it is not an object, or a field that is required cannot be read.
         """
-        record = as_object(value, cls.title)
+        record = cls._masked(as_object(value, cls.title))
         values: dict[str, Any] = {"raw": record}
         model: type = cls
         for name, key, read, required in _readers(model):
@@ -186,6 +206,11 @@ class Model:
             if required and values[name] is None:
                 raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {key}.")
         return cls(**values)
+
+    @staticmethod
+    def _masked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the record without what not even ``raw`` may keep."""
+        return record
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON-safe values: times as ISO 8601 in UTC, without ``raw``."""
@@ -454,22 +479,50 @@ class Schedule(Model):
 @dataclass(frozen=True, slots=True)
 class Webhook(Model):
     """
-    A webhook: Etlworks calls its URL when events happen. Its secret stays in ``raw``.
+    A webhook: Etlworks calls its URL when events happen.
+
+    Etlworks's answer repeats its secret, its password and the values of its headers. Not even ``raw`` has them.
 
     :ivar id: its id.
     :ivar name: its name.
-    :ivar url: what is called.
-    :ivar events: the events it is called for.
+    :ivar url: what is called, without credentials in it; ``None`` for a webhook that only sends e-mails.
+    :ivar events: the events it is called for, as this release of Etlworks names them.
     :ivar enabled: whether it is on; ``None`` if the answer does not say.
+    :ivar description: its description.
+    :ivar method: ``POST`` or ``GET``.
+    :ivar content_type: the type of what is sent.
+    :ivar include_entity: whether what is sent has the changed thing, too.
+    :ivar header_names: the names of the headers that are sent.
+    :ivar basic_user: the user of the call's Basic authentication.
+    :ivar flow_includes: the only flows whose events count.
+    :ivar flow_excludes: the flows whose events do not count.
     """
 
     title = "a webhook"
 
     id: int | None = _json("id", as_int)
     name: str | None = _json("name")
-    url: str | None = _json("url")
+    url: str | None = _json("url", as_address)
     events: tuple[str, ...] = _json("events", as_str_tuple, default=())
     enabled: bool | None = _json("enabled", as_bool)
+    description: str | None = _json("description", as_description)
+    method: str | None = _json("method")
+    content_type: str | None = _json("contentType")
+    include_entity: bool | None = _json("includeEntity", as_bool)
+    header_names: tuple[str, ...] = _json("headers", as_header_names, default=())
+    basic_user: str | None = _json("basicUser")
+    flow_includes: tuple[int, ...] = _json("flowIncludes", as_ids, default=())
+    flow_excludes: tuple[int, ...] = _json("flowExcludes", as_ids, default=())
+
+    @staticmethod
+    def _masked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        masked = {**record, **{name: "***" for name in ("secret", "basicPass") if record.get(name)}}
+        if headers := record.get("headers"):
+            names = as_header_names(headers)
+            masked["headers"] = [{"key": name, "value": "***"} for name in names]
+        if isinstance(url := record.get("url"), str):
+            masked["url"] = _CREDENTIALS.sub("***@", url)
+        return masked
 
 
 @dataclass(frozen=True, slots=True)

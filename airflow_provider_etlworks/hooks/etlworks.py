@@ -733,9 +733,9 @@ class EtlworksHook(BaseHook):
         :param webhook: all fields by Etlworks's names, as one mapping, instead of the following.
         :param name: its name.
         :param description: its description.
-        :param events: ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release; a
-            text is one event.
-        :param url: what Etlworks calls.
+        :param events: ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release:
+            passed on unchecked. A text is one event.
+        :param url: what Etlworks calls; empty for a webhook that only sends e-mails.
         :param method: ``POST`` or ``GET``.
         :param secret: what Etlworks signs its calls with.
         :param flow_includes: the only flows whose events count.
@@ -746,10 +746,11 @@ class EtlworksHook(BaseHook):
         :param headers: headers of the call, each as ``{"key": …, "value": …}``.
         :param basic_user: the user of the call's Basic authentication.
         :param basic_pass: that user's password.
-        :return: the ``Webhook``, with its id.
+        :return: the ``Webhook``, with its id. It has neither ``secret`` nor ``basic_pass`` nor the values of headers,
+            which Etlworks's answer repeats.
         :raises EtlworksForbidden: it takes the role Administrator.
         :raises EtlworksBadRequest: a field is missing or wrong.
-        :source: code examples, ``POST /v1/webhooks``.
+        :source: code examples and "Webhooks API", ``POST /v1/webhooks``.
         """
         body = _body(
             webhook,

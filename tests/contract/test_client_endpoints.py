@@ -27,7 +27,12 @@ PAGE = {"limit": ["200"], "offset": ["0"]}
 CREDENTIALS = {"login": "sandbox", "password": "sandbox"}
 CONNECTION = {"name": "new-db", "connectionType": "connection.db.postgres", "tags": ["eu"]}
 SCHEDULE = {"name": "Nightly", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": False}
-WEBHOOK = {"name": "Hook", "events": ["FLOW_FAILED"], "url": "https://example.com/hook", "method": "POST"}
+WEBHOOK = {
+    "name": "Hook", "description": "d", "events": ["Flow.Executed", "SOMETHING_NEW"], "url": "https://example.com/hook",
+    "method": "POST", "contentType": "application/json", "includeEntity": True, "secret": "the-secret",
+    "headers": [{"key": "X-Token", "value": "in-a-header"}, {"key": "Accept", "value": "application/json"}],
+    "basicUser": "etl", "basicPass": "the-password", "flowIncludes": [7], "flowExcludes": [8], "enabled": True,
+}  # fmt: skip
 
 FLOWS = [
     SandboxFlow(
@@ -317,8 +322,21 @@ CASES: dict[str, Case] = {
     "create_webhook": Case(
         lambda _: endpoints.create_webhook(WEBHOOK),
         "POST /rest/v1/webhooks",
-        lambda made: (made.id is not None, made.name, made.events, made.url, made.enabled),
-        (True, "Hook", ("FLOW_FAILED",), "https://example.com/hook", True),
+        lambda made: {name: value for name, value in made.to_dict().items() if name != "id"},
+        {
+            "name": "Hook",
+            "description": "d",
+            "events": ["Flow.Executed", "SOMETHING_NEW"],
+            "enabled": True,
+            "url": "https://example.com/hook",
+            "method": "POST",
+            "content_type": "application/json",
+            "include_entity": True,
+            "header_names": ["X-Token", "Accept"],
+            "basic_user": "etl",
+            "flow_includes": [7],
+            "flow_excludes": [8],
+        },
         body=WEBHOOK,
     ),
     "send_to_listener": Case(

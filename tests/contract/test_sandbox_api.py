@@ -948,20 +948,25 @@ def test_bad_schedule_field_is_named(etlworks, change, named):
     assert [one["flowId"] for one in etlworks.get("/rest/v1/schedules")] == [4]
 
 
-def test_webhook_keeps_its_secret(etlworks):
+def test_webhook_repeats_its_secrets(etlworks):
     body = {
         "name": "warehouse-flow-events",
         "events": ["FLOW_FAILED", "FLOW_SUCCESS"],
         "url": "https://your-app.example.com/etlworks-events",
         "secret": "for-hmac",
         "flowIncludes": [1],
+        "headers": [{"key": "X-Token", "value": "abc"}],
+        "basicUser": "etl",
+        "basicPass": "hunter2",
     }
     created = etlworks.ask("POST", "/rest/v1/webhooks", json=body)
     assert created.status_code == 201
     assert (created.json()["flowIncludes"], created.json()["enabled"]) == ([1], True)
-    assert "for-hmac" not in created.text
+    assert body.items() <= created.json().items()
     assert "'events'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "events": []})
-    assert "'url'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "url": ""})
+    assert "'method'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "method": "PUT"})
+    assert "'headers'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "headers": [{"key": "a"}]})
+    assert etlworks.ask("POST", "/rest/v1/webhooks", json={**body, "url": ""}).status_code == 201
 
 
 def test_audit_log_is_newest_first(etlworks):

@@ -232,6 +232,25 @@ def test_schedule_is_cron_or_minutes(written: object, read: str | None) -> None:
     assert Schedule.from_json({"schedule": written}).schedule == read
 
 
+def test_webhook_keeps_none_of_its_secrets() -> None:
+    record = {
+        "id": 1, "name": "w", "description": "d", "events": ["Flow.Executed"], "url": "https://a:pw-in-url@example.com/x",
+        "method": "POST", "contentType": "application/json", "includeEntity": True, "enabled": True,
+        "headers": [{"key": "X-Token", "value": "in-a-header"}, {"key": "X-Other"}, "?"], "secret": "the-secret",
+        "basicUser": "admin", "basicPass": "the-password", "flowIncludes": [7, "8"], "flowExcludes": None, "new": 1,
+    }  # fmt: skip
+    webhook = Webhook.from_json(record)
+    assert webhook == Webhook(
+        id=1, name="w", url="https://***@example.com/x", events=("Flow.Executed",), enabled=True, description="d",
+        method="POST", content_type="application/json", include_entity=True, header_names=("X-Token", "X-Other"),
+        basic_user="admin", flow_includes=(7, 8),
+    )  # fmt: skip
+    assert webhook.raw["new"] == 1
+    everything = repr(webhook) + json.dumps(webhook.to_dict()) + json.dumps(webhook.raw)
+    for secret in ("pw-in-url", "in-a-header", "the-secret", "the-password"):
+        assert secret not in everything
+
+
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_every_model_is_json_safe(model) -> None:
     known = {"id": 1, "auditId": 2, "flowId": 3, "tags": ["t"], "timestamp": 1_000, "started": 1_000, "created": 1_000}

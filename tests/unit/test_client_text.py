@@ -53,7 +53,11 @@ SCHEDULE = {
     "keepEmptyAudit": True,
 }  # fmt: skip
 CONNECTION = {"id": 1, "name": "db", "connectionType": "x", "description": "d", "tags": ["a"], "properties": {"a": "b"}}
-WEBHOOK = {"id": 1, "name": "w", "url": "https://example.com", "events": ["FLOW_FAILED"], "enabled": True}
+WEBHOOK = {
+    "id": 1, "name": "w", "url": "https://example.com", "events": ["FLOW_FAILED"], "enabled": True, "description": "d",
+    "method": "POST", "contentType": "application/json", "includeEntity": True, "basicUser": "u",
+    "headers": [{"key": "X-A", "value": "v"}], "secret": "s", "basicPass": "p", "flowIncludes": [1],
+}  # fmt: skip
 EVENT = {"timestamp": 1_778_320_800_123, "user": "alice", "action": "execute", "resourceId": "7"}
 TASK = {"name": "t", "type": "load", "started": 1_778_320_800_123, "duration": 5, "recordsProcessed": 100}
 START = {"flowId": 7, "auditId": 42, "status": 0, "messageUuid": "m", "exception": ""}
