@@ -55,6 +55,7 @@ from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, DEFAULT_STO
 from airflow_provider_etlworks.client.text import harmless
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Iterable, Sequence
 
     from airflow_provider_etlworks.client.streaming import Body
@@ -275,12 +276,24 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
     )
 
 
-def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
+def executions_of_day(
+    days_ago: int = 0,
+    *,
+    date: dt.date | None = None,
+    include_metrics: bool = False,
+    tenant_id: str | None = None,
+) -> Call[list[Execution]]:
     """
-    List all runs of all flows of one day. For administrators.
+    List all runs of all flows of one day of the tenant's time zone. For administrators.
 
     :param days_ago: 0 is today, 1 is yesterday.
+    :param date: the day, instead of ``days_ago``. Older servers do not take it.
+    :param include_metrics: whether the records have metrics, in ``raw``, and the exception message.
+    :param tenant_id: another tenant, for super admins.
+    :raises EtlworksConfigError: there are two days.
     """
+    if date is not None and days_ago:
+        raise EtlworksConfigError("Give either date or days_ago.")
 
     def runs_of_flow(value: Any) -> list[Execution]:
         flow = as_object(value, "a flow's runs")
@@ -295,7 +308,12 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
         "GET",
         "/v1/metrics/executions",
         read_json(read),
-        query=url_query(offset=days_ago),
+        query=url_query(
+            date=date,
+            offset=days_ago if date is None else None,
+            includeMetrics=include_metrics or None,
+            tenantId=tenant_id,
+        ),
         idempotent=True,
         max_bytes=MAX_LIST_BYTES,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -485,16 +486,35 @@ class EtlworksHook(BaseHook):
         audit_id = parse_id("audit_id", audit_id)
         return self.client.send(endpoints.execution_tasks(audit_id, type=type))
 
-    def executions_of_day(self, days_ago: int = 0) -> list[Execution]:
+    def executions_of_day(
+        self,
+        days_ago: int = 0,
+        *,
+        date: dt.date | str | None = None,
+        include_metrics: bool = False,
+        tenant_id: str | None = None,
+    ) -> list[Execution]:
         """
-        List all runs of all flows of one day.
+        List all runs of all flows of one day. The day is that of the tenant's time zone in Etlworks.
 
         :param days_ago: 0 is today, 1 is yesterday.
+        :param date: the day, as a date or ``YYYY-MM-DD``, instead of ``days_ago``; for newer servers.
+        :param include_metrics: whether ``raw`` has metrics, and ``exception`` the message of the error.
+        :param tenant_id: another tenant, for super admins.
         :return: a list of ``Execution``, with what the report has of each.
         :raises EtlworksForbidden: it takes the role Administrator.
         :source: support pages, ``GET /v1/metrics/executions``.
         """
-        return self.client.send(endpoints.executions_of_day(days_ago))
+        if isinstance(date, datetime):
+            date = date.date()
+        elif isinstance(date, str):
+            try:
+                date = dt.date.fromisoformat(date.strip())
+            except ValueError:
+                raise EtlworksConfigError(f"date is {date!r}; it is a day such as '2026-05-31'.") from None
+        return self.client.send(
+            endpoints.executions_of_day(days_ago, date=date, include_metrics=include_metrics, tenant_id=tenant_id)
+        )
 
     # --- Everything around them -----------------------------------------------------------------------------------
 

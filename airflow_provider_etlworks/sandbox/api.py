@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, time, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -32,7 +33,6 @@ API_ROOTS = ("/rest/", "/plugins/", "/etl/")
 STARTED, ALREADY_RUNNING, CANCELED, NOT_RUNNING = 0, 1, 2, 3
 LEGACY_SUCCESS, LEGACY_ERROR = 0, 1
 LEGACY_AUDIT_EVENTS = 1000
-DAY = 86400.0
 TASK_TYPES = ("stream", "extract", "load", "task", "hwm")
 
 Outcome = Answer | Later
@@ -46,11 +46,15 @@ class Settings:
     :param administrator: Whether the sandbox's user is an administrator and super admin.
     :param issue_path_only: Whether only the older log-in path exists.
     :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
+    :param time_zone: The tenant's time zone, in which days begin.
+    :param takes_dates: Whether the report of a day takes a date; an older one ignores it.
     """
 
     administrator: bool = True
     issue_path_only: bool = False
     tells_running_audit_id: bool = False
+    time_zone: tzinfo = timezone.utc
+    takes_dates: bool = True
 
 
 @dataclass(frozen=True)
@@ -329,11 +333,21 @@ def read_history(api: Api, request: Request, flow_id: str) -> Answer:
 
 @route("GET", "/rest/v1/metrics/executions", administrator=True)
 def report_day(api: Api, request: Request) -> Answer:
-    """List all runs of a day in UTC, by flow."""
-    now = api.organization.clock()
-    midnight = now - now % DAY - (request.integer("offset") or 0) * DAY
+    """List all runs of a day of the tenant's time zone, by flow."""
+    now, zone = api.organization.clock(), api.settings.time_zone
+    written, offset = request.text("date"), request.integer("offset")
+    if written is not None and offset is not None and api.settings.takes_dates:
+        raise ApiError(400, "Give either 'date' or 'offset'")
+    day = datetime.fromtimestamp(now, zone).date() - timedelta(days=offset or 0)
+    if written is not None and api.settings.takes_dates:
+        try:
+            day = datetime.strptime(written, "%Y-%m-%d").date()  # only its date is read
+        except ValueError:
+            raise ApiError(400, f"Parameter 'date' must be YYYY-MM-DD, not '{written}'") from None
+    with_metrics = request.text("includeMetrics") == "true"
+    begin, end = (datetime.combine(each, time(), zone).timestamp() for each in (day, day + timedelta(days=1)))
     by_flow: dict[int, list[Run]] = {}
-    for run in api.organization.runs.between(midnight, midnight + DAY):
+    for run in api.organization.runs.between(begin, end):
         by_flow.setdefault(run.flow.id, []).append(run)
     return Answer.json(
         [
@@ -341,7 +355,7 @@ def report_day(api: Api, request: Request) -> Answer:
                 "flowId": flow_id,
                 "name": runs[-1].flow.name,
                 "icon": "flow",
-                "executions": [run.report_entry(now) for run in runs],
+                "executions": [run.report_entry(now, with_metrics=with_metrics) for run in runs],
             }
             for flow_id, runs in by_flow.items()
         ]

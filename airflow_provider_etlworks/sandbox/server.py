@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
+from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
@@ -78,6 +79,8 @@ class Sandbox:
     :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
         Default False.
     :param echo_parameters: What shows the parameters of a run: ``record``, ``log``, both. Default nothing.
+    :param time_zone: Name of the tenant's time zone, in which the days of the daily report begin. Default ``UTC``.
+    :param takes_dates: Whether that report takes a date. Default True; False ignores it, as an older server does.
     :param clock: Returns the time in seconds. It is used for runs, tokens and the rate limit. Default ``time.time``.
     :param record: Whether to keep every request in ``requests``. Default True.
     :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0, or
@@ -102,6 +105,8 @@ class Sandbox:
         stop_takes: float = 1.0,
         tells_running_audit_id: bool = False,
         echo_parameters: Collection[str] = (),
+        time_zone: str = "UTC",
+        takes_dates: bool = True,
         clock: Callable[[], float] = time.time,
         record: bool = True,
     ) -> None:
@@ -122,7 +127,8 @@ class Sandbox:
             echo_parameters=echo_parameters,
         )
         self._tokens = Tokens(token_lifetime, clock)
-        settings = Settings(administrator, issue_path_only, tells_running_audit_id)
+        zone = ZoneInfo(time_zone)
+        settings = Settings(administrator, issue_path_only, tells_running_audit_id, zone, takes_dates)
         self._api = Api(self._organization, self._tokens, RateLimit(requests_per_minute, clock), settings)
         # The server's thread processes requests, while tests read the state from their own threads.
         self._lock = threading.RLock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -210,11 +211,11 @@ CASES: dict[str, Case] = {
         query={"flowId": ["7"], "auditId": ["{audit_id}"]},
     ),
     "executions_of_day": Case(
-        lambda _: endpoints.executions_of_day(),
+        lambda _: endpoints.executions_of_day(date=date(2027, 1, 15), include_metrics=True, tenant_id="eu"),
         "GET /rest/v1/metrics/executions",
         lambda runs: [(run.flow_id, run.flow_name, run.status) for run in runs],
         [(7, "Orders", "success")],
-        query={"offset": ["0"]},
+        query={"date": ["2027-01-15"], "includeMetrics": ["true"], "tenantId": ["eu"]},
     ),
     "execution_tasks": Case(
         lambda world: endpoints.execution_tasks(world.audit_id, type="extract"),

@@ -690,6 +690,30 @@ def test_runs_of_a_day(etlworks):
     before = etlworks.get("/rest/v1/metrics/executions", offset=1)
     assert [run["auditId"] for flow in before for run in flow["executions"]] == [yesterday]
     assert etlworks.get("/rest/v1/metrics/executions", offset=2) == []
+    assert etlworks.get("/rest/v1/metrics/executions", date="2026-05-10") == day
+    assert etlworks.get("/rest/v1/metrics/executions", date="2026-05-09") == before
+    with_metrics = etlworks.get("/rest/v1/metrics/executions", includeMetrics="true")[0]["executions"][0]
+    assert {"exception", "metrics"} <= set(with_metrics)
+    assert "'date'" in etlworks.refused(400, "GET", "/rest/v1/metrics/executions?date=10.5.2026")
+    assert "'offset'" in etlworks.refused(400, "GET", "/rest/v1/metrics/executions?date=2026-05-10&offset=0")
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"), [("Pacific/Auckland", "2026-05-10"), ("Pacific/Honolulu", "2026-05-09"), ("UTC", "2026-05-09")]
+)
+def test_day_is_that_of_the_tenants_time_zone(make_etlworks, zone, day):
+    etlworks = make_etlworks(time_zone=zone)
+    audit_id = etlworks.start(2)
+    for query in ({}, {"offset": 0}, {"date": day}):
+        (flow,) = etlworks.get("/rest/v1/metrics/executions", **query)
+        assert [run["auditId"] for run in flow["executions"]] == [audit_id]
+    assert etlworks.get("/rest/v1/metrics/executions", offset=1) == []
+
+
+def test_older_report_ignores_the_date(make_etlworks):
+    etlworks = make_etlworks(takes_dates=False)
+    etlworks.start(2)
+    assert etlworks.get("/rest/v1/metrics/executions", date="2020-01-01") == etlworks.get("/rest/v1/metrics/executions")
 
 
 def test_metrics_summary(etlworks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -80,6 +81,13 @@ def test_request_below_a_path(root: str) -> None:
 )
 def test_custom_request_is_repeated_by_its_method(method: str, idempotent: bool) -> None:
     assert endpoints.request(method, "/v1/x", root_url=ROOT).idempotent is idempotent
+
+
+def test_day_is_counted_back_or_a_date() -> None:
+    assert endpoints.executions_of_day(1).query == [("offset", "1")]
+    assert endpoints.executions_of_day(date=date(2026, 5, 31)).query == [("date", "2026-05-31")]
+    with pytest.raises(EtlworksConfigError, match="date or days_ago"):
+        endpoints.executions_of_day(1, date=date(2026, 5, 31))
 
 
 def test_unsafe_request_is_never_repeated() -> None:
