@@ -23,6 +23,7 @@ from airflow_provider_etlworks.client.call import (
     Call,
     PagedCall,
     Response,
+    basic_token,
     json_body,
     list_of,
     optional,
@@ -534,42 +535,88 @@ def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
 
 
-def send_to_listener(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener(
+    path: str,
+    payload: bytes | Body | None = None,
+    content_type: str = JSON_TYPE,
+    *,
+    method: str = "POST",
+    query: Mapping[str, Any] | None = None,
+    basic: tuple[str, str] | None = None,
+) -> Call[Any]:
     """
     Send a payload to a user-defined endpoint of Etlworks.
 
-    Sent once: again only if no connection was made. Any status may be the flow author's own, so none proves a refusal.
+    Sent once: again only if no connection was made, since each method may start the flow. Any status may be the flow
+    author's own, so none proves a refusal.
 
     :param path: the path that the flow's author chose, such as ``orders/new``.
-    :param payload: what is sent; ``None`` is a request without a body.
+    :param payload: what is sent; ``None`` is a request without a body. ``GET`` has none.
     :param content_type: its type, any that the author expects.
-    :return: the author's own answer: JSON if it is JSON, else text.
+    :param method: the listener's method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
+    :param query: parameters of the URL.
+    :param basic: login and password, for a listener whose "Auth Type" is Basic. Without it, the client's token or API
+        key is sent.
+    :return: the author's own answer, or a receipt that may have the run's ``auditId`` or a ``messageUuid``: JSON if it
+        is JSON, else text.
     """
-    return _listener("/v1/httplistener", path, payload, content_type, from_root=False)
+    return _listener("/v1/httplistener", path, payload, content_type, method, query, basic, from_root=False)
 
 
-def send_to_listener_legacy(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener_legacy(
+    path: str,
+    payload: bytes | Body | None = None,
+    content_type: str = JSON_TYPE,
+    *,
+    method: str = "POST",
+    query: Mapping[str, Any] | None = None,
+    basic: tuple[str, str] | None = None,
+) -> Call[Any]:
     """Send a payload to a user-defined endpoint, by the legacy path."""
-    return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, from_root=True)
+    prefix = "/plugins/schedules/rest/v1/httplistener"
+    return _listener(prefix, path, payload, content_type, method, query, basic, from_root=True)
 
 
 # As much as a header may hold.
 _CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
 
 
-def _listener(prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, from_root: bool) -> Call[Any]:
+_LISTENER_METHODS = ("GET", "POST", "PUT", "DELETE")
+
+
+def _listener(
+    prefix: str,
+    path: str,
+    payload: bytes | Body | None,
+    content_type: str,
+    method: str,
+    query: Mapping[str, Any] | None,
+    basic: tuple[str, str] | None,
+    *,
+    from_root: bool,
+) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise EtlworksConfigError(f"A content type looks like 'application/json'; this is {content_type!r}.")
+    if method not in _LISTENER_METHODS:
+        raise EtlworksConfigError(f"method is {method!r}; a listener's is {', '.join(_LISTENER_METHODS)}.")
+    if payload is not None and method == "GET":
+        raise EtlworksConfigError("A listener's GET has no payload: give none, or another method.")
+    if basic is not None and (not all(basic) or ":" in basic[0]):
+        raise EtlworksConfigError("Basic authentication takes a login without a colon, and a password.")
     return Call(
-        "POST",
+        method,
         "/".join([prefix, *map(path_segment, segments)]),
         read_anything,
+        query=url_query(**(query or {})),
         body=payload,
         content_type=None if payload is None else content_type,
         from_root=from_root,
+        authenticated=basic is None,
+        basic=basic,
+        secrets=() if basic is None else (basic_token(*basic), basic[1]),
         status_is_certain=False,
     )
 

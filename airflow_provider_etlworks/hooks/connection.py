@@ -47,6 +47,22 @@ def settings_from(connection: AirflowConnection) -> ClientSettings:
         raise EtlworksConfigError(f"Connection {connection.conn_id!r} cannot work. {error}") from None
 
 
+def basic_credentials(connection: AirflowConnection) -> tuple[str, str]:
+    """
+    Return login and password of a connection for a listener's Basic authentication. Nothing else of it is read.
+
+    :raises EtlworksConfigError: it has no login or no password.
+    """
+    login, password = (connection.login or "").strip(), connection.password or ""
+    missing = "Login" if not login else "Password" if not password else None
+    if missing or ":" in login:
+        problem = f"has no {missing}" if missing else "has a Login with a colon, which Basic authentication cannot send"
+        raise EtlworksConfigError(
+            f"Connection {connection.conn_id!r} {problem}. Login and Password are sent to the listener as Basic."
+        )
+    return login, password
+
+
 def _extra(text: str | None) -> dict[str, Any]:
     """Read Extra; fields that are left empty keep their defaults."""
     try:

@@ -42,7 +42,7 @@ from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import AirflowFailException, BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
-from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.connection import basic_credentials, settings_from
 from airflow_provider_etlworks.provider_info import (
     CONNECTION_FIELDS,
     CONNECTION_TYPE,
@@ -791,20 +791,45 @@ class EtlworksHook(BaseHook):
         )
         return self.client.send(endpoints.create_webhook(body))
 
-    def send_to_listener(self, path: str, payload: bytes | Body | None = None, *, content_type: str = JSON_TYPE) -> Any:
+    def basic_credentials(self, conn_id: str) -> tuple[str, str]:
+        """
+        Read Login and Password of a connection, for a listener's Basic authentication.
+
+        :param conn_id: an Airflow connection of any type.
+        :raises EtlworksConfigError: it has no Login or no Password.
+        """
+        return basic_credentials(self.get_connection(conn_id))
+
+    def send_to_listener(
+        self,
+        path: str,
+        payload: bytes | Body | None = None,
+        *,
+        content_type: str = JSON_TYPE,
+        method: str = "POST",
+        query: Mapping[str, Any] | None = None,
+        listener_conn_id: str | None = None,
+    ) -> Any:
         """
         Send a payload to a user-defined endpoint, once: again only if no connection was made.
 
         :param path: the path that the flow's author chose, such as ``orders/new``.
-        :param payload: what is sent; ``None`` is a request without a body.
+        :param payload: what is sent; ``None`` is a request without a body. ``GET`` has none.
         :param content_type: its type.
-        :return: the author's own answer: JSON if it is JSON, else text. A ``messageUuid`` in it finds the run that
-            it started: ``get_execution(flow_id, message_uuid=…)``.
+        :param method: the listener's method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
+        :param query: parameters of the URL, which logs can see.
+        :param listener_conn_id: for a listener whose "Auth Type" is Basic: an Airflow connection whose Login and
+            Password are sent. Without it, the token or key of this hook's connection is sent.
+        :return: the author's own answer: JSON if it is JSON, else text. An ``auditId`` in it is the run that it
+            started; a ``messageUuid`` finds it: ``get_execution(flow_id, message_uuid=…)``.
         :raises EtlworksNotFound: nobody listens there.
         :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been received.
-        :source: support pages, ``POST /v1/httplistener/{path}``.
+        :source: developer pages, "User-defined APIs", ``/v1/httplistener/{path}``.
         """
-        return self.client.send(endpoints.send_to_listener(path, payload, content_type))
+        basic = None if listener_conn_id is None else self.basic_credentials(listener_conn_id)
+        return self.client.send(
+            endpoints.send_to_listener(path, payload, content_type, method=method, query=query, basic=basic)
+        )
 
     def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, json: Any = None) -> Any:
         """

@@ -496,11 +496,30 @@ def read_audit_legacy(api: Api, request: Request) -> Answer:
     return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
 
 
-@route("POST", "/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
 def receive_message(api: Api, request: Request, path: str) -> Answer:
-    """Start a run of the flow that listens at the path."""
-    run = api.organization.receive(path, request.user)
-    return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
+    """Start a run of the flow that listens at the path, for the user of its kind of authentication."""
+    flow = api.organization.listening(path)
+    if flow is not None and flow.listener_auth == "basic":
+        identity = api.tokens.identify_basic(request.headers.get("Authorization", ""))
+        request.user, request.tenant = identity.user, identity.tenant
+    else:
+        api.identify(request)
+    if flow is None:
+        raise ApiError(404, f"No flow listens at '{path}'")
+    if request.method not in flow.listener_methods:
+        allowed = {"Allow": ", ".join(flow.listener_methods)}
+        raise ApiError(405, f"{request.method} is not allowed here", allowed)
+    run = api.organization.receive(flow, request.user)
+    receipts = {"auditId": run.audit_id, "messageUuid": run.message_id}
+    return Answer.json(
+        {name: value for name, value in receipts.items() if name == flow.receipt} | {"status": "accepted"}
+    )
+
+
+for _method in ("GET", "POST", "PUT", "DELETE"):
+    _paths = ("/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
+    # It authenticates its caller itself.
+    route(_method, *_paths, public=True)(receive_message)
 
 
 # Pages for people

@@ -216,12 +216,14 @@ class Organization:
         schedule = next(iter(self._schedules_of(plan.id)), {"id": 0, "name": f"Schedule of {plan.name}"})
         return self.begin_run(plan, plan.owner, event_id=schedule["id"], event_name=schedule["name"])
 
-    def receive(self, path: str, user: str) -> Run:
-        """Start a run of the flow that listens at the path; 404 if there is none."""
-        for stored in self._flows.values():
-            if stored.plan.listener is not None and stored.plan.listener.strip("/") == path.strip("/"):
-                return self.begin_run(stored.plan, user, message_id=str(uuid.uuid4()))
-        raise ApiError(404, f"No flow listens at '{path}'")
+    def listening(self, path: str) -> SandboxFlow | None:
+        """Return the flow that listens at the path, if there is one."""
+        plans = (stored.plan for stored in self._flows.values() if stored.plan.listener is not None)
+        return next((plan for plan in plans if (plan.listener or "").strip("/") == path.strip("/")), None)
+
+    def receive(self, plan: SandboxFlow, user: str) -> Run:
+        """Start a run of a flow that listens."""
+        return self.begin_run(plan, user, message_id=str(uuid.uuid4()))
 
     def run(self, flow_id: int, audit_id: int) -> Run:
         """Return a run; 404 if there is none, or if its record is not readable."""

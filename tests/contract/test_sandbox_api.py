@@ -1036,6 +1036,24 @@ def test_listener_run_is_found_by_message(etlworks, root):
     etlworks.refused(405, "GET", f"{root}/orders/new")
 
 
+def test_listener_has_its_own_methods_authentication_and_receipt(etlworks):
+    etlworks.sandbox.add_flow(
+        SandboxFlow(
+            77, "Puts", listener="puts", listener_methods=("PUT", "DELETE"), listener_auth="basic", receipt="auditId"
+        )
+    )
+    path, basic = "/rest/v1/httplistener/puts", {"Authorization": "Basic c2FuZGJveDpzYW5kYm94"}
+    etlworks.refused(401, "PUT", path)
+    etlworks.refused(401, "PUT", path, headers={"Authorization": "Basic d3Jvbmc6d3Jvbmc="})
+    etlworks.refused(405, "POST", path, headers=basic)
+    for method in ("PUT", "DELETE"):
+        answer = etlworks.ask(method, path, headers=basic).json()
+        assert answer["auditId"] == etlworks.sandbox.runs(77)[-1].audit_id
+        assert "messageUuid" not in answer
+    etlworks.refused(401, "GET", "/rest/v1/httplistener/unknown", headers={})
+    etlworks.refused(404, "GET", "/rest/v1/httplistener/unknown")
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

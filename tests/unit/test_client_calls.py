@@ -102,6 +102,7 @@ def test_unsafe_request_is_never_repeated() -> None:
         endpoints.create_webhook({}),
         endpoints.send_to_listener("orders"),
         endpoints.send_to_listener_legacy("orders"),
+        *(endpoints.send_to_listener("orders", method=method) for method in ("GET", "PUT", "DELETE")),
     ]
     assert [str(call) for call in once if call.idempotent] == []
 
@@ -112,12 +113,19 @@ def test_invalid_listener_is_refused(path: str) -> None:
         endpoints.send_to_listener(path)
 
 
+@pytest.mark.parametrize("basic", [("", "x"), ("x", ""), ("a:b", "x")])
+def test_invalid_basic_credentials_are_refused(basic: tuple[str, str]) -> None:
+    with pytest.raises(EtlworksConfigError, match="Basic"):
+        endpoints.send_to_listener("orders", basic=basic)
+
+
 def test_call_hides_its_payload() -> None:
     calls: list[Call[object]] = [
         endpoints.log_in("alice", "hunter2"),
         endpoints.run_flow(7, {"card": "hunter2"}, {"key": "hunter2"}),
         endpoints.run_flow_by_name("Orders", {"card": "hunter2"}),
         endpoints.import_bundle(b"hunter2"),
+        endpoints.send_to_listener("orders", basic=("alice", "hunter2")),
     ]
     for call in calls:
         assert "hunter2" not in f"{call} {call!r}"
