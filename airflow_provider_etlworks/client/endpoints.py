@@ -45,6 +45,7 @@ from airflow_provider_etlworks.client.models import (
     Flow,
     FlowStart,
     FlowTask,
+    Health,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -277,6 +278,17 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
     )
 
 
+def get_execution_legacy(flow_id: int, audit_id: int) -> Call[Execution]:
+    """Read the record of one run, by the legacy path."""
+    return replace(get_execution(flow_id, audit_id), path=f"/plugins/dashboard/rest/v1/flows/{flow_id}", from_root=True)
+
+
+def execution_log_legacy(flow_id: int, audit_id: int) -> Call[str]:
+    """Read the log of a run, by the legacy path."""
+    path = "/plugins/dashboard/rest/v1/flows/console/download"
+    return replace(execution_log(flow_id, audit_id), path=path, from_root=True)
+
+
 def executions_of_day(
     days_ago: int = 0,
     *,
@@ -345,6 +357,23 @@ def metrics_summary(window_hours: int = 24) -> Call[MetricsSummary]:
         read_json(MetricsSummary.from_json),
         query=url_query(windowHours=window_hours),
         idempotent=True,
+    )
+
+
+def health(*, all_nodes: bool = False) -> Call[Health]:
+    """
+    Read how the instance is, without credentials. A proxy or an administrator may hide it.
+
+    :param all_nodes: whether all nodes of a cluster are asked.
+    """
+    return Call(
+        "GET",
+        "/health",
+        read_json(Health.from_json),
+        query=url_query(allNodes=all_nodes or None),
+        idempotent=True,
+        from_root=True,
+        authenticated=False,
     )
 
 
@@ -484,26 +513,31 @@ def resume_schedule(schedule_id: int) -> Call[None]:
 
 
 def audit_events(
-    *, resource_type: str | None = None, since: str | None = None, limit: int = PAGE_SIZE
+    *,
+    resource_type: str | None = None,
+    since: str | None = None,
+    limit: int = PAGE_SIZE,
+    with_exceptions: bool = False,
 ) -> PagedCall[AuditEvent]:
     """
-    List the audit log. For administrators.
+    List the audit log. For administrators. Some releases always return the last 1,000 events.
 
     :param resource_type: only events of this kind of thing, such as ``flow``.
     :param since: ISO 8601; only events after it.
     :param limit: how many to ask for at a time, 200 at most.
+    :param with_exceptions: whether failed events have the text of their error.
     """
-    return PagedCall(
-        "/v1/audit", AuditEvent.from_json, query=url_query(resourceType=resource_type, since=since), limit=limit
-    )
+    query = url_query(resourceType=resource_type, since=since, exception=with_exceptions or None)
+    return PagedCall("/v1/audit", AuditEvent.from_json, query=query, limit=limit)
 
 
-def audit_events_legacy() -> Call[list[AuditEvent]]:
+def audit_events_legacy(*, with_exceptions: bool = False) -> Call[list[AuditEvent]]:
     """List the last 1,000 audit events, by the legacy path. For administrators."""
     return Call(
         "GET",
         "/plugins/audit/rest/v1/audit",
         read_json(list_of(AuditEvent.from_json)),
+        query=url_query(exception=with_exceptions or None),
         max_bytes=MAX_LIST_BYTES,
         idempotent=True,
         from_root=True,

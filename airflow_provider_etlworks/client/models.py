@@ -150,6 +150,11 @@ def as_addresses(value: Any) -> tuple[str, ...]:
     return as_str_tuple(value.split() if isinstance(value, str) else value)[:_MOST_ADDRESSES]
 
 
+def as_running_flows(value: Any) -> int | None:
+    """Read how many flows are going from what a health report says of the database."""
+    return as_int(value.get("running.flows")) if isinstance(value, dict) else None
+
+
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
     """Return a JSON object, or say what came instead of it."""
     if not isinstance(value, dict):
@@ -165,15 +170,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _json(key: str, read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False) -> Any:
-    """Declare a field of a model: the name of its JSON field, what reads it, and whether it is required."""
-    return field(default=default, metadata={"key": key, "read": read, "required": required})
+def _json(
+    key: str | tuple[str, ...], read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False
+) -> Any:
+    """
+    Declare a field of a model: the name of its JSON field, what reads it, and whether it is required.
+
+    Of several names, the first that the JSON has is read.
+    """
+    keys = (key,) if isinstance(key, str) else key
+    return field(default=default, metadata={"keys": keys, "read": read, "required": required})
 
 
 @cache
-def _readers(model: type) -> tuple[tuple[str, str, Callable[[Any], Any], bool], ...]:
+def _readers(model: type) -> tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], bool], ...]:
     return tuple(
-        (each.name, each.metadata["key"], each.metadata["read"], each.metadata["required"])
+        (each.name, each.metadata["keys"], each.metadata["read"], each.metadata["required"])
         for each in fields(model)
         if each.metadata
     )
@@ -201,10 +213,10 @@ class Model:
         record = cls._masked(as_object(value, cls.title))
         values: dict[str, Any] = {"raw": record}
         model: type = cls
-        for name, key, read, required in _readers(model):
-            values[name] = read(record.get(key))
+        for name, keys, read, required in _readers(model):
+            values[name] = read(next((record[key] for key in keys if key in record), None))
             if required and values[name] is None:
-                raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {key}.")
+                raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {keys[0]}.")
         return cls(**values)
 
     @staticmethod
@@ -317,6 +329,11 @@ class Execution(Model):
         """Whether the run is over: its status is final, or is unknown and the record has an end."""
         known = self.known_status
         return known.is_final if known is not None else self.ended_at is not None
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether Etlworks's scheduler started the run: it names the event, or the scheduler as the user."""
+        return self.event_id is not None or (self.user or "").lower() == "scheduler"
 
     @property
     def never_started(self) -> bool:
@@ -528,20 +545,55 @@ class Webhook(Model):
 @dataclass(frozen=True, slots=True)
 class AuditEvent(Model):
     """
-    One line of the audit log: who changed what, and when.
+    One line of the audit log: who did what, and when.
+
+    Etlworks documents two shapes, of different releases; what a shape lacks is ``None``.
 
     :ivar at: when; ``None`` if the answer's time is not in milliseconds (``raw`` has it).
     :ivar user: who.
     :ivar action: what was done.
     :ivar resource_id: to what.
+    :ivar id: the event's id.
+    :ivar application: the part of Etlworks in which it happened.
+    :ivar tenant: the tenant.
+    :ivar succeeded: whether it succeeded.
+    :ivar has_details: whether Etlworks knows more about it.
+    :ivar exception: the error's text, if it was asked for.
+    :ivar host_ip: the address of the server.
+    :ivar client_ip: the address of the caller.
+    :ivar duration_ms: how long it took, in milliseconds.
     """
 
     title = "an audit event"
 
-    at: datetime | None = _json("timestamp", as_datetime)
-    user: str | None = _json("user")
-    action: str | None = _json("action")
+    at: datetime | None = _json(("timestamp", "dt"), as_datetime)
+    user: str | None = _json(("user", "ur"))
+    action: str | None = _json(("action", "md"))
     resource_id: str | None = _json("resourceId")
+    id: int | None = _json("id", as_int)
+    application: str | None = _json("an")
+    tenant: str | None = _json("tn")
+    succeeded: bool | None = _json("rt", as_bool)
+    has_details: bool | None = _json("in", as_bool)
+    exception: str | None = _json("ex", as_error)
+    host_ip: str | None = _json("hip")
+    client_ip: str | None = _json("cip")
+    duration_ms: int | None = _json("dn", as_int)
+
+
+@dataclass(frozen=True, slots=True)
+class Health(Model):
+    """
+    How an instance is.
+
+    :ivar status: ``UP`` if it works.
+    :ivar running_flows: how many flows are going; ``None`` if the answer does not say.
+    """
+
+    title = "a health report"
+
+    status: str = _json("status", as_str, default=MISSING, required=True)
+    running_flows: int | None = _json("db", as_running_flows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
-    EtlworksNotFound,
+    EtlworksRateLimited,
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.flow_selection import find_by_name
@@ -31,6 +32,7 @@ from airflow_provider_etlworks.client.models import (
     Flow,
     FlowStart,
     FlowTask,
+    Health,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -42,7 +44,7 @@ from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import AirflowFailException, BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
-from airflow_provider_etlworks.hooks.connection import basic_credentials, settings_from
+from airflow_provider_etlworks.hooks.connection import basic_credentials, explain_failure, settings_from
 from airflow_provider_etlworks.provider_info import (
     CONNECTION_FIELDS,
     CONNECTION_TYPE,
@@ -65,6 +67,10 @@ if TYPE_CHECKING:
 
 # Of the module, since a hook with a lock could not be copied.
 _CREATING_CLIENT = threading.Lock()
+
+# What the connection form promises, and what of it the health may take.
+_SECONDS_FOR_TEST = 15.0
+_SECONDS_FOR_HEALTH = 5.0
 
 
 class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
@@ -155,18 +161,31 @@ class EtlworksHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Try the connection: log in, and ask for the flows. Changes nothing.
+        Try the connection: ask how the instance is, log in, and ask for the flows. Changes nothing.
 
-        :return: whether it works, and a sentence for a person; within 15 s. Never raises what Etlworks causes.
+        :return: whether it works, and sentences for a person: why not, and which field to correct; within 15 s. Never
+            raises what Etlworks causes.
         """
+        began = time.monotonic()
         try:
             settings = self.settings
-            with clients.test_client(settings) as client:
-                page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
-        except EtlworksNotFound as error:
-            return False, f"{error} Is Host the address of an Etlworks instance?"
         except EtlworksError as error:
             return False, str(error)
+        health: Health | None = None
+        try:
+            with clients.test_client(settings, _SECONDS_FOR_HEALTH) as client:
+                health = client.send(endpoints.health(), attempts=1)
+        except EtlworksRateLimited as error:
+            # Any other call would wait as long as the server asks.
+            return False, str(error)
+        except EtlworksError as error:
+            # Also of a working instance, behind a proxy. What follows decides.
+            self.log.info("The health of %s cannot be read. %s", settings.root_url, error)
+        try:
+            with clients.test_client(settings, _SECONDS_FOR_TEST - (time.monotonic() - began)) as client:
+                page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
+        except EtlworksError as error:
+            return False, explain_failure(error, settings, health)
         who = f"as {settings.login}" if settings.login else "with an API key"
         count = page.total if page.total is not None else len(page.items)
         return True, f"Connected to {settings.root_url} {who}; {count} flows are visible."
@@ -529,19 +548,36 @@ class EtlworksHook(BaseHook):
         """
         return self.client.send(endpoints.metrics_summary(window_hours))
 
+    def health(self, *, all_nodes: bool = False) -> Health:
+        """
+        Read how the instance is. It takes no credentials; a proxy or an administrator may hide it.
+
+        :param all_nodes: whether all nodes of a cluster are asked; what they answer is in ``raw``.
+        :return: a ``Health``: the status, ``UP`` if all is well, and how many flows are running.
+        :raises EtlworksError: it cannot be read, which does not prove that the instance is down.
+        :source: support pages, ``GET /health``, below the bare host.
+        """
+        return self.client.send(endpoints.health(all_nodes=all_nodes))
+
     def audit_events(
-        self, *, resource_type: str | None = None, since: datetime | str | None = None
+        self,
+        *,
+        resource_type: str | None = None,
+        since: datetime | str | None = None,
+        with_exceptions: bool = False,
     ) -> Iterator[AuditEvent]:
         """
-        List the audit log: who changed what, and when.
+        List the audit log: who did what, and when.
 
-        :param resource_type: only events of this kind of thing, such as ``flow``.
-        :param since: a datetime or ISO 8601; only events after it.
-        :return: an iterator of ``AuditEvent``, asking for pages as they are needed.
+        :param resource_type: only events of this kind of thing, such as ``flow``, if the release knows the filter.
+        :param since: a datetime or ISO 8601; only events after it, if the release knows the filter.
+        :param with_exceptions: whether failed events have the text of their error.
+        :return: an iterator of ``AuditEvent``, asking for pages as they are needed; in some releases the last 1,000.
         :raises EtlworksForbidden: it takes the role Administrator.
-        :source: code examples, ``GET /v1/audit``.
+        :source: code examples and "Get audit trail events API", ``GET /v1/audit``.
         """
-        return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=_iso(since)))
+        call = endpoints.audit_events(resource_type=resource_type, since=_iso(since), with_exceptions=with_exceptions)
+        return self.client.iterate(call)
 
     def export_flows(self, flow_ids: int | str | Iterable[int | str], *, include_connections: bool = True) -> bytes:
         """

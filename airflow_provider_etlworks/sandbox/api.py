@@ -47,6 +47,9 @@ class Settings:
     :param issue_path_only: Whether only the older log-in path exists.
     :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
     :param time_zone: The tenant's time zone, in which days begin.
+    :param api_user: Whether the sandbox's user has the role API User, which may call listeners only.
+    :param api_keys: Whether API keys work for the user's role.
+    :param audit_keys: The shape of the audit log: ``long``, or ``short`` as another release has it.
     :param takes_dates: Whether the report of a day takes a date; an older one ignores it.
     """
 
@@ -55,6 +58,9 @@ class Settings:
     tells_running_audit_id: bool = False
     time_zone: tzinfo = timezone.utc
     takes_dates: bool = True
+    api_user: bool = False
+    api_keys: bool = True
+    audit_keys: str = "long"
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Api:
     def identify(self, request: Request) -> Identity:
         """Identify the user, and record user and tenant on the request; 401 without valid credentials."""
         identity = self.tokens.identify(request.headers.get("Authorization", ""))
+        if identity.by_key and not self.settings.api_keys:
+            raise ApiError(401, "API keys are disabled for this role")
         request.user, request.tenant = identity.user, identity.tenant
         return identity
 
@@ -128,6 +136,8 @@ class Api:
         found = next(((known, match) for known, match in matches if known.method == request.method), None)
         if request.path.startswith(API_ROOTS) and not (found and found[0].public):
             self.identify(request)
+            if self.settings.api_user:
+                raise ApiError(403, "The role API User cannot call the built-in API")
         if found and found[0].administrator and not self.settings.administrator:
             raise ApiError(403, "This needs the Administrator role")
         if found:
@@ -296,7 +306,7 @@ def _start(api: Api, flow_id: int, parameters: Mapping[str, str], user: str) -> 
 # Executions
 
 
-@route("GET", "/rest/v1/executions/console/download")
+@route("GET", "/rest/v1/executions/console/download", "/plugins/dashboard/rest/v1/flows/console/download")
 def download_log(api: Api, request: Request) -> Answer:
     """Return a run's log as an attachment."""
     flow_id, audit_id = request.integer("flowId"), request.integer("auditId")
@@ -308,7 +318,7 @@ def download_log(api: Api, request: Request) -> Answer:
     return Answer.text(text, headers=attachment)
 
 
-@route("GET", "/rest/v1/executions/{flow_id}")
+@route("GET", "/rest/v1/executions/{flow_id}", "/plugins/dashboard/rest/v1/flows/{flow_id}")
 def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
     """Return one run's record: by audit id, by message, or the newest."""
     organization, number_of_flow = api.organization, parse_number(flow_id, "flowId")
@@ -478,8 +488,17 @@ def create_webhook(api: Api, request: Request) -> Answer:
     return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
 
 
+@route("GET", "/health", public=True)
+def read_health(api: Api, request: Request) -> Answer:
+    """Report that the server works."""
+    now = api.organization.clock()
+    going = sum(run.ended(now) is None for run in api.organization.runs.between(0, now + 1))
+    node = {"status": "UP", "db": {"status": "UP", "version": "13.0", "running.flows": going}}
+    return Answer.json({**node, "nodes": [node]} if request.text("allNodes") == "true" else node)
+
+
 @route("GET", "/rest/v1/audit", administrator=True)
-def read_audit(api: Api, request: Request) -> Answer:
+def read_audit(api: Api, request: Request) -> Outcome:
     """List the audit events, newest first."""
     kind, since = request.text("resourceType"), milliseconds(request.timestamp("since"))
     events = [
@@ -487,13 +506,33 @@ def read_audit(api: Api, request: Request) -> Answer:
         for event in api.organization.audit
         if kind in {None, event["resourceType"]} and (since is None or event["timestamp"] > since)
     ]
-    return paged(events, request)
+    return paged(events, request) if api.settings.audit_keys == "long" else read_audit_legacy(api, request)
 
 
 @route("GET", "/plugins/audit/rest/v1/audit", administrator=True)
 def read_audit_legacy(api: Api, request: Request) -> Answer:
-    """List the last events."""
-    return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
+    """List the last events, in the shape of this release."""
+    last = list(api.organization.audit)[:LEGACY_AUDIT_EVENTS]
+    if api.settings.audit_keys == "long":
+        return Answer.json(last)
+    with_exception = {"ex": ""} if request.text("exception") == "true" else {}
+    return Answer.json([{**_in_short_keys(position, event), **with_exception} for position, event in enumerate(last)])
+
+
+def _in_short_keys(position: int, event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": LEGACY_AUDIT_EVENTS - position,
+        "an": "etl",
+        "md": event["action"],
+        "ur": event["user"],
+        "tn": "sandbox",
+        "rt": True,
+        "in": False,
+        "hip": "127.0.0.1",
+        "cip": "127.0.0.1",
+        "dn": 0,
+        "dt": str(event["timestamp"]),
+    }
 
 
 def receive_message(api: Api, request: Request, path: str) -> Answer:

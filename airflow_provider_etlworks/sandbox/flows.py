@@ -39,7 +39,7 @@ class SandboxFlow:
     :param exception: The error text of a run that ended in ``error``.
     :param visible_after: Seconds after the start during which a run's record answers 404. Default 0.
     :param streaming: A streaming flow ends as ``success`` when it is stopped, any other as ``error``.
-    :param owner: The user who created it. Its scheduled runs have this user.
+    :param owner: The user who created it.
     :param listener: Path below ``httplistener/`` where a request starts a run.
     :param listener_methods: The methods of such a request. Default ``POST``.
     :param listener_auth: How such a request is authenticated: ``jwt`` or ``basic``.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 AUDIT_EVENTS_KEPT = 10_000
+SCHEDULER = "scheduler"
 
 # Fields that the sandbox computes; a PUT cannot set them.
 _COMPUTED = (
@@ -214,7 +215,7 @@ class Organization:
     def run_by_schedule(self, plan: SandboxFlow) -> Run:
         """Start a run as the flow's schedule does."""
         schedule = next(iter(self._schedules_of(plan.id)), {"id": 0, "name": f"Schedule of {plan.name}"})
-        return self.begin_run(plan, plan.owner, event_id=schedule["id"], event_name=schedule["name"])
+        return self.begin_run(plan, SCHEDULER, event_id=schedule["id"], event_name=schedule["name"])
 
     def listening(self, path: str) -> SandboxFlow | None:
         """Return the flow that listens at the path, if there is one."""

@@ -301,6 +301,28 @@ CASES: dict[str, Case] = {
         body=SCHEDULE,
     ),
     "list_schedules": Case(lambda _: endpoints.list_schedules(), "GET /rest/v1/schedules", ids, [1], query=PAGE),
+    "health": Case(
+        lambda _: endpoints.health(all_nodes=True),
+        "GET /health",
+        lambda health: (health.status, health.running_flows, health.raw["db"]["version"]),
+        ("UP", 0, "13.0"),
+        query={"allNodes": ["true"]},
+        authenticated=False,
+    ),
+    "get_execution_legacy": Case(
+        lambda world: endpoints.get_execution_legacy(7, world.audit_id),
+        "GET /plugins/dashboard/rest/v1/flows/7",
+        lambda run: (run.flow_id, run.status),
+        (7, "success"),
+        query={"auditId": ["{audit_id}"]},
+    ),
+    "execution_log_legacy": Case(
+        lambda world: endpoints.execution_log_legacy(7, world.audit_id),
+        "GET /plugins/dashboard/rest/v1/flows/console/download",
+        lambda log: "ended: success" in log,
+        True,
+        query={"flowId": ["7"], "auditId": ["{audit_id}"]},
+    ),
     "pause_schedule": Case(
         lambda _: endpoints.pause_schedule(1), "PUT /rest/v1/schedules/1/disable", lambda value: value, None
     ),
@@ -315,10 +337,11 @@ CASES: dict[str, Case] = {
         query={"resourceType": ["flow"], "since": ["2020-01-01T00:00:00Z"], "limit": ["100"], "offset": ["0"]},
     ),
     "audit_events_legacy": Case(
-        lambda _: endpoints.audit_events_legacy(),
+        lambda _: endpoints.audit_events_legacy(with_exceptions=True),
         "GET /plugins/audit/rest/v1/audit",
         lambda events: events[0].action,
         "execute",
+        query={"exception": ["true"]},
     ),
     "create_webhook": Case(
         lambda _: endpoints.create_webhook(WEBHOOK),

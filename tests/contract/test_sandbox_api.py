@@ -622,7 +622,7 @@ def test_scheduled_run_names_its_schedule(etlworks):
     schedule = etlworks.get("/rest/v1/schedules")[0]
     record = etlworks.record(4, audit_id)
     assert (record["eventId"], record["eventName"]) == (schedule["id"], schedule["name"])
-    assert record["user"] == "alice@example.com"
+    assert record["user"] == "scheduler"
     assert etlworks.sandbox.runs(4)[0].event_id == schedule["id"]
 
 
@@ -1016,6 +1016,34 @@ def test_audit_log_is_newest_first(etlworks):
     for _ in range(1100):
         etlworks.sandbox.run_by_user(9)
     assert len(etlworks.get("/plugins/audit/rest/v1/audit")) == 1000
+
+
+def test_audit_log_of_another_release_has_short_keys(make_etlworks):
+    etlworks = make_etlworks(audit_keys="short")
+    etlworks.start(1)
+    for path in ("/rest/v1/audit", "/plugins/audit/rest/v1/audit"):
+        event = etlworks.get(path, limit=1)[0]
+        assert set(event) == {"id", "an", "md", "ur", "tn", "rt", "in", "hip", "cip", "dn", "dt"}
+        assert (event["md"], event["ur"], event["rt"]) == ("execute", "sandbox", True)
+        assert "ex" in etlworks.get(path, exception="true")[0]
+
+
+def test_health_needs_no_credentials(etlworks):
+    etlworks.start(1)
+    health = etlworks.ask("GET", "/health", headers={}).json()
+    assert (health["status"], health["db"]["running.flows"]) == ("UP", 1)
+    assert etlworks.ask("GET", "/health?allNodes=true", headers={}).json()["nodes"] == [health]
+
+
+def test_api_user_may_call_listeners_only(make_etlworks):
+    etlworks = make_etlworks(api_user=True)
+    assert "API User" in etlworks.refused(403, "GET", "/rest/v1/flows")
+    assert etlworks.ask("POST", "/rest/v1/httplistener/orders/new").status_code == 200
+
+
+def test_disabled_api_keys_are_refused(make_etlworks):
+    etlworks = make_etlworks(api_keys=False)
+    assert "disabled" in etlworks.refused(401, "GET", "/rest/v1/flows")
 
 
 @pytest.mark.parametrize("root", ["/rest/v1/httplistener", "/plugins/schedules/rest/v1/httplistener"])
