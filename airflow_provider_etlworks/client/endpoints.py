@@ -366,10 +366,17 @@ def health(*, all_nodes: bool = False) -> Call[Health]:
 
     :param all_nodes: whether all nodes of a cluster are asked.
     """
+
+    def read(value: Any) -> Health:
+        found = Health.from_json(value)
+        if found.status is None:
+            raise EtlworksReplyError("The answer is not a health report: it has no status.")
+        return found
+
     return Call(
         "GET",
         "/health",
-        read_json(Health.from_json),
+        read_json(read),
         query=url_query(allNodes=all_nodes or None),
         idempotent=True,
         from_root=True,

@@ -827,15 +827,6 @@ class EtlworksHook(BaseHook):
         )
         return self.client.send(endpoints.create_webhook(body))
 
-    def basic_credentials(self, conn_id: str) -> tuple[str, str]:
-        """
-        Read Login and Password of a connection, for a listener's Basic authentication.
-
-        :param conn_id: an Airflow connection of any type.
-        :raises EtlworksConfigError: it has no Login or no Password.
-        """
-        return basic_credentials(self.get_connection(conn_id))
-
     def send_to_listener(
         self,
         path: str,
@@ -862,7 +853,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been received.
         :source: developer pages, "User-defined APIs", ``/v1/httplistener/{path}``.
         """
-        basic = None if listener_conn_id is None else self.basic_credentials(listener_conn_id)
+        basic = None if listener_conn_id is None else basic_credentials(self.get_connection(listener_conn_id))
         return self.client.send(
             endpoints.send_to_listener(path, payload, content_type, method=method, query=query, basic=basic)
         )

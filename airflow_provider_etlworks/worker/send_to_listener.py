@@ -14,6 +14,7 @@ from airflow_provider_etlworks.client.models import as_id
 from airflow_provider_etlworks.client.streaming import Body, FileBody
 from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.hooks.clients import urgent_client
+from airflow_provider_etlworks.hooks.connection import basic_credentials
 from airflow_provider_etlworks.runs.find import RunSelector, find_message_run
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.storage import stored_file
@@ -121,7 +122,7 @@ class SendToListenerTask(RunTask):
     def _basic(self) -> tuple[str, str] | None:
         """Return login and password for a listener with Basic authentication."""
         conn_id = self._operator.listener_conn_id
-        return None if conn_id is None else self.hook.basic_credentials(conn_id)
+        return None if conn_id is None else basic_credentials(self.hook.get_connection(conn_id))
 
     def _body(self, opened: ExitStack) -> bytes | Body | None:
         payload, content_type = self._operator.payload, self._operator.content_type
