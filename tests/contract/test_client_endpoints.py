@@ -432,6 +432,24 @@ def test_a_payload_keeps_its_bytes_and_its_type(world: World) -> None:
     assert (sent.body, sent.headers["Content-Type"]) == (b"<a>\xff</a>", "text/xml; charset=latin-1")
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_a_listener_with_basic_is_called_without_the_clients_token(world: World, method: str) -> None:
+    flow = SandboxFlow(11, "Basic", listener="basic", listener_methods=(method,), listener_auth="basic")
+    world.sandbox.add_flow(flow)
+    payload = None if method == "GET" else b"{}"
+    call = endpoints.send_to_listener(
+        "basic", payload, method=method, query={"q": "a b"}, basic=(CREDENTIALS["login"], CREDENTIALS["password"])
+    )
+
+    assert world.drive.send(call)["status"] == "accepted"
+
+    sent = world.sandbox.requests[-1]
+    assert (sent.method, sent.query, sent.body) == (method, {"q": ["a b"]}, payload or b"")
+    assert sent.headers["Authorization"] == "Basic c2FuZGJveDpzYW5kYm94"
+    with pytest.raises(EtlworksApiError):
+        world.drive.send(endpoints.send_to_listener("basic", method=method))
+
+
 @pytest.mark.parametrize("code", [401, 429])
 def test_a_payload_is_sent_once_whatever_status_its_flow_chooses(world: World, code: int) -> None:
     path = "/rest/v1/httplistener/orders/new%20one"
