@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from airflow.dag_processing.dagbag import DagBag
     from airflow.sdk import (
         Asset,
         BaseHook,
@@ -70,6 +71,7 @@ __all__ = [
     "BaseOperator",
     "BaseOperatorLink",
     "BaseSensorOperator",
+    "DagBag",
     "ObjectStoragePath",
     "PokeReturnValue",
     "TaskGroup",
@@ -89,6 +91,7 @@ _IMPORTED_LATE = {
     "Asset": ("airflow.sdk:Asset", "airflow.datasets:Dataset"),
     "BaseHook": ("airflow.sdk.bases.hook:BaseHook", "airflow.hooks.base:BaseHook"),
     "BaseSensorOperator": ("airflow.sdk.bases.sensor:BaseSensorOperator", "airflow.sensors.base:BaseSensorOperator"),
+    "DagBag": ("airflow.dag_processing.dagbag:DagBag", "airflow.models.dagbag:DagBag"),
     "ObjectStoragePath": ("airflow.sdk:ObjectStoragePath", "airflow.io.path:ObjectStoragePath"),
     "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
     "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),

@@ -139,7 +139,7 @@ def test_airflow_commands_parse() -> None:
 def test_every_command_option_is_documented() -> None:
     (group,) = get_etlworks_cli_commands()
     flags = {flag for command in group.subcommands for argument in command.args for flag in argument.flags}
-    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
+    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"] + GUIDES["adopt.md"]))
     assert shown - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
 
 
