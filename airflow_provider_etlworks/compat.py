@@ -77,6 +77,7 @@ __all__ = [
     "TaskGroup",
     "approval_task",
     "conf",
+    "dag_schedule",
     "get_xcom",
     "is_in_mapped_task",
     "let_commands_read_connections",
@@ -224,6 +225,15 @@ def let_commands_read_connections() -> None:
     Without it, Airflow 3.2 and later (which have our commands) search only the environment and the secrets backends.
     """
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+
+
+def dag_schedule(context: Context) -> str:
+    """Return the schedule of a task's DAG, for people."""
+    timetable = getattr(context.get("dag"), "timetable", None)
+    if timetable is None or not getattr(timetable, "can_be_scheduled", True):
+        return "none"
+    # On Airflow 3, the timetables of the Task SDK have no summary.
+    return str(getattr(timetable, "summary", None) or getattr(timetable, "expression", None) or timetable)
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:

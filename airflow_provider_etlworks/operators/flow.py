@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AUDIT_ID_KEY", "EtlworksHttpListenerOperator", "EtlworksRunFlowOperator"]
 
 _ON_ALREADY_RUNNING = ("fail", "wait", "attach", "skip")
+_ON_ETLWORKS_SCHEDULE = ("warn", "fail", "ignore")
 
 
 class EtlworksRunFlowOperator(RunOperator):
@@ -56,6 +57,10 @@ class EtlworksRunFlowOperator(RunOperator):
     :param on_already_running: what to do if another run of the flow is going, as Etlworks allows one at a time:
         ``"fail"``; ``"wait"`` until it ends, then start ours; ``"attach"``: follow that run, and never stop it;
         ``"skip"`` the task.
+    :param on_etlworks_schedule: what to do if the flow also has a schedule in Etlworks that is on, since Etlworks does
+        not start its scheduled runs while ours is going: ``"warn"`` in the log, ``"fail"`` before anything is started,
+        or ``"ignore"`` and do not ask. It takes one request, and the role Editor; without it, ``"warn"`` says that it
+        is not known.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
         deferred, this takes Airflow 3.3 or later.
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
@@ -95,6 +100,7 @@ class EtlworksRunFlowOperator(RunOperator):
         patience: float | timedelta = DEFAULT_PATIENCE,
         fail_on_warning: bool = False,
         on_already_running: str = "fail",
+        on_etlworks_schedule: str = "warn",
         cancel_on_kill: bool = True,
         log_lines: int = 200,
         durable: bool = True,
@@ -117,6 +123,7 @@ class EtlworksRunFlowOperator(RunOperator):
         self.parameters = parameters
         self.run_options = run_options
         self.on_already_running = on_already_running
+        self.on_etlworks_schedule = on_etlworks_schedule
         self.durable = durable
         self._check_arguments()
 
@@ -133,3 +140,6 @@ class EtlworksRunFlowOperator(RunOperator):
         if self.on_already_running not in _ON_ALREADY_RUNNING:
             allowed = ", ".join(map(repr, _ON_ALREADY_RUNNING))
             raise ValueError(f"{self.task_id}: on_already_running is {self.on_already_running!r}; it is {allowed}.")
+        if self.on_etlworks_schedule not in _ON_ETLWORKS_SCHEDULE:
+            allowed = ", ".join(map(repr, _ON_ETLWORKS_SCHEDULE))
+            raise ValueError(f"{self.task_id}: on_etlworks_schedule is {self.on_etlworks_schedule!r}; it is {allowed}.")

@@ -15,6 +15,7 @@ from airflow_provider_etlworks.runs.reconcile import RunKey
 from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
+from airflow_provider_etlworks.worker.etlworks_schedule import check_etlworks_schedule
 from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 from airflow_provider_etlworks.worker.state import Phase
@@ -33,6 +34,7 @@ class RunFlowArguments(RunArguments, Protocol):
     parameters: Mapping[str, Any] | None
     run_options: Mapping[str, Any] | None
     on_already_running: str
+    on_etlworks_schedule: str
     durable: bool
 
 
@@ -187,6 +189,9 @@ class RunFlowTask(RunTask):
     def _start(self) -> tuple[RunRef, bool]:
         """Start the flow; return the run, and whether it is ours."""
         starter = self._starter
+        with fail_without_retry_on_config_error():
+            policy = self._operator.on_etlworks_schedule
+            check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
         names = ", ".join(sorted(starter.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", starter.flow_id, self.hook.settings.root_url, names)
         started = self.hook.client.run(starter.start())

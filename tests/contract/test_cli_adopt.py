@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,14 +86,14 @@ def unparsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "check_dag_file", lambda text, _: compile(text, "adopted.py", "exec"))
 
 
-def add_schedule(etlworks: Sandbox, **body: Any) -> int:
+def add_schedule(**body: Any) -> int:
     with EtlworksClient(EtlworksHook().settings) as client:
         created = client.send(endpoints.create_schedule({"name": "Another", **body}))
     assert created.id is not None
     return created.id
 
 
-def switch(etlworks: Sandbox, schedule_id: int, *, on: bool) -> None:
+def switch(schedule_id: int, *, on: bool) -> None:
     """Turn a schedule on or off, as a person does in Etlworks."""
     change = endpoints.resume_schedule if on else endpoints.pause_schedule
     with EtlworksClient(EtlworksHook().settings) as client:
@@ -174,7 +176,7 @@ def test_flow_without_schedules_writes_nothing(etlworks: Sandbox, command: Calla
 
 @pytest.mark.usefixtures("unparsed")
 def test_schedule_that_is_off_is_left_out(etlworks: Sandbox, command: Callable[..., Done]) -> None:
-    switch(etlworks, 1, on=False)
+    switch(1, on=False)
     done = command("adopt", "--all")
     assert "flow_id=1," not in done.out
     assert "off in Etlworks" in done.err
@@ -182,7 +184,7 @@ def test_schedule_that_is_off_is_left_out(etlworks: Sandbox, command: Callable[.
 
 @pytest.mark.usefixtures("unparsed")
 def test_clock_changes_are_accepted_only_if_asked(etlworks: Sandbox, command: Callable[..., Done]) -> None:
-    add_schedule(etlworks, flowId=4, schedule="0 30 2 * * ?")
+    add_schedule(flowId=4, schedule="0 30 2 * * ?")
     words = ["adopt", "--flow", "4", "--timezone", "Europe/Berlin"]
     strict = command(*words)
     assert "schedule=None" in strict.out
@@ -195,7 +197,7 @@ def test_clock_changes_are_accepted_only_if_asked(etlworks: Sandbox, command: Ca
 
 @pytest.mark.usefixtures("unparsed")
 def test_schedules_with_the_same_times_share_a_dag(etlworks: Sandbox, command: Callable[..., Done]) -> None:
-    add_schedule(etlworks, flowId=4, schedule="0 0 4 ? * *")
+    add_schedule(flowId=4, schedule="0 0 4 ? * *")
     done = command("adopt", "--flow", "1", "--flow", "4", "--one-dag-per-time")
     assert done.out.count("with DAG(") == 1
     assert done.out.count("EtlworksRunFlowOperator(") == 2
@@ -230,6 +232,32 @@ def test_file_that_airflow_does_not_accept_is_not_written(
     assert are_on(etlworks) == [1, 2, 3]
 
 
+def test_dags_of_forty_schedules_run(
+    etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(36):
+        times = ["45", "120", "0 0 4 ? * 6#3", f"0 {number} 4 ? * FRI-MON"][number % 4]
+        add_schedule(flowId=number % 4 + 1, name=f"Night {number % 9}", schedule=times, retries=number % 3)
+    add_schedule(flowId=4, schedule="0 0/15 * * * ?", emailFailure=True, emails="a@example.com b@example.com")
+    home = tmp_path / "home"
+    file = home / "dags" / "adopted.py"
+    done = command("adopt", "--all", "--output", file)
+    assert done.code == 0
+    assert "40 DAGs" in done.err
+    monkeypatch.setenv("AIRFLOW_HOME", str(home))
+    monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+    script = f"""
+from airflow_provider_etlworks.compat import DagBag
+bag = DagBag({str(file)!r})
+assert len(bag.dags) == 40, bag.import_errors
+assert bag.dags["etlworks_schedule_of_orders"].test().state == "success"
+"""
+    for words in (["-m", "airflow", "db", "migrate"], ["-c", script]):
+        ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout[-3_000:] + ended.stderr[-3_000:]
+    assert [each.status for each in etlworks.runs(1)] == ["success"]
+
+
 # --- Pause and release ----------------------------------------------------------------------------------------------
 
 
@@ -253,7 +281,7 @@ def test_pause_turns_off_what_the_file_starts_and_release_turns_it_on(
 def test_release_leaves_off_what_others_turned_off(
     etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path
 ) -> None:
-    switch(etlworks, 2, on=False)
+    switch(2, on=False)
     file = tmp_path / "dags.py"
     command("adopt", "--all", "--output", file, "--pause")
     assert recorded(file) == [1]
@@ -267,7 +295,7 @@ def test_release_leaves_alone_what_others_turned_on(
 ) -> None:
     file = tmp_path / "dags.py"
     command("adopt", "--all", "--output", file, "--pause")
-    switch(etlworks, 1, on=True)
+    switch(1, on=True)
     done = command("release", file)
     assert "Schedule 1 is on already." in done.err
     assert [each.path for each in etlworks.requests if each.path.endswith("/enable")][-1] == f"{LIST}/2/enable"

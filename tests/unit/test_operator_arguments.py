@@ -34,6 +34,7 @@ USED_ON_THE_WORKER = {
     "parameters": "part of the start",
     "run_options": "part of the start",
     "on_already_running": "part of the start",
+    "on_etlworks_schedule": "asked before the start",
     "durable": "decides about the start",
     "wait_for_completion": "without it nothing is deferred",
     "deferrable": "has been decided then",
