@@ -7,6 +7,7 @@ of one line.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def dag_file(dags: Sequence[PlannedDag], *, source: str, conn_id: str, zone: str
     :param source: the address of the Etlworks that the schedules come from.
     :param conn_id: the Airflow connection of the tasks.
     :param zone: the name of the time zone in which Etlworks reads its schedules.
-    :param now: the present time, in that zone: its day is the DAGs' start date.
+    :param now: the present time, in that zone: the DAGs' start date.
     """
     sources = [task.adoption.source for dag in dags for task in dag.tasks]
     crons = any(isinstance(dag.schedule, CronSchedule) for dag in dags)
@@ -87,12 +88,19 @@ def dag_file(dags: Sequence[PlannedDag], *, source: str, conn_id: str, zone: str
     if timetables:
         lines.append(f"from airflow.timetables.trigger import {', '.join(timetables)}")
     lines += ["from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator", ""]
-    lines += [f"START_DATE = pendulum.datetime({now.year}, {now.month}, {now.day}, tz={literal(zone)})"]
+    moment = f"{now.year}, {now.month}, {now.day}, {now.hour}, {now.minute}"
+    # At midnight, Airflow would repeat what Etlworks has started today.
+    lines += [f"START_DATE = pendulum.datetime({moment}, tz={literal(zone)})"]
     if emails:
         lines += ["", "", *_SEND_EMAIL.rstrip("\n").split("\n")]
     for dag in dags:
         lines += ["", "", *_dag(dag, conn_id)]
     return "\n".join(lines) + "\n"
+
+
+def without_dates(text: str) -> str:
+    """Return the text of a DAG file without when it was written."""
+    return re.sub(r"START_DATE = .*|on \d{4}-\d\d-\d\d\.", "", text)
 
 
 def literal(text: str) -> str:

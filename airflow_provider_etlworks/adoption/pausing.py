@@ -56,18 +56,16 @@ class File(Protocol):
 @dataclass
 class PausedSchedule:
     """
-    A schedule that we paused, or are about to.
+    A schedule that we paused, or were about to pause when the command was interrupted.
 
     :ivar id: its id.
-    :ivar flow_id: its flow.
+    :ivar flow_id: its flow, for people.
     :ivar name: its name, for people.
-    :ivar certain: whether Etlworks has confirmed that it is off.
     """
 
     id: int
     flow_id: int | None
     name: str | None
-    certain: bool = False
 
 
 @dataclass
@@ -99,8 +97,7 @@ class PauseRecord:
         try:
             value: Any = json.loads(content)
             paused = [
-                PausedSchedule(int(each["id"]), as_int(each["flow_id"]), each["name"], bool(each["certain"]))
-                for each in value["schedules"]
+                PausedSchedule(int(each["id"]), as_int(each["flow_id"]), each["name"]) for each in value["schedules"]
             ]
             return cls(file, str(value["etlworks"]), str(value["conn_id"]), {each.id: each for each in paused})
         except (ValueError, KeyError, TypeError) as error:
@@ -133,36 +130,35 @@ class Switched:
     in_doubt: dict[int, str] = field(default_factory=dict)
 
 
-def pause(schedules: Schedules, wanted: Iterable[int], record: PauseRecord, log: Log) -> Switched:
+def pause(schedules: Schedules, adopted: Iterable[Schedule], record: PauseRecord, log: Log) -> Switched:
     """
     Turn schedules off, and record those that were on.
 
     :param schedules: the hook.
-    :param wanted: their ids.
+    :param adopted: the schedules, as they were translated. One that was changed since then is left as it is.
     :param record: receives them. Those that it has already stay in it.
     :param log: receives a line about each schedule that is left as it is.
     """
     known = _read(schedules)
     switched = Switched()
     sent: dict[int, str | None] = {}
-    for each in wanted:
+    for translated in adopted:
+        each = translated.id or 0
         schedule = known.get(each)
-        if schedule is None or schedule.enabled is None:
-            missing = "it does not exist any more" if schedule is None else "Etlworks does not say whether it is on"
-            switched.failed[each] = missing
+        if schedule is None:
+            switched.failed[each] = "it does not exist any more"
+        elif (schedule.schedule, schedule.flow_id) != (translated.schedule, translated.flow_id):
+            switched.failed[each] = "it was changed meanwhile, so the DAG file is out of date"
+        elif schedule.enabled is None:
+            switched.failed[each] = "Etlworks does not say whether it is on"
         elif schedule.enabled:
             record.schedules[each] = PausedSchedule(each, schedule.flow_id, schedule.name)
             record.save()
             sent[each] = _send(schedules.pause_schedule, each)
-        elif each in record.schedules:
-            # An earlier command was interrupted.
-            record.schedules[each].certain = True
-            record.save()
-        else:
+        elif each not in record.schedules:
             log.info("Schedule %s is off already. It is not recorded, so a release leaves it off.", each)
     for each, error, is_on in _read_again(schedules, sent):
         if is_on is False or (is_on is None and error is None):
-            record.schedules[each].certain = True
             switched.done.append(each)
         elif is_on and error is not None:
             del record.schedules[each]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 from airflow_provider_etlworks.adoption.airflow_times import airflow_times
-from airflow_provider_etlworks.adoption.dag_file import dag_file
+from airflow_provider_etlworks.adoption.dag_file import dag_file, without_dates
 from airflow_provider_etlworks.adoption.parse_check import check_dag_file
 from airflow_provider_etlworks.adoption.pausing import RECORD_ENDING, PauseRecord, Switched
 from airflow_provider_etlworks.adoption.pausing import pause as pause_schedules
@@ -358,6 +358,9 @@ def adopt(args: Namespace) -> ExitCode:
     if args.pause and not args.output:
         print_status("airflow etlworks adopt: --pause takes --output, since the file must be there first.")
         return ExitCode.USAGE
+    if args.output and not args.output.endswith(".py"):
+        print_status("airflow etlworks adopt: --output must end with .py, or Airflow does not read the file.")
+        return ExitCode.USAGE
     hook, zone = EtlworksHook(args.conn_id), ZoneInfo(args.timezone)
     record = _pause_record(args.output, hook) if args.output else None
     now = datetime.fromtimestamp(int(hook.client.clock.time()), zone)
@@ -390,9 +393,9 @@ def adopt(args: Namespace) -> ExitCode:
     _write_dag_file(args.output, text, force=args.force)
     print_status(f"Wrote {args.output}: {len(dags)} DAGs.")
     if not args.pause:
-        print_status("Etlworks's schedules are still on. To turn them off, give --pause.")
+        print_status("Etlworks's schedules are as they were. To turn them off, give --pause.")
         return ExitCode.SUCCESS
-    scheduled = [each.source.id for each in adoptions if each.schedule and each.source.id is not None]
+    scheduled = [each.source for each in adoptions if each.schedule]
     try:
         with spinner("Turning the schedules off in Etlworks"):
             switched = pause_schedules(hook, scheduled, record, log)
@@ -460,10 +463,10 @@ def _report_times(args: Namespace, dags: list[PlannedDag]) -> None:
 
 
 def _write_dag_file(path: str, text: str, *, force: bool) -> None:
-    """Write the file. One that has this text already is left as it is: an interrupted command can be repeated."""
+    """Write the file. One that differs only in its dates is left as it is: an interrupted command can be repeated."""
     file = SharedLocalFile(path)
     present = file.read()
-    if present == text.encode():
+    if present is not None and without_dates(present.decode("utf-8", "replace")) == without_dates(text):
         return
     if present is not None and not force:
         raise EtlworksConfigError(f"{path} exists. To overwrite it, give --force.")

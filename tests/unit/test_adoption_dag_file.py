@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pendulum
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +89,21 @@ def test_file_with_nothing_but_crons_imports_nothing_else() -> None:
     assert "send_email" not in text
     assert "etlworks_conn_id" not in text
     assert "etlworks_conn_id='a\"b'," in write(named("Orders"), conn_id='a"b')
+
+
+def test_first_run_is_not_one_that_etlworks_has_started() -> None:
+    """Airflow computes the first run of a new DAG from its start date."""
+    from airflow.timetables.base import TimeRestriction
+    from airflow.timetables.trigger import CronTriggerTimetable
+
+    text = write(named("Orders"), now=NOW.astimezone(ZONE))
+    (moment,) = re.findall(r"pendulum\.datetime\((.*), tz=", text)
+    start = pendulum.datetime(*map(int, moment.split(", ")), tz=ZONE.key)
+    info = CronTriggerTimetable("0 4 * * *", timezone="UTC").next_dagrun_info(
+        last_automated_data_interval=None, restriction=TimeRestriction(earliest=start, latest=None, catchup=True)
+    )
+    assert info is not None
+    assert info.run_after == datetime(2026, 11, 28, 4, tzinfo=timezone.utc)
 
 
 def test_differences_when_clocks_change_take_an_acceptance() -> None:
