@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
+from airflow_provider_etlworks.client.call import basic_token
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksError,
@@ -56,6 +57,8 @@ _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     """Return the headers that a call has besides :data:`COMMON_HEADERS`."""
     headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+    if call.basic is not None:
+        headers["Authorization"] = f"Basic {basic_token(*call.basic)}"
     if call.content_type is not None:
         headers["Content-Type"] = call.content_type
     return headers
@@ -151,7 +154,7 @@ class Exchange:
                 f"The response to {call} was not complete after {self.time_limit:g} s. "
                 "The server may have processed the request."
             )
-        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
+        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", (*settings.secrets, *call.secrets))
         conclusion = "The server may have received it." if self.sent else "It did not reach the server."
         return EtlworksUnreachable(
             f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",

@@ -8,9 +8,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
-# A connection test answers within 15 s: a log-in and a call, each of which may use up all three.
-_TEST_CONNECT_TIMEOUT = 3.0
-_TEST_READ_TIMEOUT = 4.0
 # Seconds beyond the read time-out for a whole response, so that one that arrives byte by byte ends in time, too.
 _SHORT_OVERTIME = 0.5
 # A task that is killed has about five seconds left.
@@ -45,8 +42,9 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     )
 
 
-def test_client(settings: ClientSettings) -> EtlworksClient:
-    """Return a client for the connection test, which answers within 15 s."""
+def test_client(settings: ClientSettings, seconds: float) -> EtlworksClient:
+    """Return a client for the connection test, which has so many seconds for a log-in and a call."""
+    each = seconds / 2 - _SHORT_OVERTIME
     return standard_client(
-        settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+        settings.with_timeouts(connect=each * 3 / 7, read=each * 4 / 7, max_overtime=_SHORT_OVERTIME)
     )

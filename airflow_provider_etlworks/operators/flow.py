@@ -41,6 +41,9 @@ class EtlworksRunFlowOperator(RunOperator):
     :param parameters: the flow's parameters, a flat mapping. Numbers become their digits, booleans ``true`` or
         ``false``, dates and times ISO 8601, UUIDs and paths their text; lists, mappings, ``None`` and NaN are refused.
         (templated)
+    :param parameter_names: the only names that ``parameters`` may have once it is rendered; a text is one name. Others
+        fail the task before anything is sent. In Etlworks, parameters are global variables too, which can fill in the
+        settings of connections: give it if ``parameters`` comes from ``dag_run.conf``. Default: all names.
     :param run_options: parameters of the start call's URL, for options such as parallel runs of one flow, whose names
         Etlworks does not document publicly. (templated)
     :param etlworks_conn_id: the Airflow connection. (templated)
@@ -91,6 +94,7 @@ class EtlworksRunFlowOperator(RunOperator):
         flow_id: int | str | None = None,
         flow_name: str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        parameter_names: Sequence[str] | str | None = None,
         run_options: Mapping[str, Any] | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
@@ -121,6 +125,7 @@ class EtlworksRunFlowOperator(RunOperator):
         self.flow_id = flow_id
         self.flow_name = flow_name
         self.parameters = parameters
+        self.parameter_names = (parameter_names,) if isinstance(parameter_names, str) else parameter_names
         self.run_options = run_options
         self.on_already_running = on_already_running
         self.on_etlworks_schedule = on_etlworks_schedule
@@ -137,9 +142,16 @@ class EtlworksRunFlowOperator(RunOperator):
         if (self.flow_id is None) == (self.flow_name is None):
             given = "both are" if self.flow_id is not None else "neither is"
             raise ValueError(f"{self.task_id}: give exactly one of flow_id and flow_name; {given} given.")
+        names = self.parameter_names
+        if names is not None and not (isinstance(names, (list, tuple, set, frozenset)) and all(map(_is_name, names))):
+            raise ValueError(f"{self.task_id}: parameter_names is {names!r}; it is a list of names.")
         if self.on_already_running not in _ON_ALREADY_RUNNING:
             allowed = ", ".join(map(repr, _ON_ALREADY_RUNNING))
             raise ValueError(f"{self.task_id}: on_already_running is {self.on_already_running!r}; it is {allowed}.")
         if self.on_etlworks_schedule not in _ON_ETLWORKS_SCHEDULE:
             allowed = ", ".join(map(repr, _ON_ETLWORKS_SCHEDULE))
             raise ValueError(f"{self.task_id}: on_etlworks_schedule is {self.on_etlworks_schedule!r}; it is {allowed}.")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)

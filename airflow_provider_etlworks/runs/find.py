@@ -190,7 +190,7 @@ class RunWaiter:
 
     def _is_over(self, execution: Execution, now: float) -> bool:
         """Whether the run has ended, and Etlworks's scheduler will not repeat it any more."""
-        by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.event_id is not None
+        by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.is_scheduled
         if by_schedule and execution.ended_at is not None:
             # If the clocks differ by more than the grace, they say nothing.
             return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
@@ -202,7 +202,7 @@ class RunWaiter:
         if isinstance(error, EtlworksNotFound):
             since = self.outage.missing_since = self.outage.missing_since or now
             if now - since > VISIBILITY_GRACE:
-                detail = f"Etlworks has no record of it. {error}"
+                detail = f"Etlworks has no record of it. Was it deleted by the server's maintenance? {error}"
                 return FollowResult(Ending.LOST_TOUCH, detail=detail, error=error)
         return self._on_unreadable(str(error), now)
 

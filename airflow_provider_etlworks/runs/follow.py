@@ -222,7 +222,9 @@ class RunPoller:
             if self._missing_since is None:
                 self._missing_since = now
             if self._missing >= _POLLS_BEFORE_GONE and now - self._missing_since >= VISIBILITY_GRACE:
-                return FollowResult(Ending.LOST_TOUCH, self.execution, f"The run's record is gone. {error}", error)
+                is_old = self.execution is not None or now - self._began > _STUCK_AFTER
+                why = "The run's record is gone." + (" Was it deleted by the server's maintenance?" if is_old else "")
+                return FollowResult(Ending.LOST_TOUCH, self.execution, f"{why} {error}", error)
         self._faults += 1
         if now >= self._next_fault_line:
             self._next_fault_line = now + _FAULT_LINE_EVERY
@@ -268,9 +270,13 @@ class RunPoller:
             self._heartbeat = min(self._heartbeat * 2, _LONGEST_HEARTBEAT)
             self._next_heartbeat = now + self._heartbeat
             self._log.info("Run %s is still %s (after %s).", self._audit_id, execution.status, _duration(age))
-        if age > _STUCK_AFTER and not self._stuck_logged:
+        if age > _STUCK_AFTER and not self._stuck_logged and not execution.is_terminal:
             self._stuck_logged = True
-            self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
+            self._log.warning(
+                "Run %s has been going for more than a day. Is it stuck? A server that crashed leaves runs that say "
+                '"running" until an administrator starts the maintenance task "Clean running state".',
+                self._audit_id,
+            )
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -60,6 +61,7 @@ class _ListedRun(msgspec.Struct, rename="camel", gc=False):
     audit_id: Any = None
     flow_id: Any = None
     status: Any = None
+    started: Any = None
     ended: Any = None
 
 
@@ -73,15 +75,17 @@ class DayListing:
     """
     The runs of all flows of one day: ``/v1/metrics/executions``.
 
-    :ivar days_ago: 0 is the server's today.
+    :ivar day: a date of the tenant's time zone; or how many days ago, 0 for the server's today, if the server takes no
+        dates.
     """
 
-    days_ago: int
+    day: date | int
     title: ClassVar[str] = "the list of a day's runs"
 
     def call(self, _: int) -> Call[list[_ListedFlow | None]]:
         """Return the call that reads the list."""
-        call = endpoints.executions_of_day(self.days_ago)
+        day = self.day
+        call = endpoints.executions_of_day(day) if isinstance(day, int) else endpoints.executions_of_day(date=day)
         return _read_with(lambda answer: _decode(answer, list[_ListedFlow | None]), call)
 
 
@@ -108,6 +112,86 @@ class FlowHistoryListing:
 Listing = DayListing | FlowHistoryListing
 
 
+# What local time is ahead of UTC at the most eastern and at the most western place, and by how much it is put forward.
+_EASTERNMOST = 14 * 3600.0
+_WESTERNMOST = -12 * 3600.0
+_SUMMER_TIME = 3600.0
+_DAY = 86_400.0
+
+
+class Days:
+    """
+    Which day's list contains a run. The days are those of the tenant's time zone, which no answer names.
+
+    Each run of a day's list narrows down where that day begins. Summer time moves it by an hour, so that both days
+    count for an hour around the boundary; a list that contradicts what was learned makes it start over.
+
+    :param clock: gives the time.
+    :ivar takes_dates: whether the server takes dates, as newer ones do. Otherwise days are counted back from today.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.takes_dates = True
+        # Seconds that local time is ahead of UTC: at least, and less than.
+        self._ahead = (_WESTERNMOST, _EASTERNMOST)
+
+    def between(self, since: float, until: float) -> list[DayListing]:
+        """
+        Return the lists that together contain all runs that started between two moments.
+
+        :param since: Unix time, at most a day before ``until``.
+        :param until: Unix time.
+        """
+        if not self.takes_dates:
+            return [DayListing(0), DayListing(1)]
+        least, most = self._ahead
+        first, last = _date(since + least - _SUMMER_TIME), _date(until + most + _SUMMER_TIME)
+        return [DayListing(first + timedelta(days=each)) for each in range((last - first).days + 1)]
+
+    def candidates(self, started: datetime | None) -> list[date | int]:
+        """
+        Return the days whose list may contain a run, the likeliest first.
+
+        :param started: when it started; ``None`` if that is not known, such as just now.
+        """
+        now = self._clock.time()
+        at = now if started is None else started.timestamp()
+        if not self.takes_dates:
+            days_ago = (_date(now) - _date(at)).days
+            # The server's day may begin hours before ours, or after.
+            return [each for each in (days_ago, days_ago + 1, days_ago - 1) if each >= 0]
+        least, most = self._ahead
+        likely = min(max(0.0, least), most)
+        return list(dict.fromkeys(map(_date, (at + likely, at + least - _SUMMER_TIME, at + most + _SUMMER_TIME))))
+
+    def learn(self, day: date, starts: Iterable[int]) -> None:
+        """
+        Learn where days begin from the list of one.
+
+        :param day: the day.
+        :param starts: when the runs in it started, in Unix milliseconds.
+        """
+        begins = datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp()
+        moments = [each / 1000 for each in starts]
+        # A run of another day is listed, too, if it was still going: it shows nothing.
+        moments = [each for each in moments if _WESTERNMOST - _DAY < begins - each <= _EASTERNMOST]
+        if not moments:
+            return
+        least, most = begins - min(moments), begins + _DAY - max(moments)
+        for known in (self._ahead, (_WESTERNMOST, _EASTERNMOST)):
+            ahead = max(known[0], least), min(known[1], most)
+            if ahead[0] < ahead[1]:
+                break
+        else:
+            ahead = (_WESTERNMOST, _EASTERNMOST)
+        self._ahead = ahead
+
+
+def _date(moment: float) -> date:
+    return datetime.fromtimestamp(moment, timezone.utc).date()
+
+
 def read_listing(
     listing: Listing, breaker: ListingBreaker, watched: int = 0
 ) -> Procedure[Iterator[tuple[RunKey, bool]]]:
@@ -129,7 +213,20 @@ def read_listing(
         breaker.record_failure(listing, error)
         raise
     breaker.record_success(listing)
+    if isinstance(listing, DayListing) and isinstance(listing.day, date):
+        return _learning(breaker.days, listing.day, flows)
     return listed_runs(flows)
+
+
+def _learning(days: Days, day: date, flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
+    """Yield as :func:`listed_runs` does, and learn from all of it where the day begins."""
+    starts: list[int] = []
+    for flow in flows:
+        runs = (flow.executions if flow is not None else None) or ()
+        of_flow = [run.started for run in runs if run is not None and type(run.started) is int and run.started > 0]
+        starts += (min(of_flow), max(of_flow)) if of_flow else ()
+        yield from listed_runs([flow])
+    days.learn(day, starts)
 
 
 def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
@@ -162,7 +259,7 @@ class Watched(Protocol):
     """
 
     flow_id: int
-    day: int | None
+    day: date | int | None
     interval: float
     poll_interval: float
 
@@ -196,7 +293,7 @@ def choose_listings(
     :param is_usable: whether a list can be used at present.
     :return: the lists. Runs in none are polled one by one.
     """
-    days: dict[int | None, list[WatchedT]] = defaultdict(list)
+    days: dict[date | int | None, list[WatchedT]] = defaultdict(list)
     for run in runs:
         days[run.day].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
@@ -253,9 +350,11 @@ class ListingBreaker:
 
     :param clock: gives the time.
     :param log: receives that line.
+    :ivar days: which day's list contains a run.
     """
 
     def __init__(self, clock: Clock, log: Log) -> None:
+        self.days = Days(clock)
         self._clock = clock
         self._log = log
         self._unusable_until: dict[type[Listing], float] = {}
@@ -272,6 +371,13 @@ class ListingBreaker:
 
     def record_failure(self, listing: Listing, error: Exception) -> None:
         """Record that a list could not be read. A single transient fault has no consequence."""
+        is_by_date = isinstance(listing, DayListing) and isinstance(listing.day, date)
+        if is_by_date and isinstance(error, EtlworksBadRequest) and self.days.takes_dates:
+            self._log.info(
+                "The server takes no date for %s; days are counted back from today. %s", listing.title, error
+            )
+            self.days.takes_dates = False
+            return
         failures = self._failures[type(listing)]
         self._failures[type(listing)] += 1
         if isinstance(error, _REFUSALS):

@@ -12,7 +12,6 @@ import contextvars
 import heapq
 import logging
 from collections import OrderedDict, deque
-from datetime import datetime, timezone
 from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -33,9 +32,11 @@ from airflow_provider_etlworks.runs.listings import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from datetime import date
 
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
+    from airflow_provider_etlworks.runs.listings import Days
     from airflow_provider_etlworks.runs.types import RunRef
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ class RunItem(PollItem, Generic[SubscriberT]):
         self.interval = self.poll_interval = interval
         self.polled_at = self.fresh_until = self.listed_at = _NEVER
         self.reported_done = False
-        self.day: int | None = None
+        self.day: date | int | None = None
         self.unlisted: dict[Listing, float] | None = None
 
     @property
@@ -144,25 +145,21 @@ class RunItem(PollItem, Generic[SubscriberT]):
         """Whether its flow's history is expected to contain it."""
         return not self.unlisted or FlowHistoryListing(self.flow_id) not in self.unlisted
 
-    def update(self, now: float, today: datetime) -> None:
+    def update(self, now: float, days: Days) -> None:
         """Recompute, as time has passed, how often it is polled, and which day's list should contain it."""
         pollers = [each.poller for each in self.subscribers]
         self.interval = min([poller.interval(now) for poller in pollers])
         self.poll_interval = min([poller.poll_interval for poller in pollers])
         if self.unlisted:
             self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
-        if self.day is None or (self.unlisted and DayListing(self.day) in self.unlisted):
-            self.day = self._likely_day(today)
+        is_outdated = isinstance(self.day, int) == days.takes_dates
+        if self.day is None or is_outdated or (self.unlisted and DayListing(self.day) in self.unlisted):
+            self.day = self._likely_day(days)
 
-    def _likely_day(self, today: datetime) -> int | None:
+    def _likely_day(self, days: Days) -> date | int | None:
         execution = self.subscribers[0].poller.execution
-        started = execution.started_at if execution else None
-        days_ago = 0 if started is None else (today.date() - started.date()).days
-        # The server's day may begin hours before ours, or after.
-        for day in (days_ago, days_ago + 1, days_ago - 1):
-            if day >= 0 and not (self.unlisted and DayListing(day) in self.unlisted):
-                return day
-        return None
+        candidates = days.candidates(execution.started_at if execution else None)
+        return next((day for day in candidates if not (self.unlisted and DayListing(day) in self.unlisted)), None)
 
 
 class ListingItem(PollItem, Generic[SubscriberT]):
@@ -419,7 +416,7 @@ class PollQueue(Generic[SubscriberT]):
     ) -> None:
         run.listed_at = asked_at
         if isinstance(item.listing, DayListing):
-            run.day = item.listing.days_ago
+            run.day = item.listing.day
         if going:
             run.fresh_until = asked_at + _COVERS * max(run.interval, item.interval)
             return
@@ -432,9 +429,8 @@ class PollQueue(Generic[SubscriberT]):
     def _choose_listings(self, now: float) -> None:
         """Choose the lists that save the most requests."""
         self._choose_at = now + _CHOOSE_EVERY
-        today = datetime.fromtimestamp(self._clock.time(), timezone.utc)
         for run in self._runs.values():
-            run.update(now, today)
+            run.update(now, self.breaker.days)
         chosen = choose_listings(self._runs.values(), self.breaker.is_available)
         for listing in self._listings.keys() - chosen.keys():
             self._drop(self._listings.pop(listing), now)

@@ -39,6 +39,7 @@ from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from airflow_provider_etlworks.client.call import Page
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Log, Procedure
@@ -268,6 +269,15 @@ class RunStarter:
             )
         except EtlworksNotFound:
             return None
+        if audit_id is None and other is not None and not other.occupies_flow:
+            # Runs of schedules may overlap: an older one may still be going.
+            try:
+                page: Page[Execution] = yield endpoints.execution_history(self.flow_id).first()
+            except EtlworksError as error:
+                self.log.warning("Cannot search for the run that occupies flow %s. %s", self.flow_id, error)
+                return None
+            going = (run for run in page.items if run.occupies_flow)
+            return max(going, key=lambda run: run.audit_id, default=None)
         return other if other is not None and other.occupies_flow else None
 
     def _waits_for(self, other: Execution | None) -> bool:

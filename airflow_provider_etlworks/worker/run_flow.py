@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,6 +32,7 @@ class RunFlowArguments(RunArguments, Protocol):
     flow_id: int | str | None
     flow_name: str | None
     parameters: Mapping[str, Any] | None
+    parameter_names: Sequence[str] | None
     run_options: Mapping[str, Any] | None
     on_already_running: str
     on_etlworks_schedule: str
@@ -67,7 +68,7 @@ class RunFlowTask(RunTask):
     def run(self) -> dict[str, Any]:
         """Start the flow, or reattach to the run of an earlier try, and follow the run."""
         with fail_without_retry_on_config_error():
-            parameters = flat_parameters(self._operator.parameters)
+            parameters = flat_parameters(self._operator.parameters, self._operator.parameter_names)
             options = self._checked_options()
             self._starter = self._make_starter(self._find_flow_id(), parameters, options)
         try:

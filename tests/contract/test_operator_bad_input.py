@@ -10,6 +10,7 @@ from support.task import CONN_VARIABLE, FLOW, FLOW_NAME
 
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body
 
 if TYPE_CHECKING:
@@ -49,6 +50,27 @@ def test_invalid_argument_fails_before_any_request(
     assert went.colour == "failed for good"
     assert message in str(went.error)
     assert etlworks.sandbox.requests == []
+
+
+@pytest.mark.parametrize("names", [["city"], ("city", "day"), {"city"}, "city"])
+def test_allowed_parameters_are_sent(etlworks: Etlworks, names: Any) -> None:
+    assert etlworks.task(flow_id=FLOW, parameters={"city": "x"}, parameter_names=names).run().colour == "success"
+    assert [run.parameters for run in etlworks.sandbox.runs()] == [{"city": "x"}]
+
+
+@pytest.mark.parametrize("names", [[], ["day"], ["City"]])
+def test_parameter_that_is_not_allowed_is_refused_before_any_request(etlworks: Etlworks, names: list[str]) -> None:
+    went = etlworks.task(flow_id=FLOW, parameters={"city": "x"}, parameter_names=names).run()
+
+    assert went.colour == "failed for good"
+    assert "'city', which parameter_names does not allow" in str(went.error)
+    assert etlworks.sandbox.requests == []
+
+
+@pytest.mark.parametrize("names", [["", "a"], [5], {"a": 1}, 5, b"city"])
+def test_invalid_parameter_names_are_refused_at_parse_time(names: Any) -> None:
+    with pytest.raises(ValueError, match="parameter_names is"):
+        EtlworksRunFlowOperator(task_id="run", flow_id=FLOW, parameter_names=names)
 
 
 @pytest.mark.parametrize("flow_id", [FLOW, "7", " 7 ", "007"])

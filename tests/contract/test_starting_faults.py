@@ -470,6 +470,17 @@ def test_attached_run_is_never_stopped(etlworks: Etlworks, busy: int, deferrable
     assert etlworks.asked("POST", STOP_PATH) == 0
 
 
+def test_older_run_that_is_still_going_is_found_behind_a_newer_one(etlworks: Etlworks) -> None:
+    # Runs of schedules may overlap.
+    older, newer = (etlworks.sandbox.run_by_schedule(FLOW) for _ in range(2))
+    etlworks.sandbox.finish(newer)
+
+    went = etlworks.task(on_already_running="attach").run()
+
+    assert went.result is not None
+    assert went.result["audit_id"] == older
+
+
 def test_already_running_may_skip(etlworks: Etlworks, busy: int) -> None:
     went = etlworks.task(on_already_running="skip").run()
 
@@ -492,9 +503,10 @@ def test_stopping_run_is_not_in_the_way(etlworks: Etlworks, busy: int, policy: s
 
 @pytest.mark.parametrize("policy", ["fail", "attach"])
 def test_hidden_run_is_not_waited_for_without_limit(etlworks: Etlworks, policy: str) -> None:
-    etlworks.flow(running=86_400)
+    etlworks.flow(running=86_400, visible_after=86_400)
     etlworks.run_of_somebody_else()
-    etlworks.sandbox.finish(etlworks.run_of_somebody_else())  # the newest has ended, an older one goes on
+    etlworks.flow(running=86_400)
+    etlworks.sandbox.finish(etlworks.run_of_somebody_else())  # the newest has ended, a hidden one goes on
 
     went = etlworks.task(on_already_running=policy).run()
 

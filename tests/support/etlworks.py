@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -360,7 +361,9 @@ class BusyEtlworks:
         own = self._note(request)
         if own is not None:
             return own
-        offset = int(request.query["offset"])
+        today = datetime.fromtimestamp(NOON + _now(), timezone.utc).date()
+        asked = request.query.get("date")
+        offset = int(request.query["offset"]) if asked is None else (today - date.fromisoformat(asked)).days
         listed = self.day(offset) if self.day else self.honest_day(offset)
         await asyncio.sleep(self.list_takes)
         return _json(listed)

@@ -222,6 +222,25 @@ def test_deadline_brings_a_last_poll(caplog: pytest.LogCaptureFixture) -> None:
     assert past.polls == [0]
 
 
+@pytest.mark.parametrize("was_read", [False, True])
+def test_record_that_was_read_before_is_deleted_by_maintenance(
+    caplog: pytest.LogCaptureFixture, was_read: bool
+) -> None:
+    gone = api_error("GET /x", 404, "")
+    story = followed(caplog, lambda now: record("running") if was_read and now < 60 else gone)
+
+    assert story.result.ending is Ending.LOST_TOUCH
+    assert story.result.detail.startswith("The run's record is gone.")
+    assert ("deleted by the server's maintenance" in story.result.detail) == was_read
+
+
+def test_stuck_run_names_the_task_that_clears_it(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = followed(caplog, running_until(25 * HOUR)).lines("more than a day")
+
+    assert "crashed" in line
+    assert "Clean running state" in line
+
+
 def test_endless_run_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     story = followed(caplog, running_until(49 * HOUR))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
-from support.clock import VirtualClock
+from support.clock import BEGINNING, VirtualClock
 
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
 from airflow_provider_etlworks.client.models import Execution
@@ -20,6 +20,8 @@ Item = RunItem[Subscriber] | ListingItem[Subscriber]
 
 
 REFUSED = api_error("GET /x", 403, "Administrators only")
+TODAY = DayListing(datetime.fromtimestamp(BEGINNING, timezone.utc).date())
+YESTERDAY = DayListing(TODAY.day - timedelta(days=1))  # type: ignore[operator]
 
 
 class Queue:
@@ -29,7 +31,7 @@ class Queue:
         self.clock = VirtualClock()
         self.queue: PollQueue[Subscriber] = PollQueue(self.clock, requests_per_minute)
         if not with_lists:
-            self.queue.breaker.record_failure(DayListing(0), REFUSED)
+            self.queue.breaker.record_failure(TODAY, REFUSED)
 
     @property
     def now(self) -> float:
@@ -92,7 +94,7 @@ def with_day_listing(*audit_ids: int) -> tuple[Queue, ListingItem[Subscriber]]:
         queue.push(audit_id)
     listing = queue.pick()
     assert isinstance(listing, ListingItem)
-    assert listing.listing == DayListing(0)
+    assert listing.listing == TODAY
     while (item := queue.pick()) is not None:
         queue.record(item)
     return queue, listing
@@ -311,7 +313,7 @@ def test_list_comes_before_urgent_runs() -> None:
     queue.list(listing, {1: False, 2: True, 3: True})
     listing.due = queue.now
 
-    assert queue.picked() == [DayListing(0), 1]
+    assert queue.picked() == [TODAY, 1]
 
 
 def test_run_missing_from_a_list_is_polled() -> None:
@@ -356,7 +358,7 @@ def test_stale_list_is_not_used() -> None:
     queue.clock.sleep(10)
     queue.list(listing, {1: True, 2: True, 3: True})
 
-    assert not queue.queue.breaker.is_available(DayListing(0))
+    assert not queue.queue.breaker.is_available(TODAY)
 
 
 def test_slow_list_is_read_less_often() -> None:
@@ -441,4 +443,4 @@ def test_list_of_the_start_day_is_read() -> None:
             queue.list(item, {})
     queue.clock.sleep(11)
 
-    assert queue.picked()[0] == DayListing(1)
+    assert queue.picked()[0] == YESTERDAY
