@@ -233,7 +233,7 @@ def dag_schedule(context: Context) -> str:
     if timetable is None or not getattr(timetable, "can_be_scheduled", True):
         return "none"
     # On Airflow 3, the timetables of the Task SDK have no summary.
-    return str(getattr(timetable, "summary", None) or getattr(timetable, "expression", None) or timetable)
+    return str(getattr(timetable, "summary", None) or getattr(timetable, "expression", None) or timetable)[:200]
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:

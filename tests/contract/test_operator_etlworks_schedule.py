@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.clock import moment
 from support.task import FLOW, RUN_PATH
 
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
@@ -110,7 +111,7 @@ def test_schedule_of_the_dag_is_named(etlworks: Etlworks) -> None:
         (CronTriggerTimetable("5 6 * * *", timezone="UTC"), "5 6 * * *"),
         (None, "none"),
     ):
-        dag = DAG("nightly", schedule=given)  # noqa: AIR311  # as in the file of `airflow etlworks adopt`
+        dag = DAG("nightly", schedule=given, start_date=moment(0))  # noqa: AIR311  # as in the file of `airflow etlworks adopt`
         context: Any = {"dag": dag}
         check_etlworks_schedule("warn", FLOW, operator.hook, context, operator.log)
         assert f"The schedule of this DAG is {named}." in warnings(etlworks)[-1]
