@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.adoption.translation import CronSchedule, IntervalSchedule
@@ -62,7 +63,7 @@ def dag_file(dags: Sequence[PlannedDag], *, source: str, conn_id: str, zone: str
     :param source: the address of the Etlworks that the schedules come from.
     :param conn_id: the Airflow connection of the tasks.
     :param zone: the name of the time zone in which Etlworks reads its schedules.
-    :param now: the present time, in that zone: the DAGs' start date.
+    :param now: the present time, in that zone: the DAGs start in the minute after it.
     """
     sources = [task.adoption.source for dag in dags for task in dag.tasks]
     crons = any(isinstance(dag.schedule, CronSchedule) for dag in dags)
@@ -88,8 +89,9 @@ def dag_file(dags: Sequence[PlannedDag], *, source: str, conn_id: str, zone: str
     if timetables:
         lines.append(f"from airflow.timetables.trigger import {', '.join(timetables)}")
     lines += ["from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator", ""]
-    moment = f"{now.year}, {now.month}, {now.day}, {now.hour}, {now.minute}"
-    # At midnight, Airflow would repeat what Etlworks has started today.
+    # From an earlier moment on, Airflow would repeat what Etlworks has started already.
+    start = now + timedelta(minutes=1)
+    moment = f"{start.year}, {start.month}, {start.day}, {start.hour}, {start.minute}"
     lines += [f"START_DATE = pendulum.datetime({moment}, tz={literal(zone)})"]
     if emails:
         lines += ["", "", *_SEND_EMAIL.rstrip("\n").split("\n")]

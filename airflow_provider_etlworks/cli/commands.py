@@ -395,16 +395,28 @@ def adopt(args: Namespace) -> ExitCode:
     if not args.pause:
         print_status("Etlworks's schedules are as they were. To turn them off, give --pause.")
         return ExitCode.SUCCESS
-    scheduled = [each.source for each in adoptions if each.schedule]
+    return _pause_adopted(hook, [each for each in adoptions if each.schedule], record, args.output)
+
+
+def _pause_adopted(hook: EtlworksHook, adoptions: list[Adoption], record: PauseRecord, path: str) -> ExitCode:
+    """Turn off in Etlworks what the DAG file starts, and report it."""
     try:
         with spinner("Turning the schedules off in Etlworks"):
-            switched = pause_schedules(hook, scheduled, record, log)
+            switched = pause_schedules(hook, [each.source for each in adoptions], record, log)
     except KeyboardInterrupt:
         print_status(f"Interrupted. {record.file.path} has what was turned off; airflow etlworks release turns it on.")
         return ExitCode.INTERRUPTED
+    now = hook.client.clock.time()
+    for each in adoptions:
+        due = [time.isoformat(timespec="minutes") for time in each.translation.next_times if time.timestamp() <= now]
+        if due:
+            print_status(
+                f"Schedule {each.source.id} came due at {due[0]}, before it was turned off: Etlworks may have started "
+                "its flow then, and its DAG will do so, too."
+            )
     print_status(
-        f"Turned off in Etlworks: {len(switched.done)} schedules. `airflow etlworks release {args.output}` turns them "
-        "on again. Unpause the DAGs now: Airflow creates them paused, unless its configuration says otherwise."
+        f"Turned off in Etlworks: {len(switched.done)} schedules. `airflow etlworks release {path}` turns them on "
+        "again. Unpause the DAGs now: Airflow creates them paused, unless its configuration says otherwise."
     )
     return _report_switched(switched)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import airflow
 import pytest
 from support.cli import parser_of_commands
+from support.clock import VirtualClock, moment
 
 from airflow_provider_etlworks.adoption.dag_file import without_dates
 from airflow_provider_etlworks.adoption.pausing import RECORD_ENDING
@@ -422,6 +424,18 @@ def test_schedule_that_is_changed_meanwhile_is_not_paused(
     assert "Schedule 1 was not changed: it was changed meanwhile" in done.err
     assert "Schedule 2 was not changed: it does not exist any more" in done.err
     assert are_on(etlworks) == [1, 3]
+
+
+def test_schedule_that_comes_due_meanwhile_is_named(
+    etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock()
+    clock.sleep(moment(clock.time()).replace(hour=3, minute=59).timestamp() + 86_400 - clock.time())
+    monkeypatch.setattr(sync, "EtlworksClient", partial(sync.EtlworksClient, clock=clock))
+    monkeypatch.setattr(commands, "check_dag_file", lambda *_: clock.sleep(90))
+    done = command("adopt", "--all", "--output", tmp_path / "dags.py", "--pause")
+    assert done.code == 0
+    assert re.findall(r"Schedule (\d) came due at \S+T04:00\+00:00, before it was turned off", done.err) == ["1"]
 
 
 @pytest.mark.usefixtures("unparsed")

@@ -96,7 +96,8 @@ def test_first_run_is_not_one_that_etlworks_has_started() -> None:
     from airflow.timetables.base import TimeRestriction
     from airflow.timetables.trigger import CronTriggerTimetable
 
-    text = write(named("Orders"), now=NOW.astimezone(ZONE))
+    just_after_four = datetime(2026, 11, 27, 4, 0, 20, tzinfo=timezone.utc)
+    text = write(named("Orders"), now=just_after_four.astimezone(ZONE))
     (moment,) = re.findall(r"pendulum\.datetime\((.*), tz=", text)
     start = pendulum.datetime(*map(int, moment.split(", ")), tz=ZONE.key)
     info = CronTriggerTimetable("0 4 * * *", timezone="UTC").next_dagrun_info(
