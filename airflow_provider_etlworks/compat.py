@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from airflow.dag_processing.dagbag import DagBag
     from airflow.sdk import (
         Asset,
         BaseHook,
@@ -59,7 +60,11 @@ else:
             AirflowTaskTimeout,
         )
 
+REJECTED_BY_KEY = "rejected_by"
+"""XCom key of an approval task: who rejected."""
+
 __all__ = [
+    "REJECTED_BY_KEY",
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
@@ -70,11 +75,13 @@ __all__ = [
     "BaseOperator",
     "BaseOperatorLink",
     "BaseSensorOperator",
+    "DagBag",
     "ObjectStoragePath",
     "PokeReturnValue",
     "TaskGroup",
     "approval_task",
     "conf",
+    "dag_schedule",
     "get_xcom",
     "is_in_mapped_task",
     "let_commands_read_connections",
@@ -89,6 +96,7 @@ _IMPORTED_LATE = {
     "Asset": ("airflow.sdk:Asset", "airflow.datasets:Dataset"),
     "BaseHook": ("airflow.sdk.bases.hook:BaseHook", "airflow.hooks.base:BaseHook"),
     "BaseSensorOperator": ("airflow.sdk.bases.sensor:BaseSensorOperator", "airflow.sensors.base:BaseSensorOperator"),
+    "DagBag": ("airflow.dag_processing.dagbag:DagBag", "airflow.models.dagbag:DagBag"),
     "ObjectStoragePath": ("airflow.sdk:ObjectStoragePath", "airflow.io.path:ObjectStoragePath"),
     "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
     "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),
@@ -211,7 +219,20 @@ def approval_task(*, timeout: timedelta | None, **arguments: Any) -> BaseOperato
         timeouts: dict[str, Any] = {"response_timeout": timeout, "execution_timeout": None}
     else:  # with the provider of Airflow 3.1's days
         timeouts = {"execution_timeout": timeout}
-    return ApprovalOperator(**timeouts, **arguments)
+
+    class PromotionApprovalOperator(ApprovalOperator):
+        """Waits for an answer, and says who rejected."""
+
+        def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+            """Go on after the answer."""
+            if self.REJECT in (event.get("chosen_options") or []):
+                user = event.get("responded_by_user")
+                who = (user.get("name") if isinstance(user, dict) else None) or "somebody"
+                context["ti"].xcom_push(key=REJECTED_BY_KEY, value=who)
+                self.log.warning("Rejected by %s, nothing was imported.", who)
+            return super().execute_complete(context, event)
+
+    return PromotionApprovalOperator(**timeouts, **arguments)
 
 
 def let_commands_read_connections() -> None:
@@ -221,6 +242,15 @@ def let_commands_read_connections() -> None:
     Without it, Airflow 3.2 and later (which have our commands) search only the environment and the secrets backends.
     """
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+
+
+def dag_schedule(context: Context) -> str:
+    """Return the schedule of a task's DAG, for people."""
+    timetable = getattr(context.get("dag"), "timetable", None)
+    if timetable is None or not getattr(timetable, "can_be_scheduled", True):
+        return "none"
+    # On Airflow 3, the timetables of the Task SDK have no summary.
+    return str(getattr(timetable, "summary", None) or getattr(timetable, "expression", None) or timetable)[:200]
 
 
 def get_xcom(ti_key: Any, key: str) -> Any:

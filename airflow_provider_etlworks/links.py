@@ -16,6 +16,13 @@ EXECUTION_LINK_KEY = "_link_EtlworksExecutionLink"
 """XCom key of the address of a task's run. Airflow 3 reads the link from it."""
 
 
+LEADS_TO_START_PAGE = (
+    "'Open in Etlworks' leads to Etlworks's start page, not to run %s: "
+    "set the connection's ui_url to the address of a run."
+)
+"""What the log says if the connection has no ``ui_url``, since Etlworks documents no address of a run."""
+
+
 class EtlworksExecutionLink(BaseOperatorLink):
     """Opens the run in Etlworks. The link appears once Etlworks has accepted the run."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_etlworks.compat import (
+    REJECTED_BY_KEY,
     AirflowFailException,
     AirflowSkipException,
     BaseOperator,
@@ -13,6 +14,7 @@ from airflow_provider_etlworks.compat import (
     approval_task,
     task_states,
 )
+from airflow_provider_etlworks.operators.base import reports_failure
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.promotion import (
     EtlworksExportOperator,
@@ -46,7 +48,7 @@ def promote_flows(
     approval_timeout: timedelta | None = None,
     approval_assigned_users: Any = None,
     approval_notifiers: Any = (),
-    approval_fail_on_reject: bool = False,
+    approval_fail_on_reject: bool = True,
     pause_schedules: bool | Sequence[int] = False,
     smoke_flow_name: str | None = None,
     smoke_parameters: Mapping[str, Any] | None = None,
@@ -69,12 +71,14 @@ def promote_flows(
     ``smoke_test``       runs ``smoke_flow_name`` in the target. Only if it is given
     ``roll_back``        imports the backup if the smoke run failed, or the import stopped half-way; else skipped
     ``resume_schedules`` resumes what was paused, whatever happened. Only with ``pause_schedules``
-    ``report_result``    green if the flows are promoted; red, with what happened, if they were rolled back
+    ``report_result``    green if the flows are promoted; otherwise red. Its log says what happened
     ==================== =======================================================================================
 
-    The group's end is ``report_result``: what follows the group runs only if the flows are promoted. A rejection skips
-    everything after it, and the DAG run is green, unless ``approval_fail_on_reject`` is set. A time-out of the approval
-    is red. In both cases nothing is imported. An approval that has ended is not asked for again by a retry: clear it.
+    The group's end is ``report_result``: what follows the group runs only if the flows are promoted. Its log says what
+    happened, also if a task before it failed. A rejection is red and names who rejected; with
+    ``approval_fail_on_reject=False``, everything after it is skipped, and the DAG run is green. A time-out of the
+    approval is red. In both cases nothing is imported. An approval that has ended is not asked for again by a retry:
+    clear it.
 
     An import in doubt is not rolled back, since it may still be going on: a person has to check the target. New flows
     stay after a roll-back, since Etlworks documents no call that deletes a flow; they are named.
@@ -96,9 +100,9 @@ def promote_flows(
     :param approval_assigned_users: who may answer, as ``ApprovalOperator`` takes it: ``{"id": …, "name": …}``, or a
         list of these. Default: everybody who may edit the DAG run.
     :param approval_notifiers: Airflow notifiers that ask somebody for the answer.
-    :param approval_fail_on_reject: whether a rejection fails the DAG run instead of skipping the rest.
+    :param approval_fail_on_reject: whether a rejection fails the DAG run. ``False`` skips the rest instead.
     :param pause_schedules: ``True`` for the schedules of all flows in the target that have the name of a promoted one;
-        or the ids of the target's schedules, if the target does not list schedules.
+        or the ids of the target's schedules. ``True`` lists them, which takes the role Editor in the target.
     :param smoke_flow_name: the flow to run in the target after the import: a promoted one, or one that checks them.
         (templated)
     :param smoke_parameters: its parameters. (templated)
@@ -129,6 +133,7 @@ def promote_flows(
             task_id="preview_import",
             path=_result_of(export, "path"),
             expected_sha256=_result_of(export, "sha256"),
+            note=_what_follows(smoke_flow_name),
             etlworks_conn_id=target_conn_id,
         )
         approve = pause = resume = smoke_test = None
@@ -172,6 +177,7 @@ def promote_flows(
             roll_back_task_id=roll_back.task_id,
             approval_task_id=approve.task_id if approve else None,
             smoke_task_id=smoke_test.task_id if smoke_test else None,
+            fail_on_reject=approval_fail_on_reject,
         )
         _chain(export, preview, approve, pause, import_flows, smoke_test, report)
         _chain(import_flows, roll_back, report)
@@ -189,6 +195,16 @@ def _chain(*tasks: BaseOperator | None) -> None:
 def _result_of(task: BaseOperator, name: str) -> str:
     """Return the template for one key of a task's result."""
     return f"{{{{ ti.xcom_pull(task_ids='{task.task_id}')['{name}'] }}}}"
+
+
+def _what_follows(smoke_flow_name: str | None) -> str:
+    """Say in Markdown what happens after the import."""
+    if smoke_flow_name is None:
+        return "If the import stops half-way, what it has overwritten is imported again from the backup."
+    return (
+        f"After the import, the flow “{smoke_flow_name}” runs as a smoke test. If it fails, or the import stops "
+        "half-way, what was overwritten is imported again from the backup."
+    )
 
 
 def _approval(preview: EtlworksImportPreviewOperator, **arguments: Any) -> BaseOperator:
@@ -219,13 +235,17 @@ class PromotionPauseOperator(EtlworksScheduleOperator):
         super().__init__(action="pause", flow_ids=[], **kwargs)
         self.export_task_id = export_task_id
 
+    @reports_failure
     def execute(self, context: Context) -> list[int]:
         """Find the flows in the target, and pause their schedules."""
         from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
+        from airflow_provider_etlworks.worker.promote import wait_out_outage
 
+        hook = self.hook
         names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
         with fail_without_retry_on_config_error():
-            self.flow_ids = [flow.id for flow in self.hook.list_flows() if flow.name in names]
+            flows = wait_out_outage(hook, self.log, lambda: list(hook.list_flows()), "No schedule is paused yet")
+            self.flow_ids = [flow.id for flow in flows if flow.name in names]
         return super().execute(context)
 
 
@@ -255,11 +275,14 @@ class PromotionRollBackOperator(EtlworksImportOperator):
     :param import_task_id: the import.
     """
 
+    _about = "The roll-back"
+
     def __init__(self, *, import_task_id: str, **kwargs: Any) -> None:
         # The rule is also met if nothing was imported at all: then the task skips itself.
         super().__init__(allow_same_instance=True, trigger_rule="one_failed", **kwargs)
         self.import_task_id = import_task_id
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the backup, or skip."""
         imported = self._import_to_undo(context)
@@ -292,12 +315,13 @@ class PromotionRollBackOperator(EtlworksImportOperator):
 
 class PromotionReportOperator(BaseOperator):
     """
-    Ends a promotion: green if the flows are promoted, red if they were rolled back.
+    Ends a promotion: green if the flows are promoted, otherwise red. It says what happened.
 
     :param import_task_id: the import.
     :param roll_back_task_id: the roll-back.
     :param approval_task_id: the approval; ``None`` if there is none.
     :param smoke_task_id: the smoke run; ``None`` if there is none.
+    :param fail_on_reject: whether a rejection fails the task instead of skipping it.
     """
 
     def __init__(
@@ -307,27 +331,63 @@ class PromotionReportOperator(BaseOperator):
         roll_back_task_id: str,
         approval_task_id: str | None,
         smoke_task_id: str | None,
+        fail_on_reject: bool = True,
         **kwargs: Any,
     ) -> None:
-        # It runs after a smoke run or a roll-back that succeeded. After neither, Airflow fails or skips this task.
-        super().__init__(trigger_rule="one_success", **kwargs)
+        # It runs whatever happened before, to say what that was.
+        super().__init__(trigger_rule="all_done", **kwargs)
         self.import_task_id = import_task_id
         self.roll_back_task_id = roll_back_task_id
         self.approval_task_id = approval_task_id
         self.smoke_task_id = smoke_task_id
+        self.fail_on_reject = fail_on_reject
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Return what was promoted, or fail if it was rolled back."""
-        states = task_states(context, [self.import_task_id, self.roll_back_task_id])
+        """Return what was promoted, or fail and say what happened instead."""
+        last = self.smoke_task_id or self.import_task_id
+        states = task_states(context, [self.import_task_id, self.roll_back_task_id, last])
+        culprit = self.import_task_id if states[self.import_task_id] == "failed" else last
         if states[self.roll_back_task_id] == "success":
-            culprit = self.import_task_id if states[self.import_task_id] == "failed" else self.smoke_task_id
             raise AirflowFailException(self._failure(culprit, self._result_of(context, self.roll_back_task_id)))
+        if states[self.roll_back_task_id] == "failed" and states[last] != "success":
+            self._fail_without_roll_back(context, culprit, states)
+        if states[last] != "success":
+            self._end_without_import(context, culprit, states)
         imported = self._result_of(context, self.import_task_id) or {}
+        self.log.info(
+            "Promoted %s from %s. Backup: %s.",
+            ", ".join(imported.get("flow_names") or ["the bundle"]),
+            imported.get("path"),
+            imported.get("backup_path") or "none",
+        )
         return {
             **{name: imported.get(name) for name in ("flow_names", "sha256", "path", "backup_path")},
             "approved_by": self._approver(context),
             "smoke_run": self._result_of(context, self.smoke_task_id),
         }
+
+    def _fail_without_roll_back(self, context: Context, culprit: str, states: Mapping[str, str | None]) -> NoReturn:
+        key = "return_value" if states[self.import_task_id] == "success" else "import_failed"
+        imported = context["ti"].xcom_pull(task_ids=self.import_task_id, key=key)
+        backup = imported.get("backup_path") if isinstance(imported, dict) else None
+        raise AirflowFailException(
+            f"The flows are not promoted: {culprit} failed, and so did {self.roll_back_task_id}; their logs say why. "
+            "The target may have the new flows, the old ones, or some of each. "
+            f"The backup: {backup or 'none is known'}."
+        )
+
+    def _end_without_import(self, context: Context, culprit: str, states: Mapping[str, str | None]) -> NoReturn:
+        """Say why nothing was imported, or that it is not known whether anything was."""
+        rejected = None
+        if self.approval_task_id is not None and states[self.import_task_id] != "failed":
+            rejected = context["ti"].xcom_pull(task_ids=self.approval_task_id, key=REJECTED_BY_KEY)
+        if rejected is not None:
+            text = f"Rejected by {rejected}, nothing was imported."
+            self.log.warning("%s", text)
+            raise AirflowFailException(text) if self.fail_on_reject else AirflowSkipException(text)
+        if states[culprit] == "failed":
+            raise AirflowFailException(f"The flows are not promoted: {culprit} failed; its log says why.")
+        raise AirflowFailException("Nothing was imported: a task before the import did not succeed; its log says why.")
 
     @staticmethod
     def _failure(culprit: str | None, rolled_back: Mapping[str, Any]) -> str:

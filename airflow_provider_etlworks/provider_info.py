@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from airflow_provider_etlworks import __version__
@@ -19,7 +20,7 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "verify": {
         "label": "Verify certificate",
         "description": "true, false, or the path of a CA bundle on the Airflow machines. Default: true.",
-        "schema": {"type": ["string", "null"]},
+        "schema": {"type": ["string", "null"], "examples": ["true", "false", "/etc/ssl/certs/our-ca.pem"]},
     },
     "proxy": {
         "label": "Proxy",
@@ -29,27 +30,28 @@ CONNECTION_FIELDS: dict[str, dict[str, Any]] = {
     "connect_timeout": {
         "label": "Connect timeout (s)",
         "description": "Seconds to wait for a connection. Default: 10.",
-        "schema": {"type": ["number", "null"]},
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
     },
     "read_timeout": {
         "label": "Read timeout (s)",
         "description": "Seconds to wait for the next part of an answer. Default: 30.",
-        "schema": {"type": ["number", "null"]},
+        "schema": {"type": ["number", "null"], "minimum": 0.1},
     },
     "requests_per_minute": {
         "label": "Requests per minute",
         "description": "This process's share of the organization's limit; 0 means no limit. Default: 300.",
-        "schema": {"type": ["integer", "null"]},
+        "schema": {"type": ["integer", "null"], "minimum": 0},
     },
     "stop_path": {
         "label": "Stop path",
         "description": "Path of the stop call, which Etlworks does not document publicly. "
         "Default: /v1/flows/{flow_id}/stop?auditId={audit_id}",
-        "schema": {"type": ["string", "null"]},
+        "schema": {"type": ["string", "null"], "examples": ["/v1/flows/{flow_id}/stop?auditId={audit_id}"]},
     },
     "ui_url": {
         "label": "Link to a run",
-        "description": "What 'Open in Etlworks' opens, with {flow_id} and {audit_id}. Default: the host.",
+        "description": "What 'Open in Etlworks' opens: https://…, with {flow_id} and {audit_id}. "
+        "Default: Etlworks's start page, since it documents no address of a run.",
         "schema": {"type": ["string", "null"]},
     },
     "run_key_parameter": {
@@ -69,9 +71,17 @@ FIELD_BEHAVIOUR: dict[str, Any] = {
         "schema": "https",
         "login": "leave empty to use an API key",
         "password": "the login's password, or an API key",
+        "port": "443. Without a port, Airflow 3.3.2 cannot test the connection",
+        # Only Airflow 2 shows those of the other fields; Airflow 3 offers the examples above.
+        "verify": "true",
+        "proxy": "http://proxy.example.com:3128",
+        "connect_timeout": "10",
+        "read_timeout": "30",
+        "requests_per_minute": "300",
+        "stop_path": "/v1/flows/{flow_id}/stop?auditId={audit_id}",
     },
 }
-"""How the form shows the fields that every connection has."""
+"""How the form shows the fields: labels of those that every connection has, and what is shown while one is empty."""
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -82,6 +92,8 @@ def get_provider_info() -> dict[str, Any]:
     """
     package = "airflow_provider_etlworks"
     name = "Etlworks"
+    # Airflow 2 has no watchers of assets. compat.py would import too much here.
+    triggers = ("asset", "flow", "sensor") if find_spec("airflow.sdk") else ("flow", "sensor")
     assets = [
         {
             "schemes": ["etlworks"],
@@ -110,7 +122,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": name,
-                "python-modules": [f"{package}.triggers.{module}" for module in ("asset", "flow", "sensor")],
+                "python-modules": [f"{package}.triggers.{module}" for module in triggers],
             }
         ],
         "connection-types": [

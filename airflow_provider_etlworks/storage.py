@@ -99,6 +99,9 @@ class StoredFile:
 class LocalFile(StoredFile):
     """A file on this machine. Only its owner can read it, from the first byte on."""
 
+    _mode = 0o600
+    _directory_mode = 0o700
+
     @contextmanager
     def open_read(self) -> Iterator[IO[bytes]]:
         """Open it for reading."""
@@ -109,10 +112,10 @@ class LocalFile(StoredFile):
     def atomic_write(self) -> Iterator[IO[bytes]]:
         """Open a temporary file for writing, and move it into place at the end."""
         place, temporary = Path(self.path), Path(self._neighbour())
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir(mode=self._directory_mode, parents=True, exist_ok=True)
         self._remove_abandoned()
         try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, self._mode), "wb") as target:
                 yield target
                 target.flush()
                 os.fsync(target.fileno())
@@ -128,6 +131,13 @@ class LocalFile(StoredFile):
                 with suppress(FileNotFoundError):  # another process may remove it first
                     if each.stat().st_mtime < time.time() - _ABANDONED_AFTER:
                         each.unlink()
+
+
+class SharedLocalFile(LocalFile):
+    """A file on this machine that other users may read, as the umask allows: Airflow's processes may be others."""
+
+    _mode = 0o666
+    _directory_mode = 0o777
 
 
 class RemoteFile(StoredFile):

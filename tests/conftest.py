@@ -31,11 +31,38 @@ os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# The tests of these folders take many minutes or need more than Python, so they run only when they are asked for. Each
+# has the marker of its folder's name.
+_ONLY_ON_REQUEST = ("browser", "deployment")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options."""
+    folders = " and ".join(f"tests/{folder}" for folder in _ONLY_ON_REQUEST)
+    parser.addoption("--all", action="store_true", help=f"also run {folders}, as naming such a folder does")
+    parser.addoption("--save-pictures", action="store_true", help="let tests/browser write docs/images")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what runs only on request, and leave it out if nobody has asked for it."""
+    left_out = []
+    for item in items:
+        folder = item.path.parent.name
+        if folder in _ONLY_ON_REQUEST:
+            item.add_marker(folder)
+            if not (config.getoption("--all") or any(f"tests/{folder}" in argument for argument in config.args)):
+                left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 class _OneAirflow(LoadScopeScheduling):
     """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "airflow" if nodeid.startswith("tests/airflow/") else nodeid
+        return "airflow" if nodeid.startswith(("tests/airflow/", "tests/browser/", "tests/deployment/")) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

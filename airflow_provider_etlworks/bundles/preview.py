@@ -95,12 +95,15 @@ class Preview:
             "shape_known": self.shape_known,
         }
 
-    def markdown(self, introduction: str, preview_path: str) -> str:
+    def markdown(self, introduction: str, preview_path: str, closing: Sequence[str] = ()) -> str:
         """
         Return it for people, with at most :data:`LONGEST_MARKDOWN` characters. Every name is escaped.
 
+        What changes comes first; what stays as it is, is only counted.
+
         :param introduction: what is imported, and into which instance; Markdown of ours.
         :param preview_path: where the raw answer is.
+        :param closing: paragraphs for the end; Markdown of ours.
         """
         lines = [introduction, ""]
         if not self.shape_known:
@@ -122,8 +125,9 @@ class Preview:
             lines += [""]
         counts = [f"{len(found)} {_WORDING[action]}" for action in _IN_ORDER if (found := self.of(action))]
         lines += [f"In all: {', '.join(counts)}." if counts else "The answer names no flow and no connection."]
-        rows = [_row(item) for action in _IN_ORDER for item in self.of(action)]
-        return _fitted(lines, rows)
+        rows = [_row(item) for action in _IN_ORDER if action is not ItemAction.KEPT for item in self.of(action)]
+        end = "".join(f"\n\n{each}" for each in closing)
+        return _fitted(lines, rows, LONGEST_MARKDOWN - len(end)) + end
 
 
 def preview_of(
@@ -190,13 +194,13 @@ def _row(item: Item) -> str:
     return f"| {escaped(item.kind)} | {escaped(item.name or str(item.id))} | {_WORDING[item.action]}{quoted} |"
 
 
-def _fitted(lines: list[str], rows: list[str]) -> str:
+def _fitted(lines: list[str], rows: list[str], limit: int) -> str:
     """Put a table below some lines, with as many rows as fit."""
     if not rows:
         return "\n".join(lines)
     text = "\n".join([*lines, "", "| what | name | what happens |", "|---|---|---|"])
     for number, row in enumerate(rows):
-        if len(text) + 1 + len(row) > LONGEST_MARKDOWN - _ROOM_FOR_COUNT:
+        if len(text) + 1 + len(row) > limit - _ROOM_FOR_COUNT:
             return f"{text}\n\n… and {len(rows) - number} more; they are counted above."
         text += f"\n{row}"
     return text

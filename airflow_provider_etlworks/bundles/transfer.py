@@ -349,7 +349,6 @@ def introduction(bundle: OpenBundle, settings: ClientSettings) -> str:
     """
     manifest = bundle.manifest
     text = [f"Import into **{escaped(instance_of(settings))}**: {bundle.inspected.size} bytes."]
-    text += [f"SHA-256: {bundle.inspected.sha256}."]
     if manifest is None:
         text += ["Where the bundle comes from is not known: nothing is written next to it."]
     else:

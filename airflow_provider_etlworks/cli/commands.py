@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from enum import IntEnum
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
+from airflow_provider_etlworks.adoption.airflow_times import airflow_times
+from airflow_provider_etlworks.adoption.dag_file import dag_file, without_dates
+from airflow_provider_etlworks.adoption.parse_check import check_dag_file
+from airflow_provider_etlworks.adoption.pausing import RECORD_ENDING, PauseRecord, Switched
+from airflow_provider_etlworks.adoption.pausing import pause as pause_schedules
+from airflow_provider_etlworks.adoption.pausing import release as release_schedules
+from airflow_provider_etlworks.adoption.plan import Adoption, plan_dags
+from airflow_provider_etlworks.adoption.translation import translate
 from airflow_provider_etlworks.bundles.import_once import BundleImport, flow_versions, named
 from airflow_provider_etlworks.bundles.transfer import (
     PREVIEW_ENDING,
@@ -35,15 +46,18 @@ from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.outcome import Outcome, failure_message, outcome_of, task_result
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
-from airflow_provider_etlworks.storage import stored_file
+from airflow_provider_etlworks.storage import SharedLocalFile, stored_file
 from airflow_provider_etlworks.worker.run_flow import find_run_at_once
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
+    from typing import Any
 
+    from airflow_provider_etlworks.adoption.plan import PlannedDag
     from airflow_provider_etlworks.bundles.manifest import Manifest
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
+    from airflow_provider_etlworks.client.models import Schedule
     from airflow_provider_etlworks.runs.follow import FollowResult
     from airflow_provider_etlworks.storage import StoredFile
 
@@ -330,3 +344,173 @@ class _Import:
 
     def _save_intent(self, sent: bool) -> None:
         self.was_sent = sent
+
+
+# --- adopt, release -------------------------------------------------------------------------------------------------
+
+
+@_command
+def adopt(args: Namespace) -> ExitCode:
+    """Write a DAG file that takes over Etlworks's schedules, and turn them off in Etlworks."""
+    if args.all == bool(args.flow_ids or args.tags):
+        print_status("airflow etlworks adopt: give either --all, or at least one --flow or --tag.")
+        return ExitCode.USAGE
+    if args.pause and not args.output:
+        print_status("airflow etlworks adopt: --pause takes --output, since the file must be there first.")
+        return ExitCode.USAGE
+    if args.output and not args.output.endswith(".py"):
+        print_status("airflow etlworks adopt: --output must end with .py, or Airflow does not read the file.")
+        return ExitCode.USAGE
+    hook, zone = EtlworksHook(args.conn_id), ZoneInfo(args.timezone)
+    record = _pause_record(args.output, hook) if args.output else None
+    now = datetime.fromtimestamp(int(hook.client.clock.time()), zone)
+    with spinner("Reading the schedules"):
+        schedules, flow_names = _schedules_to_adopt(hook, args)
+    adoptions, rows = [], []
+    for each in schedules:
+        adoption = None
+        with spinner(f"Comparing the times of schedule {each.id}"):
+            paused_by_us = record is not None and each.id in record.schedules
+            if each.flow_id is not None and (each.enabled is not False or paused_by_us):
+                translation = translate(each.schedule, zone, now, airflow_times)
+                name = flow_names.get(each.flow_id)
+                adoption = Adoption(each, name, translation, accepted=args.accept_clock_changes)
+                adoptions.append(adoption)
+        rows.append(_adoption_row(each, adoption, zone))
+    if not adoptions:
+        terminal.show_rows(rows, "table", as_status=True)
+        print_status("No schedule is on, so nothing was written.")
+        return ExitCode.FAILED
+    dags = plan_dags(adoptions, grouped=args.one_dag_per_time)
+    text = dag_file(dags, source=hook.settings.root_url, conn_id=args.conn_id, zone=zone.key, now=now)
+    with spinner("Letting Airflow parse the DAG file"):
+        check_dag_file(text, [each.dag_id for each in dags])
+    terminal.show_rows(rows, "table", as_status=not args.output)
+    _report_times(args, dags)
+    if record is None:
+        sys.stdout.write(text)
+        return ExitCode.SUCCESS
+    _write_dag_file(args.output, text, force=args.force)
+    print_status(f"Wrote {args.output}: {len(dags)} DAGs.")
+    if not args.pause:
+        print_status("Etlworks's schedules are as they were. To turn them off, give --pause.")
+        return ExitCode.SUCCESS
+    return _pause_adopted(hook, [each for each in adoptions if each.schedule], record, args.output)
+
+
+def _pause_adopted(hook: EtlworksHook, adoptions: list[Adoption], record: PauseRecord, path: str) -> ExitCode:
+    """Turn off in Etlworks what the DAG file starts, and report it."""
+    try:
+        with spinner("Turning the schedules off in Etlworks"):
+            switched = pause_schedules(hook, [each.source for each in adoptions], record, log)
+    except KeyboardInterrupt:
+        print_status(f"Interrupted. {record.file.path} has what was turned off; airflow etlworks release turns it on.")
+        return ExitCode.INTERRUPTED
+    now = hook.client.clock.time()
+    for each in adoptions:
+        due = [time.isoformat(timespec="minutes") for time in each.translation.next_times if time.timestamp() <= now]
+        if due:
+            print_status(
+                f"Schedule {each.source.id} came due at {due[0]}, before it was turned off: Etlworks may have started "
+                "its flow then, and its DAG will do so, too."
+            )
+    print_status(
+        f"Turned off in Etlworks: {len(switched.done)} schedules. `airflow etlworks release {path}` turns them on "
+        "again. Unpause the DAGs now: Airflow creates them paused, unless its configuration says otherwise."
+    )
+    return _report_switched(switched)
+
+
+def _schedules_to_adopt(hook: EtlworksHook, args: Namespace) -> tuple[list[Schedule], dict[int, str]]:
+    """Return the selected schedules by their ids, and the names of all flows."""
+    flows = list(hook.list_flows())
+    names = {each.id: each.name for each in flows}
+    schedules = sorted(hook.list_schedules(), key=lambda each: each.id or 0)
+    if args.all:
+        return schedules, names
+    chosen = {each.id for each in select_flows(flows, ids=args.flow_ids, tags=args.tags)}
+    return [each for each in schedules if each.flow_id in chosen], names
+
+
+def _pause_record(dag_file_path: str, hook: EtlworksHook) -> PauseRecord:
+    """Return the record beside a DAG file, or a new one."""
+    file = SharedLocalFile(dag_file_path + RECORD_ENDING)
+    record = PauseRecord.load(file) or PauseRecord(file, hook.settings.root_url, hook.etlworks_conn_id)
+    if record.etlworks != hook.settings.root_url:
+        raise EtlworksConfigError(
+            f"{file.path} is about schedules of {record.etlworks}, and the connection {hook.etlworks_conn_id!r} is one "
+            f"to {hook.settings.root_url}."
+        )
+    return record
+
+
+def _adoption_row(schedule: Schedule, adoption: Adoption | None, zone: ZoneInfo) -> dict[str, Any]:
+    times: list[str] = []
+    becomes = "left out"
+    if adoption is None:
+        remark = "off in Etlworks" if schedule.flow_id is not None else "Etlworks does not say which flow it starts"
+    else:
+        translation = adoption.translation
+        becomes = str(adoption.schedule or "no schedule")
+        remark = "; ".join([*translation.reasons, *translation.differences])
+        times = [each.astimezone(zone).isoformat(timespec="minutes") for each in translation.next_times[:1]]
+    return {
+        "schedule": schedule.id,
+        "name": schedule.name,
+        "flow": schedule.flow_id,
+        "etlworks": schedule.schedule,
+        "airflow": becomes,
+        "next": times,
+        "remark": remark,
+    }
+
+
+def _report_times(args: Namespace, dags: list[PlannedDag]) -> None:
+    print_status(f"Etlworks does not say in which time zone it reads its schedules. Here, it is {args.timezone}.")
+    unscheduled = [each for each in dags if each.schedule is None]
+    if unscheduled:
+        print_status(f"DAGs without a schedule: {len(unscheduled)}. Their schedules stay on in Etlworks.")
+    if any(task.adoption.translation.schedule for each in unscheduled for task in each.tasks):
+        print_status("With --accept-clock-changes, those that differ only when clocks change have a schedule.")
+
+
+def _write_dag_file(path: str, text: str, *, force: bool) -> None:
+    """Write the file. One that differs only in its dates is left as it is: an interrupted command can be repeated."""
+    file = SharedLocalFile(path)
+    present = file.read()
+    if present is not None and without_dates(present.decode("utf-8", "replace")) == without_dates(text):
+        return
+    if present is not None and not force:
+        raise EtlworksConfigError(f"{path} exists. To overwrite it, give --force.")
+    file.write(text.encode())
+
+
+def _report_switched(switched: Switched) -> ExitCode:
+    for each, reason in switched.failed.items():
+        print_status(f"Schedule {each} was not changed: {reason}")
+    for each, reason in switched.in_doubt.items():
+        print_status(f"It is not known whether schedule {each} was changed: {reason}")
+    return ExitCode.UNKNOWN if switched.in_doubt else ExitCode.FAILED if switched.failed else ExitCode.SUCCESS
+
+
+@_command
+def release(args: Namespace) -> ExitCode:
+    """Turn on the schedules again that were turned off for a DAG file."""
+    file = SharedLocalFile(args.file + RECORD_ENDING)
+    record = PauseRecord.load(file)
+    if record is None:
+        print_status(f"No schedule is recorded as turned off for {args.file}: {file.path} does not exist.")
+        return ExitCode.SUCCESS if Path(args.file).exists() else ExitCode.FAILED
+    hook = EtlworksHook(args.conn_id or record.conn_id)
+    record = _pause_record(args.file, hook)
+    try:
+        with spinner("Turning the schedules on in Etlworks"):
+            switched = release_schedules(hook, record, log)
+    except KeyboardInterrupt:
+        print_status("Interrupted. Repeat the command: it leaves alone what is on already.")
+        return ExitCode.INTERRUPTED
+    print_status(f"Turned on in Etlworks: {len(switched.done)} schedules.")
+    if not record.schedules:
+        Path(file.path).unlink()
+        print_status(f"Remove {args.file} or pause its DAGs now, or both will start the flows.")
+    return _report_switched(switched)

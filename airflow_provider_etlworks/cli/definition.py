@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from airflow.cli.cli_config import ARG_OUTPUT, ARG_YES, ActionCommand, Arg, GroupCommand, lazy_load_command
 
@@ -43,6 +44,13 @@ def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ArgumentTypeError(f"{text!r} is not a whole number greater than 0")
     return int(text)
+
+
+def _time_zone(text: str) -> str:
+    try:
+        return ZoneInfo(text).key
+    except (KeyError, ValueError, OSError):  # not known, not the name of a file below the zones, a directory there
+        raise ArgumentTypeError(f"{text!r} is not a time zone, such as Europe/Berlin") from None
 
 
 def _command(name: str) -> Callable[..., Any]:
@@ -185,12 +193,81 @@ _PROMOTE = ActionCommand(
         ARG_YES,
     ),
 )
+_ADOPT = ActionCommand(
+    name="adopt",
+    help="Write a DAG file that takes over Etlworks's schedules",
+    description="Write a DAG file that starts flows when Etlworks's schedules start them today. A schedule that "
+    "Airflow cannot keep exactly becomes a DAG without a schedule, and the table says why.",
+    epilog="Exit codes: 0 done; 1 it failed; 2 wrong usage; 4 it is not known whether a schedule was paused; 130 "
+    "interrupted.",
+    func=_command("adopt"),
+    args=(
+        Arg(
+            ("--flow",),
+            help="The schedules of this flow, by its id; can be given several times",
+            metavar="ID",
+            dest="flow_ids",
+            type=_whole_number,
+            action="append",
+            default=[],
+        ),
+        Arg(
+            ("--tag",),
+            help="The schedules of all flows with this tag; can be given several times",
+            metavar="TAG",
+            dest="tags",
+            action="append",
+            default=[],
+        ),
+        Arg(("--all",), help="All schedules", action="store_true"),
+        Arg(
+            ("--timezone",),
+            help="The time zone in which Etlworks reads its schedules, which it does not say. Default: UTC",
+            metavar="ZONE",
+            type=_time_zone,
+            default="UTC",
+        ),
+        Arg(
+            ("--accept-clock-changes",),
+            help="Also schedule what differs from Etlworks in the hours in which clocks are turned forward or back",
+            action="store_true",
+        ),
+        Arg(
+            ("--one-dag-per-time",),
+            help="One DAG for all schedules with the same times. Default: one DAG for each schedule",
+            action="store_true",
+        ),
+        Arg(("--output",), help="The DAG file to write. Default: the standard output", metavar="FILE"),
+        Arg(("--force",), help="Overwrite the file", action="store_true"),
+        Arg(
+            ("--pause",),
+            help="Turn the schedules off in Etlworks, once the DAG file is written and Airflow accepts it",
+            action="store_true",
+        ),
+        _CONN_ID,
+    ),
+)
+_RELEASE = ActionCommand(
+    name="release",
+    help="Turn the schedules on again that adopt --pause has turned off",
+    description="Turn exactly the schedules on again that `adopt --pause` has turned off for this DAG file. It can be "
+    "repeated. The DAG file stays: remove it, or pause its DAGs.",
+    epilog="Exit codes: 0 done; 1 it failed; 2 wrong usage; 4 it is not known whether a schedule is on; 130 "
+    "interrupted.",
+    func=_command("release"),
+    args=(
+        Arg(("file",), help="The DAG file", metavar="FILE"),
+        Arg(("--conn-id",), help="The Airflow connection. Default: that of adopt", metavar="ID"),
+    ),
+)
 
 
 def get_etlworks_cli_commands() -> list[GroupCommand]:
     """Return the commands. Airflow 3.2 and later finds this function in the provider info."""
     return [
         GroupCommand(
-            name="etlworks", help="Run, watch and promote Etlworks flows", subcommands=(_FLOWS, _RUN, _LOG, _PROMOTE)
+            name="etlworks",
+            help="Run, watch and promote Etlworks flows",
+            subcommands=(_FLOWS, _RUN, _LOG, _PROMOTE, _ADOPT, _RELEASE),
         )
     ]

@@ -118,19 +118,20 @@ def show_markdown(text: str) -> None:
         sys.stdout.write(f"{text}\n")
 
 
-def show_rows(rows: Sequence[dict[str, Any]], output: str) -> None:
+def show_rows(rows: Sequence[dict[str, Any]], output: str, *, as_status: bool = False) -> None:
     """
     Write rows to the standard output.
 
     :param rows: their values by column, as JSON.
     :param output: ``table``, ``plain``, ``json`` or ``yaml``.
+    :param as_status: write a table to the standard error instead, since the result is something else.
     """
     if output in ("json", "yaml"):
         _show_data(list(rows), output)
     else:
         from airflow.cli.simple_table import AirflowConsole
 
-        console = AirflowConsole(markup=False, highlight=False, emoji=False)
+        console = AirflowConsole(markup=False, highlight=False, emoji=False, stderr=as_status)
         console.print_as([{name: _cell(value) for name, value in row.items()} for row in rows], output)
 
 

@@ -18,17 +18,20 @@ from airflow_provider_etlworks.client import retry
 from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
+from airflow_provider_etlworks.client.dispatcher import dispatcher_for
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
-from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.streaming import MAX_ERROR_BYTES, ResponseBody
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
-    POOL_SIZE,
     Exchange,
+    SendingPaused,
     ca_bundle,
+    default_priority,
+    priority_after,
     proxy_for,
     redirect_target,
     request_headers,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
     from airflow_provider_etlworks.client.call import Call, PagedCall
+    from airflow_provider_etlworks.client.dispatcher import Dispatcher, Turn
     from airflow_provider_etlworks.client.procedure import Procedure, Step
     from airflow_provider_etlworks.client.settings import ClientSettings
 
@@ -74,10 +78,8 @@ class AsyncEtlworksClient:
         self.clock = clock
         self.sleep = sleep
         self._auth = Authenticator(settings, clock)
-        self._rate_limiter = rate_limiter_for(settings, clock)
         self._renewing = asyncio.Lock()
-        # Not the pool's own limit: the time-out to connect would include the time in its queue.
-        self._free_connections = asyncio.Semaphore(POOL_SIZE)
+        self._dispatcher: Dispatcher | None = None
         self._session: aiohttp.ClientSession | None = None
         # For requests that must not be repeated: a server may drop a kept-alive connection any time.
         self._fresh_session: aiohttp.ClientSession | None = None
@@ -96,6 +98,9 @@ class AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
         # It takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
+        self._dispatcher = dispatcher_for(self.settings, self.clock, self.sleep)
+        self._dispatcher.rate_limiter.join(self, self.settings.requests_per_minute)
+        # Not the pool's own limit: the time-out to connect would include the time in its queue.
         self._session = _session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE, ssl=tls), self.settings)
         self._fresh_session = _session(aiohttp.TCPConnector(limit=0, force_close=True, ssl=tls), self.settings)
         return self
@@ -107,28 +112,61 @@ class AsyncEtlworksClient:
             if session is not None:
                 await session.close()
 
-    async def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
-        """Send a call, as :meth:`EtlworksClient.send` does."""
-        if attempts == 1:
-            return await self._send_once(call)
-        options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        return await AsyncRetrying(sleep=self.sleep, **options)(self._send_once, call)
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """
+        Grants turns to the requests of all clients with these credentials in this event loop.
 
-    async def iterate(self, paged: PagedCall[T]) -> AsyncIterator[T]:
+        :raises RuntimeError: the client is not open.
+        """
+        if self._dispatcher is None:
+            raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
+        return self._dispatcher
+
+    async def send(
+        self,
+        call: Call[T],
+        *,
+        attempts: int = retry.ATTEMPTS,
+        priority: Priority | None = None,
+        turn: Turn | None = None,
+    ) -> T:
+        """
+        Send a call, as :meth:`EtlworksClient.send` does.
+
+        :param call: the call.
+        :param attempts: the most times to send it, if it may be repeated.
+        :param priority: its place among the requests that wait; ``None`` is ``POLL`` for a call that may be repeated,
+            else ``START``.
+        :param turn: a turn that the caller has taken already; its priority counts.
+        """
+        turn = turn or self.dispatcher.turn(default_priority(call) if priority is None else priority)
+        if attempts == 1:
+            return await self._send_once(call, turn)
+        options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
+        return await AsyncRetrying(sleep=self.sleep, **options)(self._send_once, call, turn)
+
+    async def iterate(self, paged: PagedCall[T], *, priority: Priority | None = None) -> AsyncIterator[T]:
         """Yield the items of a list. Each page is requested when its first item is needed."""
         cursor = PageCursor(paged)
         while cursor.call is not None:
-            for item in cursor.advance(await self.send(cursor.call)):
+            for item in cursor.advance(await self.send(cursor.call, priority=priority)):
                 yield item
 
-    async def run(self, procedure: Procedure[T]) -> T:
-        """Run a procedure, and return its result."""
+    async def run(self, procedure: Procedure[T], *, priority: Priority | None = None) -> T:
+        """
+        Run a procedure, and return its result.
+
+        :param procedure: the procedure.
+        :param priority: that of each of its requests; ``None`` as for :meth:`send`.
+        """
         try:
             step = next(procedure)
             while True:
                 try:
-                    value = await self._perform(step)
+                    value = await self._perform(step, priority)
                 except EtlworksError as error:
+                    priority = priority_after(error, priority)
                     step = procedure.throw(error)
                 else:
                     step = procedure.send(value)
@@ -138,50 +176,62 @@ class AsyncEtlworksClient:
         finally:
             procedure.close()
 
-    async def _perform(self, step: Step) -> Any:
+    async def _perform(self, step: Step, priority: Priority | None) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
-            return await self._exchange(step.call, step.bearer)
+            turn = self.dispatcher.turn(Priority.POLL if priority is None else priority)
+            return await self._exchange(step.call, step.bearer, turn)
         if isinstance(step, ReadHead):
             # Nothing in an event loop reads a long text, so this one holds it whole.
-            return (await self.send(step.call, attempts=1))[: step.size]
-        return await (self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step))
+            return (await self.send(step.call, attempts=1, priority=priority))[: step.size]
+        if isinstance(step, SendOnce):
+            return await self.send(step.call, attempts=1, priority=priority)
+        return await self.send(step, priority=priority)
 
-    async def _send_once(self, call: Call[T]) -> T:
+    async def _send_once(self, call: Call[T], turn: Turn) -> T:
         if not call.authenticated:
-            return await self._exchange(call, None)
-        bearer = await self._bearer()
+            return await self._exchange(call, None, turn)
+        bearer = self._auth.bearer() or await self._new_bearer(turn)
         try:
-            return await self._exchange(call, bearer)
+            return await self._exchange(call, bearer, turn)
         except EtlworksUnauthorized as error:
             # The 401 of a listener may be its author's, after the payload was taken.
             if not self._auth.reject(bearer) or not error.not_processed:
                 raise
-        return await self._exchange(call, await self._bearer())
+        return await self._exchange(call, self._auth.bearer() or await self._new_bearer(turn), turn)
 
-    async def _bearer(self) -> str:
+    async def _new_bearer(self, turn: Turn) -> str:
+        # The log-in needs a turn itself, and everybody who waits for it might hold one.
+        turn.release(sent=False)
         while (bearer := self._auth.bearer()) is None:
             renewals = self._auth.renewals
             async with self._renewing:
                 if failure := self._auth.failure_since(renewals):
                     raise failure
                 if self._auth.bearer() is None:
-                    await self.run(self._auth.renewal())
+                    await self.run(self._auth.renewal(), priority=turn.priority)
         return bearer
 
-    async def _exchange(self, call: Call[T], bearer: str | None) -> T:
+    async def _exchange(self, call: Call[T], bearer: str | None, turn: Turn) -> T:
         headers, url = request_headers(call, bearer), self._url(call)
-        response = await self._request(call, url, headers)
-        redirects = 0
-        while target := redirect_target(call, url, response, redirects):
-            url, redirects = URL(target, encoded=True), redirects + 1
-            response = await self._request(call, url, headers)
+        try:
+            response = await self._request(call, url, headers, turn)
+            redirects = 0
+            while target := redirect_target(call, url, response, redirects):
+                url, redirects = URL(target, encoded=True), redirects + 1
+                response = await self._request(call, url, headers, turn)
+            return self._result(call, response, turn)
+        except EtlworksError as error:
+            raise error.of(self.settings.name) from error.__cause__
+
+    def _result(self, call: Call[T], response: Response, turn: Turn) -> T:
         try:
             return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
-            if error.retry_after is not None:
-                self._rate_limiter.pause(error.retry_after)
+            self.dispatcher.rate_limiter.refuse(error.retry_after)
+            if turn.priority is Priority.STOP:
+                turn.priority = Priority.LAST_POLL
             raise
 
     def _url(self, call: Call[Any]) -> URL:
@@ -191,15 +241,15 @@ class AsyncEtlworksClient:
             self._urls[call] = url
         return url
 
-    async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str]) -> Response:
-        """Send one request, within the rate limit, and read the whole response."""
+    async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str], turn: Turn) -> Response:
+        """Send one request when its turn comes, and read the whole response."""
         session = self._session if call.idempotent else self._fresh_session
         if session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
-        for delay in self._rate_limiter.delays():
-            await self.sleep(delay)
-        async with self._free_connections:
-            exchange = _AsyncExchange(call, self.settings)
+        while True:
+            if not turn.is_granted:
+                await turn.take()
+            exchange = _AsyncExchange(call, self.settings, turn.is_paused)
             exchange.watchdog = self._watchdog
             _CURRENT_EXCHANGE.set(exchange)
             try:
@@ -214,14 +264,17 @@ class AsyncEtlworksClient:
                     proxy=self._proxy,
                 ) as response:
                     result = Response(response.status, response.headers, await _read(call, response))
+            except SendingPaused:
+                continue
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, zlib.error) as error:
                 raise exchange.failure(call, self.settings, error) from None
             finally:
                 self._watchdog.forget(exchange)
-        if exchange.is_aborted:
-            # A body without a length looks complete when its connection is closed.
-            raise exchange.failure(call, self.settings, asyncio.TimeoutError())
-        return result
+                turn.release(sent=exchange.sent)
+            if exchange.is_aborted:
+                # A body without a length looks complete when its connection is closed.
+                raise exchange.failure(call, self.settings, asyncio.TimeoutError())
+            return result
 
 
 class _Watchdog:
@@ -277,6 +330,8 @@ class _ObservedRequest(aiohttp.ClientRequest):
         if exchange.sent:
             # aiohttp itself repeats a dropped GET, without a pause and past our rate limit. Our own rules repeat it.
             raise aiohttp.ServerDisconnectedError
+        if exchange.is_paused():
+            raise SendingPaused
         exchange.sent = True
         exchange.expect_response()
         exchange.is_aborted, exchange.transport = False, conn.transport

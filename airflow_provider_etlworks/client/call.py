@@ -7,6 +7,7 @@ import json as json_module
 import logging
 import math
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -180,9 +181,11 @@ class Call(Generic[T]):
     :ivar idempotent: whether the server may safely receive it twice.
     :ivar from_root: whether the path is below the bare host, not below ``/rest``.
     :ivar none_on_404: whether a 404 means "there is none" and is not an error.
-    :ivar authenticated: whether the call carries credentials.
+    :ivar authenticated: whether the call carries the client's token or API key.
+    :ivar basic: login and password that it carries instead, as HTTP Basic.
     :ivar status_is_certain: whether the status is Etlworks's own, so that some prove that nothing was done. The author
         of a listener's flow chooses any status, also after the flow has run.
+    :ivar secrets: texts of the request that nothing that is read of its answer may repeat.
     :ivar max_bytes: the longest response that is read, decompressed. A longer one is an ``EtlworksReplyError``.
     :ivar overtime: seconds beyond the read time-out that the whole response may take, however little arrives at a time.
         A slower one is an ``EtlworksReplyError``.
@@ -198,7 +201,9 @@ class Call(Generic[T]):
     from_root: bool = False
     none_on_404: bool = False
     authenticated: bool = True
+    basic: tuple[str, str] | None = field(default=None, repr=False)
     status_is_certain: bool = True
+    secrets: Sequence[str] = field(default=(), repr=False)
     max_bytes: int = MAX_RECORD_BYTES
     overtime: float = 30.0
 
@@ -220,7 +225,8 @@ class Call(Generic[T]):
         :raises EtlworksApiError: the answer is an error.
         :raises EtlworksReplyError: the answer cannot be read.
         """
-        response = Response(response.status, response.headers, response.body, tuple(secrets))
+        secrets = (*secrets, *self.secrets)
+        response = Response(response.status, response.headers, response.body, secrets)
         try:
             if response.status == 404 and self.none_on_404:
                 return self.read(replace(response, status=200, body=b""))
@@ -241,7 +247,8 @@ class Call(Generic[T]):
         :param response: the response.
         :param secrets: texts that no message may contain.
         """
-        response = replace(response, secrets=tuple(secrets))
+        secrets = (*secrets, *self.secrets)
+        response = replace(response, secrets=secrets)
         try:
             body = response.json
             said = error_message(body) or (json_module.dumps(body, ensure_ascii=False) if body is not None else "")
@@ -332,6 +339,11 @@ def json_body(value: Any) -> dict[str, Any]:
         # Half a surrogate pair, which only an escape can write.
         body = json_module.dumps(value).encode()
     return {"body": body, "content_type": JSON_TYPE}
+
+
+def basic_token(login: str, password: str) -> str:
+    """Return what follows ``Basic`` in a header."""
+    return b64encode(f"{login}:{password}".encode()).decode()
 
 
 def path_segment(name: str) -> str:

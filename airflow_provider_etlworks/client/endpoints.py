@@ -11,6 +11,7 @@ Paths are below ``/rest`` unless ``from_root`` is set. Sources: Etlworks's REST 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -22,6 +23,7 @@ from airflow_provider_etlworks.client.call import (
     Call,
     PagedCall,
     Response,
+    basic_token,
     json_body,
     list_of,
     optional,
@@ -43,6 +45,7 @@ from airflow_provider_etlworks.client.models import (
     Flow,
     FlowStart,
     FlowTask,
+    Health,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -54,7 +57,8 @@ from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, DEFAULT_STO
 from airflow_provider_etlworks.client.text import harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import datetime as dt
+    from collections.abc import Iterable, Sequence
 
     from airflow_provider_etlworks.client.streaming import Body
 
@@ -274,12 +278,35 @@ def execution_log(flow_id: int, audit_id: int) -> Call[str]:
     )
 
 
-def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
+def get_execution_legacy(flow_id: int, audit_id: int) -> Call[Execution]:
+    """Read the record of one run, by the legacy path."""
+    return replace(get_execution(flow_id, audit_id), path=f"/plugins/dashboard/rest/v1/flows/{flow_id}", from_root=True)
+
+
+def execution_log_legacy(flow_id: int, audit_id: int) -> Call[str]:
+    """Read the log of a run, by the legacy path."""
+    path = "/plugins/dashboard/rest/v1/flows/console/download"
+    return replace(execution_log(flow_id, audit_id), path=path, from_root=True)
+
+
+def executions_of_day(
+    days_ago: int = 0,
+    *,
+    date: dt.date | None = None,
+    include_metrics: bool = False,
+    tenant_id: str | None = None,
+) -> Call[list[Execution]]:
     """
-    List all runs of all flows of one day. For administrators.
+    List all runs of all flows of one day of the tenant's time zone. For administrators.
 
     :param days_ago: 0 is today, 1 is yesterday.
+    :param date: the day, instead of ``days_ago``. Older servers do not take it.
+    :param include_metrics: whether the records have metrics, in ``raw``, and the exception message.
+    :param tenant_id: another tenant, for super admins.
+    :raises EtlworksConfigError: there are two days.
     """
+    if date is not None and days_ago:
+        raise EtlworksConfigError("Give either date or days_ago.")
 
     def runs_of_flow(value: Any) -> list[Execution]:
         flow = as_object(value, "a flow's runs")
@@ -294,7 +321,12 @@ def executions_of_day(days_ago: int = 0) -> Call[list[Execution]]:
         "GET",
         "/v1/metrics/executions",
         read_json(read),
-        query=url_query(offset=days_ago),
+        query=url_query(
+            date=date,
+            offset=days_ago if date is None else None,
+            includeMetrics=include_metrics or None,
+            tenantId=tenant_id,
+        ),
         idempotent=True,
         max_bytes=MAX_LIST_BYTES,
     )
@@ -325,6 +357,30 @@ def metrics_summary(window_hours: int = 24) -> Call[MetricsSummary]:
         read_json(MetricsSummary.from_json),
         query=url_query(windowHours=window_hours),
         idempotent=True,
+    )
+
+
+def health(*, all_nodes: bool = False) -> Call[Health]:
+    """
+    Read how the instance is, without credentials. A proxy or an administrator may hide it.
+
+    :param all_nodes: whether all nodes of a cluster are asked.
+    """
+
+    def read(value: Any) -> Health:
+        found = Health.from_json(value)
+        if found.status is None:
+            raise EtlworksReplyError("The answer is not a health report: it has no status.")
+        return found
+
+    return Call(
+        "GET",
+        "/health",
+        read_json(read),
+        query=url_query(allNodes=all_nodes or None),
+        idempotent=True,
+        from_root=True,
+        authenticated=False,
     )
 
 
@@ -441,12 +497,8 @@ def create_schedule(schedule: Mapping[str, Any]) -> Call[Schedule]:
     return Call("POST", "/v1/schedules", read_json(Schedule.from_json), **json_body(dict(schedule)))
 
 
-def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
-    """
-    List schedules.
-
-    :param flow_id: only those of this flow; a server that does not know this filter lists all.
-    """
+def list_schedules() -> PagedCall[Schedule]:
+    """List the schedules of all flows: Etlworks has no filter. For editors."""
 
     def read(value: Any) -> Schedule:
         schedule = Schedule.from_json(value)
@@ -454,7 +506,7 @@ def list_schedules(flow_id: int | None = None) -> PagedCall[Schedule]:
             raise EtlworksReplyError("The answer is not a schedule: it has no id.")
         return schedule
 
-    return PagedCall("/v1/schedules", read, query=url_query(flowId=flow_id))
+    return PagedCall("/v1/schedules", read)
 
 
 def pause_schedule(schedule_id: int) -> Call[None]:
@@ -468,26 +520,31 @@ def resume_schedule(schedule_id: int) -> Call[None]:
 
 
 def audit_events(
-    *, resource_type: str | None = None, since: str | None = None, limit: int = PAGE_SIZE
+    *,
+    resource_type: str | None = None,
+    since: str | None = None,
+    limit: int = PAGE_SIZE,
+    with_exceptions: bool = False,
 ) -> PagedCall[AuditEvent]:
     """
-    List the audit log. For administrators.
+    List the audit log. For administrators. Some releases always return the last 1,000 events.
 
     :param resource_type: only events of this kind of thing, such as ``flow``.
     :param since: ISO 8601; only events after it.
     :param limit: how many to ask for at a time, 200 at most.
+    :param with_exceptions: whether failed events have the text of their error.
     """
-    return PagedCall(
-        "/v1/audit", AuditEvent.from_json, query=url_query(resourceType=resource_type, since=since), limit=limit
-    )
+    query = url_query(resourceType=resource_type, since=since, exception=with_exceptions or None)
+    return PagedCall("/v1/audit", AuditEvent.from_json, query=query, limit=limit)
 
 
-def audit_events_legacy() -> Call[list[AuditEvent]]:
+def audit_events_legacy(*, with_exceptions: bool = False) -> Call[list[AuditEvent]]:
     """List the last 1,000 audit events, by the legacy path. For administrators."""
     return Call(
         "GET",
         "/plugins/audit/rest/v1/audit",
         read_json(list_of(AuditEvent.from_json)),
+        query=url_query(exception=with_exceptions or None),
         max_bytes=MAX_LIST_BYTES,
         idempotent=True,
         from_root=True,
@@ -495,49 +552,112 @@ def audit_events_legacy() -> Call[list[AuditEvent]]:
 
 
 def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
-    """Create a webhook: ``name description events url method secret flowIncludes flowExcludes enabled``."""
-    return Call("POST", "/v1/webhooks", read_json(Webhook.from_json), **json_body(dict(webhook)))
+    """
+    Create a webhook, by Etlworks's names of its fields.
+
+    ``name description events url method contentType includeEntity headers secret basicUser basicPass flowIncludes
+    flowExcludes enabled``; ``headers`` is a list of ``{"key": …, "value": …}``. The names of events are passed on
+    unchecked, since they differ between releases. For administrators.
+    """
+    headers = webhook.get("headers")
+    values = [each.get("value") for each in headers if isinstance(each, Mapping)] if isinstance(headers, list) else []
+    # A header may repeat what is not secret, such as the content type.
+    public = {text for text in webhook.values() if isinstance(text, str)}
+    secrets = {webhook.get("secret"), webhook.get("basicPass"), *(each for each in values if each not in public)}
+    return Call(
+        "POST",
+        "/v1/webhooks",
+        read_json(Webhook.from_json),
+        **json_body(dict(webhook)),
+        secrets=tuple(each for each in secrets if isinstance(each, str) and each),
+    )
 
 
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
 
 
-def send_to_listener(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener(
+    path: str,
+    payload: bytes | Body | None = None,
+    content_type: str = JSON_TYPE,
+    *,
+    method: str = "POST",
+    query: Mapping[str, Any] | None = None,
+    basic: tuple[str, str] | None = None,
+) -> Call[Any]:
     """
     Send a payload to a user-defined endpoint of Etlworks.
 
-    Sent once: again only if no connection was made. Any status may be the flow author's own, so none proves a refusal.
+    Sent once: again only if no connection was made, since each method may start the flow. Any status may be the flow
+    author's own, so none proves a refusal.
 
     :param path: the path that the flow's author chose, such as ``orders/new``.
-    :param payload: what is sent; ``None`` is a request without a body.
+    :param payload: what is sent; ``None`` is a request without a body. ``GET`` has none.
     :param content_type: its type, any that the author expects.
-    :return: the author's own answer: JSON if it is JSON, else text.
+    :param method: the listener's method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
+    :param query: parameters of the URL.
+    :param basic: login and password, for a listener whose "Auth Type" is Basic. Without it, the client's token or API
+        key is sent.
+    :return: the author's own answer, or a receipt that may have the run's ``auditId`` or a ``messageUuid``: JSON if it
+        is JSON, else text.
     """
-    return _listener("/v1/httplistener", path, payload, content_type, from_root=False)
+    return _listener("/v1/httplistener", path, payload, content_type, method, query, basic, from_root=False)
 
 
-def send_to_listener_legacy(path: str, payload: bytes | Body | None = None, content_type: str = JSON_TYPE) -> Call[Any]:
+def send_to_listener_legacy(
+    path: str,
+    payload: bytes | Body | None = None,
+    content_type: str = JSON_TYPE,
+    *,
+    method: str = "POST",
+    query: Mapping[str, Any] | None = None,
+    basic: tuple[str, str] | None = None,
+) -> Call[Any]:
     """Send a payload to a user-defined endpoint, by the legacy path."""
-    return _listener("/plugins/schedules/rest/v1/httplistener", path, payload, content_type, from_root=True)
+    prefix = "/plugins/schedules/rest/v1/httplistener"
+    return _listener(prefix, path, payload, content_type, method, query, basic, from_root=True)
 
 
 # As much as a header may hold.
 _CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
 
 
-def _listener(prefix: str, path: str, payload: bytes | Body | None, content_type: str, *, from_root: bool) -> Call[Any]:
+_LISTENER_METHODS = ("GET", "POST", "PUT", "DELETE")
+
+
+def _listener(
+    prefix: str,
+    path: str,
+    payload: bytes | Body | None,
+    content_type: str,
+    method: str,
+    query: Mapping[str, Any] | None,
+    basic: tuple[str, str] | None,
+    *,
+    from_root: bool,
+) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")
     if not _CONTENT_TYPE.fullmatch(content_type):
         raise EtlworksConfigError(f"A content type looks like 'application/json'; this is {content_type!r}.")
+    if method not in _LISTENER_METHODS:
+        raise EtlworksConfigError(f"method is {method!r}; a listener's is {', '.join(_LISTENER_METHODS)}.")
+    if payload is not None and method == "GET":
+        raise EtlworksConfigError("A listener's GET has no payload: give none, or another method.")
+    if basic is not None and (not all(basic) or ":" in basic[0]):
+        raise EtlworksConfigError("Basic authentication takes a login without a colon, and a password.")
     return Call(
-        "POST",
+        method,
         "/".join([prefix, *map(path_segment, segments)]),
         read_anything,
+        query=url_query(**(query or {})),
         body=payload,
         content_type=None if payload is None else content_type,
         from_root=from_root,
+        authenticated=basic is None,
+        basic=basic,
+        secrets=() if basic is None else (basic_token(*basic), basic[1]),
         status_is_certain=False,
     )
 

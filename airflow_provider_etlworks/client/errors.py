@@ -30,12 +30,16 @@ it certain that the server did not act on it? "The run failed" and "we could not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import Self
 
 from airflow_provider_etlworks.client.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+ErrorT = TypeVar("ErrorT", bound="EtlworksError")
 
 CERTAIN_REFUSALS = frozenset({400, 401, 403, 404, 405, 409, 413, 415, 422, 429})
 """The HTTP statuses that prove that Etlworks did not act on a request. Any other but 2xx leaves it in doubt."""
@@ -49,12 +53,25 @@ class EtlworksError(Exception):
         spaces replace its control characters.
     :param retryable: whether the same request could succeed later.
     :param not_processed: whether it is certain that the server did not act on the request.
+    :ivar connection: the connection that the error is about, if it has a name.
     """
 
     def __init__(self, message: str, *, retryable: bool = False, not_processed: bool = False) -> None:
         super().__init__(visible(message))
+        self.connection: str | None = None
         self.retryable = retryable
         self.not_processed = not_processed
+
+    def of(self, connection: str | None) -> Self:
+        """
+        Name the connection that the error is about in its message, once, and return the error.
+
+        :param connection: what people call it, such as the id of the Airflow connection; ``None`` changes nothing.
+        """
+        if connection is not None and self.connection is None:
+            self.connection = connection
+            self.args = (f"Connection {connection!r}: {self}", *self.args[1:])
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle without ``__init__``, whose keyword arguments an exception does not keep."""

@@ -8,6 +8,7 @@ number passes through :mod:`airflow_provider_etlworks.client.text`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
@@ -122,6 +123,38 @@ def as_str_tuple(value: Any) -> tuple[str, ...]:
     return tuple(item for each in items if (item := as_word(each)) is not None)
 
 
+def as_ids(value: Any) -> tuple[int, ...]:
+    """Read a list of ids; anything else is empty."""
+    items = value[:MOST_ITEMS] if isinstance(value, list) else ()
+    return tuple(item for each in items if (item := as_id(each)) is not None)
+
+
+def as_address(value: Any) -> str | None:
+    """Read a URL, without credentials in it."""
+    return as_str(_CREDENTIALS.sub("***@", value) if isinstance(value, str) else value)
+
+
+def as_header_names(value: Any) -> tuple[str, ...]:
+    """Read the names of a webhook's headers: their values may be secrets."""
+    headers = value[:_MOST_HEADERS] if isinstance(value, list) else ()
+    return tuple(name for each in headers if isinstance(each, dict) and (name := as_word(each.get("key"))))
+
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
+_MOST_HEADERS = 100
+_MOST_ADDRESSES = 100
+
+
+def as_addresses(value: Any) -> tuple[str, ...]:
+    """Read the first hundred e-mail addresses: a text with spaces between them, as Etlworks writes them, or a list."""
+    return as_str_tuple(value.split() if isinstance(value, str) else value)[:_MOST_ADDRESSES]
+
+
+def as_running_flows(value: Any) -> int | None:
+    """Read how many flows are going from what a health report says of the database."""
+    return as_int(value.get("running.flows")) if isinstance(value, dict) else None
+
+
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
     """Return a JSON object, or say what came instead of it."""
     if not isinstance(value, dict):
@@ -137,15 +170,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _json(key: str, read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False) -> Any:
-    """Declare a field of a model: the name of its JSON field, what reads it, and whether it is required."""
-    return field(default=default, metadata={"key": key, "read": read, "required": required})
+def _json(
+    key: str | tuple[str, ...], read: Callable[[Any], Any] = as_str, *, default: Any = None, required: bool = False
+) -> Any:
+    """
+    Declare a field of a model: the name of its JSON field, what reads it, and whether it is required.
+
+    Of several names, the first that the JSON has is read.
+    """
+    keys = (key,) if isinstance(key, str) else key
+    return field(default=default, metadata={"keys": keys, "read": read, "required": required})
 
 
 @cache
-def _readers(model: type) -> tuple[tuple[str, str, Callable[[Any], Any], bool], ...]:
+def _readers(model: type) -> tuple[tuple[str, tuple[str, ...], Callable[[Any], Any], bool], ...]:
     return tuple(
-        (each.name, each.metadata["key"], each.metadata["read"], each.metadata["required"])
+        (each.name, each.metadata["keys"], each.metadata["read"], each.metadata["required"])
         for each in fields(model)
         if each.metadata
     )
@@ -170,14 +210,19 @@ class Model:
 
         :raises EtlworksReplyError: it is not an object, or a field that is required cannot be read.
         """
-        record = as_object(value, cls.title)
+        record = cls._masked(as_object(value, cls.title))
         values: dict[str, Any] = {"raw": record}
         model: type = cls
-        for name, key, read, required in _readers(model):
-            values[name] = read(record.get(key))
+        for name, keys, read, required in _readers(model):
+            values[name] = read(next((record[key] for key in keys if key in record), None))
             if required and values[name] is None:
-                raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {key}.")
+                raise EtlworksReplyError(f"The answer is not {cls.title}: it has no {keys[0]}.")
         return cls(**values)
+
+    @staticmethod
+    def _masked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the record without what not even ``raw`` may keep."""
+        return record
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON-safe values: times as ISO 8601 in UTC, without ``raw``."""
@@ -284,6 +329,11 @@ class Execution(Model):
         """Whether the run is over: its status is final, or is unknown and the record has an end."""
         known = self.known_status
         return known.is_final if known is not None else self.ended_at is not None
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether Etlworks's scheduler started the run: it names the event, or the scheduler as the user."""
+        return self.event_id is not None or (self.user or "").lower() == "scheduler"
 
     @property
     def never_started(self) -> bool:
@@ -400,11 +450,26 @@ class Schedule(Model):
     """
     A schedule of a flow.
 
+    A setting that the answer does not have is ``None``; ``emails`` and ``tags`` are empty then.
+
     :ivar id: its id.
     :ivar flow_id: the flow it starts.
     :ivar name: its name.
-    :ivar schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``.
+    :ivar schedule: when it starts the flow: a Quartz cron expression such as ``0 0 4 * * ?``, or minutes between two
+        starts.
     :ivar enabled: whether it is on; ``None`` if the answer does not say.
+    :ivar description: its description.
+    :ivar tags: its tags.
+    :ivar email_success: whether Etlworks reports each success by e-mail.
+    :ivar email_failure: whether it reports each failure.
+    :ivar emails: the addresses that it reports to.
+    :ivar retries: how often Etlworks itself repeats a failed run.
+    :ivar delay_between_retries: minutes before each repetition.
+    :ivar expected_time: minutes after which a run that is still going is reported by e-mail.
+    :ivar debug: whether a run writes a log of all its steps.
+    :ivar log_step: after how many records a run writes a line to its log.
+    :ivar keep_message: whether Etlworks keeps what a listener received.
+    :ivar keep_empty_audit: whether Etlworks keeps the record of a run that processed nothing.
     """
 
     title = "a schedule"
@@ -414,46 +479,121 @@ class Schedule(Model):
     name: str | None = _json("name")
     schedule: str | None = _json("schedule")
     enabled: bool | None = _json("enabled", as_bool)
+    description: str | None = _json("description", as_description)
+    tags: tuple[str, ...] = _json("tags", as_str_tuple, default=())
+    email_success: bool | None = _json("emailSuccess", as_bool)
+    email_failure: bool | None = _json("emailFailure", as_bool)
+    emails: tuple[str, ...] = _json("emails", as_addresses, default=())
+    retries: int | None = _json("retries", as_int)
+    delay_between_retries: int | None = _json("delayBetweenRetries", as_int)
+    expected_time: int | None = _json("expectedTime", as_int)
+    debug: bool | None = _json("debug", as_bool)
+    log_step: int | None = _json("logStep", as_int)
+    keep_message: bool | None = _json("keepMessage", as_bool)
+    keep_empty_audit: bool | None = _json("keepEmptyAudit", as_bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook(Model):
     """
-    A webhook: Etlworks calls its URL when events happen. Its secret stays in ``raw``.
+    A webhook: Etlworks calls its URL when events happen.
+
+    Etlworks's answer repeats its secret, its password and the values of its headers. Not even ``raw`` has them.
 
     :ivar id: its id.
     :ivar name: its name.
-    :ivar url: what is called.
-    :ivar events: the events it is called for.
+    :ivar url: what is called, without credentials in it; ``None`` for a webhook that only sends e-mails.
+    :ivar events: the events it is called for, as this release of Etlworks names them.
     :ivar enabled: whether it is on; ``None`` if the answer does not say.
+    :ivar description: its description.
+    :ivar method: ``POST`` or ``GET``.
+    :ivar content_type: the type of what is sent.
+    :ivar include_entity: whether what is sent has the changed thing, too.
+    :ivar header_names: the names of the headers that are sent.
+    :ivar basic_user: the user of the call's Basic authentication.
+    :ivar flow_includes: the only flows whose events count.
+    :ivar flow_excludes: the flows whose events do not count.
     """
 
     title = "a webhook"
 
     id: int | None = _json("id", as_int)
     name: str | None = _json("name")
-    url: str | None = _json("url")
+    url: str | None = _json("url", as_address)
     events: tuple[str, ...] = _json("events", as_str_tuple, default=())
     enabled: bool | None = _json("enabled", as_bool)
+    description: str | None = _json("description", as_description)
+    method: str | None = _json("method")
+    content_type: str | None = _json("contentType")
+    include_entity: bool | None = _json("includeEntity", as_bool)
+    header_names: tuple[str, ...] = _json("headers", as_header_names, default=())
+    basic_user: str | None = _json("basicUser")
+    flow_includes: tuple[int, ...] = _json("flowIncludes", as_ids, default=())
+    flow_excludes: tuple[int, ...] = _json("flowExcludes", as_ids, default=())
+
+    @staticmethod
+    def _masked(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        masked = {**record, **{name: "***" for name in ("secret", "basicPass") if record.get(name)}}
+        if headers := record.get("headers"):
+            names = as_header_names(headers)
+            masked["headers"] = [{"key": name, "value": "***"} for name in names]
+        if isinstance(url := record.get("url"), str):
+            masked["url"] = _CREDENTIALS.sub("***@", url)
+        return masked
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent(Model):
     """
-    One line of the audit log: who changed what, and when.
+    One line of the audit log: who did what, and when.
+
+    Etlworks documents two shapes, of different releases; what a shape lacks is ``None``.
 
     :ivar at: when; ``None`` if the answer's time is not in milliseconds (``raw`` has it).
     :ivar user: who.
     :ivar action: what was done.
     :ivar resource_id: to what.
+    :ivar id: the event's id.
+    :ivar application: the part of Etlworks in which it happened.
+    :ivar tenant: the tenant.
+    :ivar succeeded: whether it succeeded.
+    :ivar has_details: whether Etlworks knows more about it.
+    :ivar exception: the error's text, if it was asked for.
+    :ivar host_ip: the address of the server.
+    :ivar client_ip: the address of the caller.
+    :ivar duration_ms: how long it took, in milliseconds.
     """
 
     title = "an audit event"
 
-    at: datetime | None = _json("timestamp", as_datetime)
-    user: str | None = _json("user")
-    action: str | None = _json("action")
+    at: datetime | None = _json(("timestamp", "dt"), as_datetime)
+    user: str | None = _json(("user", "ur"))
+    action: str | None = _json(("action", "md"))
     resource_id: str | None = _json("resourceId")
+    id: int | None = _json("id", as_int)
+    application: str | None = _json("an")
+    tenant: str | None = _json("tn")
+    succeeded: bool | None = _json("rt", as_bool)
+    has_details: bool | None = _json("in", as_bool)
+    exception: str | None = _json("ex", as_error)
+    host_ip: str | None = _json("hip")
+    client_ip: str | None = _json("cip")
+    duration_ms: int | None = _json("dn", as_int)
+
+
+@dataclass(frozen=True, slots=True)
+class Health(Model):
+    """
+    How an instance is.
+
+    :ivar status: ``UP`` if all is well.
+    :ivar running_flows: how many flows are going; ``None`` if the answer does not say.
+    """
+
+    title = "a health report"
+
+    status: str | None = _json("status")
+    running_flows: int | None = _json("db", as_running_flows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from airflow_provider_etlworks.client.transport import Exchange, SendingPaused
+
 if TYPE_CHECKING:
     import socket
-
-    from airflow_provider_etlworks.client.transport import Exchange
 
 
 CURRENT_EXCHANGE: ContextVar[Exchange] = ContextVar("current_exchange")
@@ -95,6 +95,8 @@ class _ObservedConnection(HTTPConnection):
             self.connect()
         if self._is_established:
             exchange = CURRENT_EXCHANGE.get()
+            if not exchange.sent and exchange.is_paused():
+                raise SendingPaused
             exchange.sent = True
             self.sock.settimeout(exchange.read_timeout)
         super().send(data)

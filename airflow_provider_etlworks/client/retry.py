@@ -8,7 +8,7 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.client.errors import EtlworksError
+from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,12 +77,19 @@ def tenacity_options(*, idempotent: bool, attempts: int = ATTEMPTS) -> dict[str,
     backoff = wait_random_exponential(min=1, max=LONGEST_BACKOFF)
 
     def wait(state: RetryCallState) -> float:
-        retry_after = getattr(state.outcome.exception() if state.outcome else None, "retry_after", None)
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, EtlworksRateLimited):
+            # The rate limiter pauses all requests.
+            return 0.0
+        retry_after = getattr(error, "retry_after", None)
         # A little longer than asked for, so that clients with the same Retry-After do not return together.
         return float(backoff(state)) if retry_after is None else retry_after + float(backoff(state)) / 10
 
     def log_retry(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, EtlworksRateLimited):
+            log.warning("%s Trying again when its turn comes, at a random moment of the minute after that.", error)
+            return
         delay = state.next_action.sleep if state.next_action else 0.0
         log.warning("%s Trying again in %.0f s.", error, delay)
 

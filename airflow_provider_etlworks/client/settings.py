@@ -128,6 +128,7 @@ class ClientSettings:
     :ivar ui_url: what "Open in Etlworks" opens, with ``{flow_id}`` and ``{audit_id}``; ``None`` is the bare address.
     :ivar run_key_parameter: the flow parameter that every start fills with a unique key, as proof of whose run it is;
         ``None`` is none.
+    :ivar name: what messages call this connection; ``None`` leaves it out.
     :raises EtlworksConfigError: credentials are missing, or a value cannot work.
     """
 
@@ -144,6 +145,7 @@ class ClientSettings:
     stop_path: str = DEFAULT_STOP_PATH
     ui_url: str | None = None
     run_key_parameter: str | None = None
+    name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late, or quote a secret while failing."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import math
 import threading
 import time
 import zlib
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
@@ -21,13 +23,16 @@ from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.observed_pool import CURRENT_EXCHANGE, ObservedAdapter
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
-from airflow_provider_etlworks.client.rate_limit import rate_limiter_for
+from airflow_provider_etlworks.client.rate_limit import Priority, rate_limiter_for
 from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody, head_of
 from airflow_provider_etlworks.client.transport import (
     COMMON_HEADERS,
     POOL_SIZE,
     Exchange,
+    SendingPaused,
     ca_bundle,
+    default_priority,
+    priority_after,
     proxy_for,
     redirect_target,
     request_headers,
@@ -50,6 +55,10 @@ class EtlworksClient:
     :param settings: the instance and the credentials.
     :param clock: reads the time; for tests.
     :param sleep: waits for some seconds; for tests, and for callers that can be interrupted.
+    :param priority: that of requests for which the caller names none; ``None`` is ``POLL`` for a call that may be
+        repeated, else ``START``.
+    :param longest_wait: seconds for which a request may wait for its turn. Then it fails as if Etlworks had answered
+        429.
     """
 
     def __init__(
@@ -58,12 +67,17 @@ class EtlworksClient:
         *,
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], None] = time.sleep,
+        priority: Priority | None = None,
+        longest_wait: float = math.inf,
     ) -> None:
         self.settings = settings
         self.clock = clock
         self._sleep = sleep
+        self._priority = priority
+        self._longest_wait = longest_wait
         self._auth = Authenticator(settings, clock)
         self._rate_limiter = rate_limiter_for(settings, clock)
+        self._rate_limiter.join(self, settings.requests_per_minute)
         self._renewing = threading.Lock()
         # Both transports read the environment's proxy and CA bundle through our own code. A session of requests would
         # also read ``.netrc``, keep cookies, and load the bodies of redirects without a limit.
@@ -82,33 +96,42 @@ class EtlworksClient:
         """Close the pooled connections."""
         self._adapter.close()
 
-    def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS) -> T:
+    def send(self, call: Call[T], *, attempts: int = retry.ATTEMPTS, priority: Priority | None = None) -> T:
         """
         Send a call, with log-in, retries and rate limit.
 
         :param call: the call, from :mod:`airflow_provider_etlworks.client.endpoints`.
         :param attempts: the most times to send it, if it may be repeated.
+        :param priority: its place among the requests of this process that wait; ``None`` is the client's.
         :return: the call's value.
         :raises EtlworksError: it failed; the tree is in :mod:`airflow_provider_etlworks.client.errors`.
         """
         if attempts == 1:
-            return self._send_once(call)
-        return self._retry(call, attempts, lambda: self._send_once(call))
+            return self._send_once(call, priority)
+        return self._retry(call, attempts, partial(self._send_once, call), priority)
 
-    def iterate(self, paged: PagedCall[T]) -> Iterator[T]:
+    def iterate(self, paged: PagedCall[T], *, priority: Priority | None = None) -> Iterator[T]:
         """Yield the items of a list. Each page is requested when its first item is needed."""
         cursor = PageCursor(paged)
         while cursor.call is not None:
-            yield from cursor.advance(self.send(cursor.call))
+            yield from cursor.advance(self.send(cursor.call, priority=priority))
 
-    def run(self, procedure: Procedure[T]) -> T:
-        """Run a procedure, and return its result."""
+    def run(self, procedure: Procedure[T], *, priority: Priority | None = None) -> T:
+        """
+        Run a procedure, and return its result.
+
+        :param procedure: the procedure.
+        :param priority: that of each of its requests; ``None`` is the client's.
+        """
+        if priority is None:
+            priority = self._priority
         try:
             step = next(procedure)
             while True:
                 try:
-                    value = self._perform(step)
+                    value = self._perform(step, priority)
                 except EtlworksError as error:
+                    priority = priority_after(error, priority)
                     step = procedure.throw(error)
                 else:
                     step = procedure.send(value)
@@ -119,24 +142,33 @@ class EtlworksClient:
             procedure.close()
 
     @contextmanager
-    def stream(self, call: Call[Any]) -> Iterator[Iterator[bytes]]:
+    def stream(self, call: Call[Any], *, priority: Priority | None = None) -> Iterator[Iterator[bytes]]:
         """
         Send a call once, and yield its body in chunks, for a response that may be too long to hold.
 
         :param call: the call.
+        :param priority: as for :meth:`send`.
         :raises EtlworksError: it failed, at the start or between two chunks.
         """
         with ExitStack() as stack:
-            bearer = self._bearer()
-            exchange, response = stack.enter_context(self._open(call, bearer))
+            bearer = self._bearer(priority)
+            exchange, response = stack.enter_context(self._open(call, bearer, priority))
             if response.status_code == 401 and self._auth.reject(bearer):
-                exchange, response = stack.enter_context(self._open(call, self._bearer()))
+                stack.close()
+                exchange, response = stack.enter_context(self._open(call, self._bearer(priority), priority))
             if not response.ok:
                 body = b"".join(self._chunks(call, exchange, response))
                 raise call.error(_with_body(response, body), self._auth.secrets)
             yield self._chunks(call, exchange, response)
 
-    def receive(self, call: Call[Any], take: Callable[[Iterator[bytes]], T], *, attempts: int = retry.ATTEMPTS) -> T:
+    def receive(
+        self,
+        call: Call[Any],
+        take: Callable[[Iterator[bytes]], T],
+        *,
+        attempts: int = retry.ATTEMPTS,
+        priority: Priority | None = None,
+    ) -> T:
         """
         Send a call whose response may be too long to hold, with log-in, retries and rate limit.
 
@@ -144,78 +176,115 @@ class EtlworksClient:
         :param take: receives the response's body in chunks, and returns the value; it begins again with each attempt.
             What it raises counts as a failure of the call.
         :param attempts: the most times to send it, if it may be repeated.
+        :param priority: as for :meth:`send`.
         :return: what ``take`` returned.
         :raises EtlworksError: it failed.
         """
 
-        def attempt() -> T:
-            with self.stream(call) as chunks:
+        def attempt(priority: Priority | None) -> T:
+            with self.stream(call, priority=priority) as chunks:
                 return take(chunks)
 
-        return self._retry(call, attempts, attempt)
+        return self._retry(call, attempts, attempt, priority)
 
-    def _retry(self, call: Call[Any], attempts: int, attempt: Callable[[], T]) -> T:
+    def _retry(
+        self, call: Call[Any], attempts: int, attempt: Callable[[Priority | None], T], priority: Priority | None
+    ) -> T:
+        if priority is None:
+            priority = self._priority
+
+        def attempt_with_priority() -> T:
+            nonlocal priority
+            try:
+                return attempt(priority)
+            except EtlworksError as error:
+                priority = priority_after(error, priority)
+                raise
+
         options = retry.tenacity_options(idempotent=call.idempotent, attempts=attempts)
-        value: T = Retrying(sleep=self._sleep, **options)(attempt)
+        value: T = Retrying(sleep=self._sleep, **options)(attempt_with_priority)
         return value
 
-    def _perform(self, step: Step) -> Any:
+    def _perform(self, step: Step, priority: Priority | None) -> Any:
         if isinstance(step, Sleep):
             return self._sleep(step.seconds)
         if isinstance(step, RequestToken):
-            return self._exchange(step.call, step.bearer)
+            return self._exchange(step.call, step.bearer, priority)
         if isinstance(step, ReadHead):
-            with self.stream(step.call) as pieces:
+            with self.stream(step.call, priority=priority) as pieces:
                 return head_of(pieces, step.size)
-        return self.send(step.call, attempts=1) if isinstance(step, SendOnce) else self.send(step)
+        if isinstance(step, SendOnce):
+            return self.send(step.call, attempts=1, priority=priority)
+        return self.send(step, priority=priority)
 
-    def _send_once(self, call: Call[T]) -> T:
+    def _send_once(self, call: Call[T], priority: Priority | None) -> T:
         if not call.authenticated:
-            return self._exchange(call, None)
-        bearer = self._bearer()
+            return self._exchange(call, None, priority)
+        bearer = self._bearer(priority)
         try:
-            return self._exchange(call, bearer)
+            return self._exchange(call, bearer, priority)
         except EtlworksUnauthorized as error:
             # The 401 of a listener may be its author's, after the payload was taken.
             if not self._auth.reject(bearer) or not error.not_processed:
                 raise
-        return self._exchange(call, self._bearer())
+        return self._exchange(call, self._bearer(priority), priority)
 
-    def _bearer(self) -> str:
+    def _bearer(self, priority: Priority | None) -> str:
         while (bearer := self._auth.bearer()) is None:
             renewals = self._auth.renewals
             with self._renewing:
                 if failure := self._auth.failure_since(renewals):
                     raise failure
                 if self._auth.bearer() is None:
-                    self.run(self._auth.renewal())
+                    self.run(self._auth.renewal(), priority=priority)
         return bearer
 
-    def _exchange(self, call: Call[T], bearer: str | None) -> T:
-        with self._open(call, bearer) as (exchange, response):
+    def _exchange(self, call: Call[T], bearer: str | None, priority: Priority | None) -> T:
+        with self._open(call, bearer, priority) as (exchange, response):
             body = b"".join(self._chunks(call, exchange, response))
             return call.result(_with_body(response, body), self._auth.secrets)
 
     @contextmanager
-    def _open(self, call: Call[Any], bearer: str | None) -> Iterator[tuple[Exchange, requests.Response]]:
+    def _open(
+        self, call: Call[Any], bearer: str | None, priority: Priority | None
+    ) -> Iterator[tuple[Exchange, requests.Response]]:
         """Send a call, follow its redirects, and yield the response with its body still unread."""
         url = call.url(self.settings.base_url, self.settings.root_url)
         headers, redirects = {**COMMON_HEADERS, **request_headers(call, bearer)}, 0
+        if priority is None:
+            priority = default_priority(call) if self._priority is None else self._priority
         while True:
-            for delay in self._rate_limiter.delays():
-                self._sleep(delay)
-            exchange = Exchange(call, self.settings)
-            with self._request(call, url, headers, exchange) as response:
-                target = redirect_target(call, url, _with_body(response, b""), redirects)
-                if target is None:
-                    try:
+            self._wait_for_turn(call, priority)
+            exchange = Exchange(call, self.settings, partial(self._rate_limiter.is_paused, priority))
+            try:
+                with self._request(call, url, headers, exchange) as response:
+                    target = redirect_target(call, url, _with_body(response, b""), redirects)
+                    if target is None:
                         yield exchange, response
-                    except EtlworksRateLimited as error:
-                        if error.retry_after is not None:
-                            self._rate_limiter.pause(error.retry_after)
-                        raise
-                    return
-                url, redirects = target, redirects + 1
+                        return
+                    url, redirects = target, redirects + 1
+            except SendingPaused:
+                continue
+            except EtlworksError as error:
+                if isinstance(error, EtlworksRateLimited):
+                    self._rate_limiter.refuse(error.retry_after)
+                raise error.of(self.settings.name) from error.__cause__
+            finally:
+                if exchange.sent:
+                    self._rate_limiter.end()
+                else:
+                    self._rate_limiter.give_back()
+
+    def _wait_for_turn(self, call: Call[Any], priority: Priority) -> None:
+        give_up_at = self.clock.monotonic() + self._longest_wait
+        while (delay := self._rate_limiter.begin(priority)) > 0:
+            if self.clock.monotonic() + delay > give_up_at:
+                raise EtlworksRateLimited(
+                    f"{call} was not sent: the rate limit does not allow it within {self._longest_wait:g} s.",
+                    status=429,
+                    retry_after=delay,
+                )
+            self._sleep(delay)
 
     def _request(self, call: Call[Any], url: str, headers: Mapping[str, str], exchange: Exchange) -> requests.Response:
         token = CURRENT_EXCHANGE.set(exchange)

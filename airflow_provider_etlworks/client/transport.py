@@ -15,17 +15,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from airflow_provider_etlworks import __version__
+from airflow_provider_etlworks.client.call import basic_token
 from airflow_provider_etlworks.client.errors import (
     EtlworksConfigError,
     EtlworksError,
+    EtlworksRateLimited,
     EtlworksRedirected,
     EtlworksReplyError,
     EtlworksUnreachable,
 )
+from airflow_provider_etlworks.client.network_faults import plain_words
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.settings import ClientSettings
 
@@ -38,7 +44,7 @@ COMMON_HEADERS = {
 """Headers of every request."""
 
 POOL_SIZE = 10
-"""The most connections that one client opens at a time."""
+"""The most connections that a client, or all clients with the same credentials in one event loop, use at a time."""
 
 MAX_HEADER_BYTES = 65_536
 """The longest header line that is read. It is the limit of Python's own ``http.client``."""
@@ -53,9 +59,26 @@ _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
+class SendingPaused(Exception):
+    """A request was not sent over its connection, since Etlworks has asked for a pause since its turn came."""
+
+
+def default_priority(call: Call[Any]) -> Priority:
+    """Return the priority of a call for which its caller names none: what must not be repeated starts something."""
+    return Priority.POLL if call.idempotent else Priority.START
+
+
+def priority_after(error: EtlworksError, priority: Priority | None) -> Priority | None:
+    """Return the priority with which to go on after an error: a stop ignores a pause only once."""
+    is_refused = isinstance(error, EtlworksRateLimited) and priority is Priority.STOP
+    return Priority.LAST_POLL if is_refused else priority
+
+
 def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     """Return the headers that a call has besides :data:`COMMON_HEADERS`."""
     headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+    if call.basic is not None:
+        headers["Authorization"] = f"Basic {basic_token(*call.basic)}"
     if call.content_type is not None:
         headers["Content-Type"] = call.content_type
     return headers
@@ -119,12 +142,14 @@ class Exchange:
     :ivar read_timeout: seconds to wait for the next bytes.
     :ivar time_limit: seconds that the whole response may take.
     :ivar deadline: until when bytes may be received, by the monotonic clock of the machine.
+    :ivar is_paused: returns whether Etlworks has asked for a pause, so that nothing must be sent now.
     """
 
-    __slots__ = ("deadline", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
+    __slots__ = ("deadline", "is_paused", "needs_fresh_connection", "read_timeout", "sent", "time_limit")
 
-    def __init__(self, call: Call[Any], settings: ClientSettings) -> None:
+    def __init__(self, call: Call[Any], settings: ClientSettings, is_paused: Callable[[], bool]) -> None:
         self.sent = False
+        self.is_paused = is_paused
         self.needs_fresh_connection = not call.idempotent
         self.read_timeout = settings.read_timeout
         self.time_limit = settings.read_timeout + min(call.overtime, settings.max_overtime)
@@ -151,10 +176,11 @@ class Exchange:
                 f"The response to {call} was not complete after {self.time_limit:g} s. "
                 "The server may have processed the request."
             )
-        cause = redact(_URL_QUERY.sub("", str(error)) or "no details", settings.secrets)
+        words = plain_words(error, settings) or f"{type(error).__name__}: {str(error) or 'no details'}"
+        cause = redact(_URL_QUERY.sub("", words), (*settings.secrets, *call.secrets))
         conclusion = "The server may have received it." if self.sent else "It did not reach the server."
         return EtlworksUnreachable(
-            f"No answer from {settings.root_url} to {call}: {type(error).__name__}: {cause}. {conclusion}",
+            f"No answer from {settings.root_url} to {call}: {cause}. {conclusion}",
             not_processed=not self.sent,
         )
 

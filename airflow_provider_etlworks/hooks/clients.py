@@ -8,14 +8,12 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
-# A connection test answers within 15 s: a log-in and a call, each of which may use up all three.
-_TEST_CONNECT_TIMEOUT = 3.0
-_TEST_READ_TIMEOUT = 4.0
 # Seconds beyond the read time-out for a whole response, so that one that arrives byte by byte ends in time, too.
 _SHORT_OVERTIME = 0.5
 # A task that is killed has about five seconds left.
 _URGENT_CONNECT_TIMEOUT = 1.0
 _URGENT_READ_TIMEOUT = 2.0
+_URGENT_WAIT = 1.0
 # Etlworks may work on an export, a preview or an import for minutes before it answers.
 _BUNDLE_READ_TIMEOUT = 600.0
 
@@ -38,15 +36,26 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     """
     Return a client for what a killed task still has to do, with time-outs of a second or two.
 
-    It has connections of its own, so that it works while a signal has interrupted another call.
+    It has connections of its own, so that it works while a signal has interrupted another call. Its requests go before
+    all others, once also during a ``Retry-After``.
     """
-    return standard_client(
-        settings.with_timeouts(connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
+    from airflow_provider_etlworks.client.rate_limit import Priority
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    settings = settings.with_timeouts(
+        connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME
     )
+    return EtlworksClient(settings, priority=Priority.STOP, longest_wait=_URGENT_WAIT)
 
 
-def test_client(settings: ClientSettings) -> EtlworksClient:
-    """Return a client for the connection test, which answers within 15 s."""
-    return standard_client(
-        settings.with_timeouts(connect=_TEST_CONNECT_TIMEOUT, read=_TEST_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME)
-    )
+def test_client(settings: ClientSettings, seconds: float) -> EtlworksClient:
+    """
+    Return a client for the connection test, which has so many seconds for a log-in and a call.
+
+    It does not wait for the rate limit.
+    """
+    from airflow_provider_etlworks.client.sync import EtlworksClient
+
+    each = seconds / 2 - _SHORT_OVERTIME
+    settings = settings.with_timeouts(connect=each * 3 / 7, read=each * 4 / 7, max_overtime=_SHORT_OVERTIME)
+    return EtlworksClient(settings, longest_wait=0.0)

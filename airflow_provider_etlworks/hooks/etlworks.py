@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,7 +21,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksError,
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
-    EtlworksNotFound,
+    EtlworksRateLimited,
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.flow_selection import find_by_name
@@ -30,6 +32,7 @@ from airflow_provider_etlworks.client.models import (
     Flow,
     FlowStart,
     FlowTask,
+    Health,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -41,7 +44,12 @@ from airflow_provider_etlworks.client.text import storable
 from airflow_provider_etlworks.client.values import parse_id, parse_seconds
 from airflow_provider_etlworks.compat import AirflowFailException, BaseHook, is_in_mapped_task
 from airflow_provider_etlworks.hooks import clients
-from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.connection import (
+    basic_credentials,
+    check_extra_field,
+    explain_failure,
+    settings_from,
+)
 from airflow_provider_etlworks.provider_info import (
     CONNECTION_FIELDS,
     CONNECTION_TYPE,
@@ -50,6 +58,7 @@ from airflow_provider_etlworks.provider_info import (
 )
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
 from airflow_provider_etlworks.runs.follow import Ending, follow
+from airflow_provider_etlworks.runs.outage import OutageWait
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.stop import StopResult, stop_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
@@ -64,6 +73,10 @@ if TYPE_CHECKING:
 
 # Of the module, since a hook with a lock could not be copied.
 _CREATING_CLIENT = threading.Lock()
+
+# What the connection form promises, and what of it the health may take.
+_SECONDS_FOR_TEST = 15.0
+_SECONDS_FOR_HEALTH = 5.0
 
 
 class StartInDoubt(AirflowFailException, EtlworksStartUnknown):
@@ -96,9 +109,22 @@ class EtlworksHook(BaseHook):
         """Return the form's extra fields for Airflow before 3.2; later ones read them from the provider info."""
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from wtforms import StringField
+        from wtforms.validators import Optional, ValidationError
+
+        def check(form: Any, field: Any) -> None:
+            # Airflow 2 names the form's fields "extra__etlworks__verify".
+            try:
+                check_extra_field(field.name.rpartition("__")[2], field.data)
+            except EtlworksConfigError as error:
+                raise ValidationError(str(error)) from None
 
         return {
-            name: StringField(each["label"], widget=BS3TextFieldWidget(), description=each["description"])
+            name: StringField(
+                each["label"],
+                widget=BS3TextFieldWidget(),
+                description=each["description"],
+                validators=[Optional(), check],
+            )
             for name, each in CONNECTION_FIELDS.items()
         }
 
@@ -154,18 +180,31 @@ class EtlworksHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """
-        Try the connection: log in, and ask for the flows. Changes nothing.
+        Try the connection: ask how the instance is, log in, and ask for the flows. Changes nothing.
 
-        :return: whether it works, and a sentence for a person; within 15 s. Never raises what Etlworks causes.
+        :return: whether it works, and sentences for a person: why not, and which field to correct; within 15 s. Never
+            raises what Etlworks causes.
         """
+        began = time.monotonic()
         try:
             settings = self.settings
-            with clients.test_client(settings) as client:
-                page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
-        except EtlworksNotFound as error:
-            return False, f"{error} Is Host the address of an Etlworks instance?"
         except EtlworksError as error:
             return False, str(error)
+        health: Health | None = None
+        try:
+            with clients.test_client(settings, _SECONDS_FOR_HEALTH) as client:
+                health = client.send(endpoints.health(), attempts=1)
+        except EtlworksRateLimited as error:
+            # Any other call would wait as long as the server asks.
+            return False, str(error)
+        except EtlworksError as error:
+            # Also of a working instance, behind a proxy. What follows decides.
+            self.log.info("The health of %s cannot be read. %s", settings.root_url, error)
+        try:
+            with clients.test_client(settings, _SECONDS_FOR_TEST - (time.monotonic() - began)) as client:
+                page = client.send(replace(endpoints.list_flows(), limit=1).first(), attempts=1)
+        except EtlworksError as error:
+            return False, explain_failure(error, settings, health)
         who = f"as {settings.login}" if settings.login else "with an API key"
         count = page.total if page.total is not None else len(page.items)
         return True, f"Connected to {settings.root_url} {who}; {count} flows are visible."
@@ -310,6 +349,7 @@ class EtlworksHook(BaseHook):
         *,
         run_options: Mapping[str, Any] | None = None,
         is_only_starter: bool | None = None,
+        patience: float | timedelta = DEFAULT_PATIENCE,
     ) -> FlowStart:
         """
         Start a flow, once. A start in doubt is reconciled with the flow's runs before anything is sent again.
@@ -320,6 +360,8 @@ class EtlworksHook(BaseHook):
         :param is_only_starter: whether nobody else starts this flow at the same time. If so, and without
             ``run_options``, the only new run is adopted after a start in doubt, unless it shows another starter.
             Default: not in a mapped task. The connection's ``run_key_parameter`` gives proof instead.
+        :param patience: seconds (or a ``timedelta``) for which a busy or unreachable Etlworks is waited for before
+            anything is started.
         :return: a ``FlowStart``, with the run's ``audit_id``.
         :raises EtlworksAlreadyRunning: another run of the flow is going; nothing was started.
         :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry a
@@ -330,10 +372,14 @@ class EtlworksHook(BaseHook):
         flow_id = parse_id("flow_id", flow_id)
         if is_only_starter is None:
             is_only_starter = not is_in_mapped_task()
+        policy = PollPolicy(patience=parse_seconds("patience", patience, allow_zero=True))
+        goal = f"Flow {flow_id} is not started yet"
         start = RunStarter(
             flow_id=flow_id,
             clock=self.client.clock,
             log=self.log,
+            policy=policy,
+            outage=OutageWait(policy, clock=self.client.clock, log=self.log, goal=goal),
             parameters=dict(parameters or {}),
             options=dict(run_options or {}),
             user=self.settings.login,
@@ -485,16 +531,35 @@ class EtlworksHook(BaseHook):
         audit_id = parse_id("audit_id", audit_id)
         return self.client.send(endpoints.execution_tasks(audit_id, type=type))
 
-    def executions_of_day(self, days_ago: int = 0) -> list[Execution]:
+    def executions_of_day(
+        self,
+        days_ago: int = 0,
+        *,
+        date: dt.date | str | None = None,
+        include_metrics: bool = False,
+        tenant_id: str | None = None,
+    ) -> list[Execution]:
         """
-        List all runs of all flows of one day.
+        List all runs of all flows of one day. The day is that of the tenant's time zone in Etlworks.
 
         :param days_ago: 0 is today, 1 is yesterday.
+        :param date: the day, as a date or ``YYYY-MM-DD``, instead of ``days_ago``; for newer servers.
+        :param include_metrics: whether ``raw`` has metrics, and ``exception`` the message of the error.
+        :param tenant_id: another tenant, for super admins.
         :return: a list of ``Execution``, with what the report has of each.
         :raises EtlworksForbidden: it takes the role Administrator.
         :source: support pages, ``GET /v1/metrics/executions``.
         """
-        return self.client.send(endpoints.executions_of_day(days_ago))
+        if isinstance(date, datetime):
+            date = date.date()
+        elif isinstance(date, str):
+            try:
+                date = dt.date.fromisoformat(date.strip())
+            except ValueError:
+                raise EtlworksConfigError(f"date is {date!r}; it is a day such as '2026-05-31'.") from None
+        return self.client.send(
+            endpoints.executions_of_day(days_ago, date=date, include_metrics=include_metrics, tenant_id=tenant_id)
+        )
 
     # --- Everything around them -----------------------------------------------------------------------------------
 
@@ -509,19 +574,36 @@ class EtlworksHook(BaseHook):
         """
         return self.client.send(endpoints.metrics_summary(window_hours))
 
+    def health(self, *, all_nodes: bool = False) -> Health:
+        """
+        Read how the instance is. It takes no credentials; a proxy or an administrator may hide it.
+
+        :param all_nodes: whether all nodes of a cluster are asked; what they answer is in ``raw``.
+        :return: a ``Health``: the status, ``UP`` if all is well, and how many flows are running.
+        :raises EtlworksError: it cannot be read, which does not prove that the instance is down.
+        :source: support pages, ``GET /health``, below the bare host.
+        """
+        return self.client.send(endpoints.health(all_nodes=all_nodes))
+
     def audit_events(
-        self, *, resource_type: str | None = None, since: datetime | str | None = None
+        self,
+        *,
+        resource_type: str | None = None,
+        since: datetime | str | None = None,
+        with_exceptions: bool = False,
     ) -> Iterator[AuditEvent]:
         """
-        List the audit log: who changed what, and when.
+        List the audit log: who did what, and when.
 
-        :param resource_type: only events of this kind of thing, such as ``flow``.
-        :param since: a datetime or ISO 8601; only events after it.
-        :return: an iterator of ``AuditEvent``, asking for pages as they are needed.
+        :param resource_type: only events of this kind of thing, such as ``flow``, if the release knows the filter.
+        :param since: a datetime or ISO 8601; only events after it, if the release knows the filter.
+        :param with_exceptions: whether failed events have the text of their error.
+        :return: an iterator of ``AuditEvent``, asking for pages as they are needed; in some releases the last 1,000.
         :raises EtlworksForbidden: it takes the role Administrator.
-        :source: code examples, ``GET /v1/audit``.
+        :source: code examples and "Get audit trail events API", ``GET /v1/audit``.
         """
-        return self.client.iterate(endpoints.audit_events(resource_type=resource_type, since=_iso(since)))
+        call = endpoints.audit_events(resource_type=resource_type, since=_iso(since), with_exceptions=with_exceptions)
+        return self.client.iterate(call)
 
     def export_flows(self, flow_ids: int | str | Iterable[int | str], *, include_connections: bool = True) -> bytes:
         """
@@ -650,8 +732,8 @@ class EtlworksHook(BaseHook):
         """
         Create a schedule. Sent once.
 
-        :param schedule: Etlworks's scheduling expression, such as ``0 0 4 * * ?``; or all fields by Etlworks's names,
-            as one mapping, instead of the following.
+        :param schedule: a Quartz cron expression such as ``0 0 4 * * ?``, or minutes as text; or all fields by
+            Etlworks's names, as one mapping, instead of the following.
         :param name: its name.
         :param description: its description.
         :param flow_id: the flow that it starts.
@@ -673,18 +755,18 @@ class EtlworksHook(BaseHook):
         )
         return self.client.send(endpoints.create_schedule(body))
 
-    def list_schedules(self, flow_id: int | str) -> Iterator[Schedule]:
+    def list_schedules(self, flow_id: int | str | None = None) -> Iterator[Schedule]:
         """
-        List a flow's schedules.
+        List schedules.
 
-        :param flow_id: the flow.
-        :return: an iterator of ``Schedule``. A server that does not know the filter lists those of all flows; they are
-            left out here.
-        :source: support pages, ``GET /v1/schedules``; its filter ``flowId`` is an assumption.
+        :param flow_id: only those of this flow. Etlworks always lists all, so they are picked here.
+        :return: an iterator of ``Schedule``: when it starts which flow, whether it is on, its retries, and more.
+        :raises EtlworksForbidden: it takes the role Editor.
+        :source: support pages, "Schedules management API", ``GET /v1/schedules``.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        listed = self.client.iterate(endpoints.list_schedules(flow_id))
-        return (schedule for schedule in listed if schedule.flow_id in (None, flow_id))
+        wanted = None if flow_id is None else parse_id("flow_id", flow_id)
+        listed = self.client.iterate(endpoints.list_schedules())
+        return (schedule for schedule in listed if wanted in (None, schedule.flow_id))
 
     def pause_schedule(self, schedule_id: int | str) -> None:
         """
@@ -733,9 +815,9 @@ class EtlworksHook(BaseHook):
         :param webhook: all fields by Etlworks's names, as one mapping, instead of the following.
         :param name: its name.
         :param description: its description.
-        :param events: ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release; a
-            text is one event.
-        :param url: what Etlworks calls.
+        :param events: ``FLOW_FAILED`` and ``FLOW_SUCCESS``, or ``Flow.Executed`` and so on, depending on the release:
+            passed on unchecked. A text is one event.
+        :param url: what Etlworks calls; empty for a webhook that only sends e-mails.
         :param method: ``POST`` or ``GET``.
         :param secret: what Etlworks signs its calls with.
         :param flow_includes: the only flows whose events count.
@@ -746,10 +828,11 @@ class EtlworksHook(BaseHook):
         :param headers: headers of the call, each as ``{"key": …, "value": …}``.
         :param basic_user: the user of the call's Basic authentication.
         :param basic_pass: that user's password.
-        :return: the ``Webhook``, with its id.
+        :return: the ``Webhook``, with its id. It has neither ``secret`` nor ``basic_pass`` nor the values of headers,
+            which Etlworks's answer repeats.
         :raises EtlworksForbidden: it takes the role Administrator.
         :raises EtlworksBadRequest: a field is missing or wrong.
-        :source: code examples, ``POST /v1/webhooks``.
+        :source: code examples and "Webhooks API", ``POST /v1/webhooks``.
         """
         body = _body(
             webhook,
@@ -770,20 +853,36 @@ class EtlworksHook(BaseHook):
         )
         return self.client.send(endpoints.create_webhook(body))
 
-    def send_to_listener(self, path: str, payload: bytes | Body | None = None, *, content_type: str = JSON_TYPE) -> Any:
+    def send_to_listener(
+        self,
+        path: str,
+        payload: bytes | Body | None = None,
+        *,
+        content_type: str = JSON_TYPE,
+        method: str = "POST",
+        query: Mapping[str, Any] | None = None,
+        listener_conn_id: str | None = None,
+    ) -> Any:
         """
         Send a payload to a user-defined endpoint, once: again only if no connection was made.
 
         :param path: the path that the flow's author chose, such as ``orders/new``.
-        :param payload: what is sent; ``None`` is a request without a body.
+        :param payload: what is sent; ``None`` is a request without a body. ``GET`` has none.
         :param content_type: its type.
-        :return: the author's own answer: JSON if it is JSON, else text. A ``messageUuid`` in it finds the run that
-            it started: ``get_execution(flow_id, message_uuid=…)``.
+        :param method: the listener's method: ``GET``, ``POST``, ``PUT`` or ``DELETE``.
+        :param query: parameters of the URL, which logs can see.
+        :param listener_conn_id: for a listener whose "Auth Type" is Basic: an Airflow connection whose Login and
+            Password are sent. Without it, the token or key of this hook's connection is sent.
+        :return: the author's own answer: JSON if it is JSON, else text. An ``auditId`` in it is the run that it
+            started; a ``messageUuid`` finds it: ``get_execution(flow_id, message_uuid=…)``.
         :raises EtlworksNotFound: nobody listens there.
         :raises EtlworksUnreachable: no answer came; unless ``not_processed`` is set, it may have been received.
-        :source: support pages, ``POST /v1/httplistener/{path}``.
+        :source: developer pages, "User-defined APIs", ``/v1/httplistener/{path}``.
         """
-        return self.client.send(endpoints.send_to_listener(path, payload, content_type))
+        basic = None if listener_conn_id is None else basic_credentials(self.get_connection(listener_conn_id))
+        return self.client.send(
+            endpoints.send_to_listener(path, payload, content_type, method=method, query=query, basic=basic)
+        )
 
     def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, json: Any = None) -> Any:
         """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from airflow_provider_etlworks.client.values import parse_seconds
-from airflow_provider_etlworks.compat import BaseOperator
+from airflow_provider_etlworks.compat import AirflowTaskTimeout, BaseOperator
 from airflow_provider_etlworks.links import EtlworksExecutionLink
 
 if TYPE_CHECKING:
@@ -19,11 +20,41 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.worker.follow import RunTask
 
+ExecuteT = TypeVar("ExecuteT", bound=Callable[..., Any])
+TaskT = TypeVar("TaskT", bound="RunTask")
+
+
+def reports_failure(execute: ExecuteT) -> ExecuteT:
+    """
+    Let a method of an operator end with a block of short log lines if it fails, and with a short traceback.
+
+    The operator's ``_execution``, or else its ``_about``, says what failed. Anybody else's error is raised as it is.
+    """
+
+    @wraps(execute)
+    def wrapper(self: HookMixin, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, *args, **kwargs)
+        except (Exception, AirflowTaskTimeout) as error:  # all of them, to report those that are ours
+            from airflow_provider_etlworks.worker.failure_report import TaskReport, report
+
+            context = kwargs["context"] if "context" in kwargs else args[0]
+            failed = report(self._execution or TaskReport(self, context, self._about), error)
+            if failed is None:
+                raise
+            raise failed from None
+
+    return cast("ExecuteT", wrapper)
+
 
 class HookMixin:
     """What every operator and sensor has: the hook of its connection, made when it is first asked for."""
 
     etlworks_conn_id: str
+    _execution: Any = None
+    """What executes the task, once it has begun, if it reports by itself how it failed."""
+    _about = "The task"
+    """What the task does, for the report of its failure."""
 
     @cached_property
     def hook(self) -> EtlworksHook:
@@ -77,18 +108,23 @@ class RunOperator(HookMixin, BaseOperator):
 
     # --- Airflow calls these --------------------------------------------------------------------------------------
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the run and, if the task waits, follow it to its end."""
-        return self._begin(context).run()
+        return self._begin(self._new_task(context)).run()
 
-    def execute_complete(self, context: Context, event: Any = None, is_ours: bool = True) -> dict[str, Any]:
+    @reports_failure
+    def execute_complete(
+        self, context: Context, event: Any = None, is_ours: bool = True, root_url: str | None = None
+    ) -> dict[str, Any]:
         """
         Go on after the triggerer has followed the run.
 
         :param event: what the trigger reported.
         :param is_ours: whether this task started the run.
+        :param root_url: the address of the run's instance, as the connection named it when the task deferred.
         """
-        return self._begin(context).complete(event, is_ours=is_ours)
+        return self._begin(self._new_task(context)).complete(event, is_ours=is_ours, root_url=root_url)
 
     def on_kill(self) -> None:
         """Stop the run. Airflow calls this on the worker when the task is killed or times out."""
@@ -113,8 +149,8 @@ class RunOperator(HookMixin, BaseOperator):
     def _new_task(self, context: Context) -> RunTask:
         """Return what executes this operator."""
 
-    def _begin(self, context: Context) -> RunTask:
-        execution = self._execution = self._new_task(context)
+    def _begin(self, execution: TaskT) -> TaskT:
+        self._execution = execution
         if self._killed:
             # Airflow 3 lets a task go on that was killed while the modules above were imported.
             execution.kill()

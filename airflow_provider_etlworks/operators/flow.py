@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import conf
 from airflow_provider_etlworks.links import AUDIT_ID_KEY
-from airflow_provider_etlworks.operators.base import RunOperator
+from airflow_provider_etlworks.operators.base import RunOperator, reports_failure
 from airflow_provider_etlworks.operators.listener import EtlworksHttpListenerOperator
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_POLL_INTERVAL
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AUDIT_ID_KEY", "EtlworksHttpListenerOperator", "EtlworksRunFlowOperator"]
 
 _ON_ALREADY_RUNNING = ("fail", "wait", "attach", "skip")
+_ON_ETLWORKS_SCHEDULE = ("warn", "fail", "ignore")
 
 
 class EtlworksRunFlowOperator(RunOperator):
@@ -40,6 +41,9 @@ class EtlworksRunFlowOperator(RunOperator):
     :param parameters: the flow's parameters, a flat mapping. Numbers become their digits, booleans ``true`` or
         ``false``, dates and times ISO 8601, UUIDs and paths their text; lists, mappings, ``None`` and NaN are refused.
         (templated)
+    :param parameter_names: the only names that ``parameters`` may have once it is rendered; a text is one name. Others
+        fail the task before anything is sent. In Etlworks, parameters are global variables too, which can fill in the
+        settings of connections: give it if ``parameters`` comes from ``dag_run.conf``. Default: all names.
     :param run_options: parameters of the start call's URL, for options such as parallel runs of one flow, whose names
         Etlworks does not document publicly. (templated)
     :param etlworks_conn_id: the Airflow connection. (templated)
@@ -54,8 +58,12 @@ class EtlworksRunFlowOperator(RunOperator):
         still be going, and the message says so.
     :param fail_on_warning: whether a run that ends with ``warning`` fails the task.
     :param on_already_running: what to do if another run of the flow is going, as Etlworks allows one at a time:
-        ``"fail"``; ``"wait"`` until it ends, then start ours; ``"attach"``: follow that run, and never stop it;
-        ``"skip"`` the task.
+        ``"fail"``; ``"wait"`` until it ends (in the triggerer, if ``deferrable``), then start ours; ``"attach"``:
+        follow that run, and never stop it; ``"skip"`` the task.
+    :param on_etlworks_schedule: what to do if the flow also has a schedule in Etlworks that is on, since Etlworks does
+        not start its scheduled runs while ours is going: ``"warn"`` in the log, ``"fail"`` before anything is started,
+        or ``"ignore"`` and do not ask. It takes one request, and the role Editor; without it, ``"warn"`` says that it
+        is not known.
     :param cancel_on_kill: whether the run is stopped when the task is killed, cleared or timed out. While the task is
         deferred, this takes Airflow 3.3 or later.
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
@@ -66,8 +74,8 @@ class EtlworksRunFlowOperator(RunOperator):
         JSON-safe, times as ISO 8601 in UTC, ``None`` for what Etlworks does not say. The audit id is also the XCom
         ``audit_id``, set as soon as the run is accepted.
     :raises EtlworksExecutionFailed: the run ended badly.
-    :raises AirflowFailException: the run was canceled, or an argument or the connection cannot work: another try would
-        not help.
+    :raises AirflowFailException: the run was canceled, or an argument, the connection, its credentials or its user's
+        role cannot work: another try would not help.
     :raises AirflowSkipException: another run is going, and ``on_already_running`` is ``"skip"``.
     :raises EtlworksAlreadyRunning: another run is going; nothing was started.
     :raises EtlworksStartUnknown: the start is in doubt, and no run can be matched to it. Airflow does not retry the
@@ -86,6 +94,7 @@ class EtlworksRunFlowOperator(RunOperator):
         flow_id: int | str | None = None,
         flow_name: str | None = None,
         parameters: Mapping[str, Any] | None = None,
+        parameter_names: Sequence[str] | str | None = None,
         run_options: Mapping[str, Any] | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = True,
@@ -95,6 +104,7 @@ class EtlworksRunFlowOperator(RunOperator):
         patience: float | timedelta = DEFAULT_PATIENCE,
         fail_on_warning: bool = False,
         on_already_running: str = "fail",
+        on_etlworks_schedule: str = "warn",
         cancel_on_kill: bool = True,
         log_lines: int = 200,
         durable: bool = True,
@@ -115,10 +125,21 @@ class EtlworksRunFlowOperator(RunOperator):
         self.flow_id = flow_id
         self.flow_name = flow_name
         self.parameters = parameters
+        self.parameter_names = (parameter_names,) if isinstance(parameter_names, str) else parameter_names
         self.run_options = run_options
         self.on_already_running = on_already_running
+        self.on_etlworks_schedule = on_etlworks_schedule
         self.durable = durable
         self._check_arguments()
+
+    @reports_failure
+    def execute_when_free(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """
+        Start the run after the triggerer has waited for the end of another one: ``on_already_running="wait"``.
+
+        :param event: what the trigger reported about the other run.
+        """
+        return self._begin(self._new_task(context)).run_when_free(event)
 
     def _new_task(self, context: Context) -> RunFlowTask:
         from airflow_provider_etlworks.worker.run_flow import RunFlowTask
@@ -130,6 +151,16 @@ class EtlworksRunFlowOperator(RunOperator):
         if (self.flow_id is None) == (self.flow_name is None):
             given = "both are" if self.flow_id is not None else "neither is"
             raise ValueError(f"{self.task_id}: give exactly one of flow_id and flow_name; {given} given.")
+        names = self.parameter_names
+        if names is not None and not (isinstance(names, (list, tuple, set, frozenset)) and all(map(_is_name, names))):
+            raise ValueError(f"{self.task_id}: parameter_names is {names!r}; it is a list of names.")
         if self.on_already_running not in _ON_ALREADY_RUNNING:
             allowed = ", ".join(map(repr, _ON_ALREADY_RUNNING))
             raise ValueError(f"{self.task_id}: on_already_running is {self.on_already_running!r}; it is {allowed}.")
+        if self.on_etlworks_schedule not in _ON_ETLWORKS_SCHEDULE:
+            allowed = ", ".join(map(repr, _ON_ETLWORKS_SCHEDULE))
+            raise ValueError(f"{self.task_id}: on_etlworks_schedule is {self.on_etlworks_schedule!r}; it is {allowed}.")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)

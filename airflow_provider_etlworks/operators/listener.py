@@ -22,9 +22,9 @@ class EtlworksHttpListenerOperator(RunOperator):
     """
     Send a payload to a user-defined endpoint of Etlworks and, if asked to, follow the run that it starts.
 
-    The endpoint is ``httplistener/<path>``; the flow behind it is the author's own, and so is the answer. If the
-    answer is JSON with a ``messageUuid``, and ``flow_id`` names the flow that listens, its run is followed as
-    ``EtlworksRunFlowOperator`` follows one.
+    The endpoint is ``httplistener/<path>``; the flow behind it is the author's own, and so may be the answer. If the
+    answer is JSON with an ``auditId`` or a ``messageUuid``, and ``flow_id`` names the flow that listens, its run is
+    followed as ``EtlworksRunFlowOperator`` follows one. A listener only fires if its flow is scheduled in Etlworks.
 
     A payload is sent once: again only if it certainly did not reach Etlworks. If that is in doubt, the task fails
     without a retry. From Airflow 3.3 on, a retry after a lost worker or a failed XCom does not send it again either:
@@ -38,6 +38,10 @@ class EtlworksHttpListenerOperator(RunOperator):
     :param payload: text, sent as it is in UTF-8; or a dict or a list, sent as JSON. (templated)
     :param payload_path: a file to send, streamed: a local path or the URL of any object store. (templated)
     :param content_type: the payload's type. Default ``application/json``. (templated)
+    :param method: the listener's method: ``GET``, ``POST``, ``PUT`` or ``DELETE``. ``GET`` has no payload.
+    :param listener_conn_id: for a listener whose "Auth Type" is Basic: an Airflow connection of any type whose Login
+        and Password are sent. Without it, the token or API key of ``etlworks_conn_id`` is sent (JWT), which also
+        follows the run. (templated)
     :param flow_id: the flow that listens there; needed to follow its run. (templated)
     :param etlworks_conn_id: the Airflow connection. (templated)
     :param wait_for_completion: whether to follow the run to its end. Default ``False``.
@@ -53,9 +57,9 @@ class EtlworksHttpListenerOperator(RunOperator):
         deferred, this takes Airflow 3.3 or later.
     :param log_lines: how many lines of the flow's own log are copied into the task's log when the run ends badly; 0 is
         none.
-    :return: without waiting ``{"message_uuid", "answer"}``: the message's id or ``None``, and the answer: JSON if it
-        is JSON that Airflow can store, else text, cut at 10,000 characters. When waiting, the dict of
-        ``EtlworksRunFlowOperator``.
+    :return: without waiting ``{"message_uuid", "audit_id", "answer"}``: the ids of the message and of the run, or
+        ``None``, and the answer: JSON if it is JSON that Airflow can store, else text, cut at 10,000 characters. When
+        waiting, the dict of ``EtlworksRunFlowOperator``.
     :raises AirflowFailException: an argument or the connection cannot work; or the payload may have been received, and
         nothing more is known about it; or the run was canceled. Another try would not help, or could send it twice.
     :raises EtlworksApiError: Etlworks, or the flow, refused the payload.
@@ -72,6 +76,7 @@ class EtlworksHttpListenerOperator(RunOperator):
         "content_type",
         "flow_id",
         "etlworks_conn_id",
+        "listener_conn_id",
     )
     template_fields_renderers = {"payload": "json"}  # noqa: RUF012  # as BaseOperator has it
 
@@ -82,6 +87,8 @@ class EtlworksHttpListenerOperator(RunOperator):
         payload: str | Mapping[str, Any] | Sequence[Any] | None = None,
         payload_path: Any = None,
         content_type: str = "application/json",
+        method: str = "POST",
+        listener_conn_id: str | None = None,
         flow_id: int | str | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         wait_for_completion: bool = False,
@@ -110,13 +117,15 @@ class EtlworksHttpListenerOperator(RunOperator):
         self.payload = payload
         self.payload_path = payload_path
         self.content_type = content_type
+        self.method = method
+        self.listener_conn_id = listener_conn_id
         self.flow_id = flow_id
         if payload is not None and payload_path is not None:
             raise ValueError(f"{self.task_id}: give one of payload and payload_path, or none; both are given.")
         if wait_for_completion and flow_id is None:
             raise ValueError(
                 f"{self.task_id}: wait_for_completion takes flow_id, the flow that listens at {path!r}: "
-                "a run is found by its flow and the message's id."
+                "a run is read by its flow and the id in the answer."
             )
 
     def _new_task(self, context: Context) -> SendToListenerTask:

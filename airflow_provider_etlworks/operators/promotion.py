@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import BaseOperator
-from airflow_provider_etlworks.operators.base import HookMixin
+from airflow_provider_etlworks.operators.base import HookMixin, reports_failure
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class EtlworksExportOperator(_BundleOperator):
     :raises EtlworksReplyError: the answer is not a complete bundle.
     """
 
+    _about = "The export"
     template_fields: Sequence[str] = ("path", "flow_ids", "flow_names", "tags", "etlworks_conn_id")
 
     def __init__(
@@ -73,6 +74,7 @@ class EtlworksExportOperator(_BundleOperator):
         if flow_ids is None and flow_names is None and tags is None:
             raise ValueError(f"{self.task_id}: give at least one of flow_ids, flow_names and tags.")
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Export the flows."""
         from airflow_provider_etlworks.worker.promote import ExportTask
@@ -99,6 +101,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
 
     :param path: the bundle, as :class:`EtlworksExportOperator` wrote it. (templated)
     :param expected_sha256: refuse a bundle with another SHA-256, before anything is sent. (templated)
+    :param note: Markdown that the people's version shows below the changes, such as what happens after the import.
     :param etlworks_conn_id: the Airflow connection of the target. (templated)
     :return: a dict of bounded size: ``path``, ``sha256``, ``preview_path``, ``format``; ``new``, ``replaced``,
         ``kept``, ``failed``, ``unclear`` and ``missing_others``: lists of ``{"kind", "name"}``, 50 of each at most;
@@ -109,6 +112,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
         expected one: another try would not help.
     """
 
+    _about = "The preview"
     template_fields: Sequence[str] = ("path", "expected_sha256", "etlworks_conn_id")
 
     def __init__(
@@ -116,13 +120,16 @@ class EtlworksImportPreviewOperator(_BundleOperator):
         *,
         path: str,
         expected_sha256: str | None = None,
+        note: str | None = None,
         etlworks_conn_id: str = DEFAULT_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(path=path, etlworks_conn_id=etlworks_conn_id, **kwargs)
         self.expected_sha256 = expected_sha256
+        self.note = note
         self._required = _given(expected_sha256=expected_sha256)
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask for the preview."""
         from airflow_provider_etlworks.worker.promote import PreviewTask
@@ -132,6 +139,7 @@ class EtlworksImportPreviewOperator(_BundleOperator):
             log=self.log,
             path=self.path,
             expected_sha256=self.expected_sha256,
+            note=self.note,
             required=self._required,
         ).run()
 
@@ -167,6 +175,7 @@ class EtlworksImportOperator(_BundleOperator):
     :raises EtlworksError: nothing was imported, and another try may help.
     """
 
+    _about = "The import"
     template_fields: Sequence[str] = ("path", "expected_sha256", "backup_path", "etlworks_conn_id")
 
     def __init__(
@@ -185,6 +194,7 @@ class EtlworksImportOperator(_BundleOperator):
         self.allow_same_instance = allow_same_instance
         self._required = _given(expected_sha256=expected_sha256, backup_path=backup_path)
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Import the bundle."""
         from airflow_provider_etlworks.worker.promote import ImportTask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.compat import BaseOperator
-from airflow_provider_etlworks.operators.base import HookMixin
+from airflow_provider_etlworks.operators.base import HookMixin, reports_failure
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     skips the teardown of a setup that failed. A resume that fails leaves on what it could resume.
 
     Give exactly one of ``schedule_ids`` and ``flow_ids``. Each takes a list, one id, or the text of a list. Whether a
-    schedule was on before is read from ``GET /v1/schedules``, which Etlworks does not document publicly. If a server
-    does not have it, ``flow_ids`` cannot be used; with ``schedule_ids``, all of them count as changed.
+    schedule was on before is read from the list of all schedules, which takes the role Editor. If it cannot be read,
+    ``flow_ids`` cannot be used; with ``schedule_ids``, all of them count as changed.
 
     :param action: ``"pause"`` or ``"resume"``.
     :param schedule_ids: ids of the schedules. (templated)
@@ -40,7 +40,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     :param etlworks_conn_id: the Airflow connection. (templated)
     :return: the ids of the schedules that it paused or resumed, without those that already were. From Airflow 3.3 on,
         schedules that an earlier try changed count too; before, the log warns that they do not.
-    :raises AirflowFailException: an argument or the connection is not valid, or the server does not list schedules:
+    :raises AirflowFailException: an argument or the connection is not valid, or the schedules cannot be listed:
         another try would not help.
     :raises EtlworksError: not all schedules could be paused or resumed; the message names each of them.
     """
@@ -48,6 +48,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
     template_fields: Sequence[str] = ("schedule_ids", "flow_ids", "etlworks_conn_id")
     ui_color = "#f7ecd7"
     ui_fgcolor = "#5b430b"
+    _about = "The change of schedules"
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class EtlworksScheduleOperator(HookMixin, BaseOperator):
             given = "both are" if flow_ids is not None else "neither is"
             raise ValueError(f"{self.task_id}: give exactly one of schedule_ids and flow_ids; {given} given.")
 
+    @reports_failure
     def execute(self, context: Context) -> list[int]:
         """Pause or resume the schedules."""
         from airflow_provider_etlworks.worker.switch_schedules import SwitchSchedulesTask

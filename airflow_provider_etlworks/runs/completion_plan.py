@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.runs.listings import DayListing, ListingBreaker, read_listing
+from airflow_provider_etlworks.runs.listings import ListingBreaker, RunKey, read_listing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.procedure import Log, Procedure
     from airflow_provider_etlworks.runs.completions import CompletionTracker
 
-_TODAY = DayListing(0)
-
 # From this many flows on, one list for all takes fewer requests than each flow's history.
 _FLOWS_WORTH_A_LIST = 3
 # Seconds in which each flow's history is read once, also if the list reports nothing new about it.
@@ -25,14 +23,18 @@ _RESYNC_EVERY = 600.0
 # Seconds for which a flow's history is read at every poll, after the list missed the end of a run.
 _DISTRUSTED_FOR = 900.0
 
+# Seconds since the last list after which older runs are left to the resync.
+_LONGEST_GAP = 86_400.0
 _NEVER = float("-inf")
-# What the list reports of each run, by flow and audit id: whether it is going.
+# What the lists report of each run, by flow and audit id: whether it is going.
 _Today = dict[int, dict[int, bool]]
 
 
 class CompletionPlanner:
     """
     Chooses whose history is read at a poll: everybody's, or that of the flows that today's list reports on.
+
+    Around midnight, "today" is two days: a run that started since the last poll is in the list of the one or the other.
 
     :param clock: gives the time.
     :param log: receives a line, once, if the list cannot be used.
@@ -41,6 +43,9 @@ class CompletionPlanner:
     def __init__(self, clock: Clock, log: Log) -> None:
         self._clock = clock
         self._breaker = ListingBreaker(clock, log)
+        self._listed_until: float | None = None
+        # A run in today's list: as long as it is there, the server counts the same day as today.
+        self._witness: RunKey | None = None
         self._read_at: WeakKeyDictionary[CompletionTracker, float] = WeakKeyDictionary()
         self._distrusted_until: WeakKeyDictionary[CompletionTracker, float] = WeakKeyDictionary()
         self._resynced: set[CompletionTracker] = set()
@@ -79,19 +84,37 @@ class CompletionPlanner:
         self._read_at[flow] = self._clock.monotonic()
 
     def _read_today(self, flows: Collection[CompletionTracker]) -> Procedure[_Today | None]:
-        """Return what today's list reports about the flows; ``None`` without a list."""
-        if not self._breaker.is_available(_TODAY):
+        """Return what the lists that contain all runs since the last poll report; ``None`` without a list."""
+        today: _Today = {flow.flow_id: {} for flow in flows}
+        now = self._clock.time()
+        since = now if self._listed_until is None else max(self._listed_until, now - _LONGEST_GAP)
+        days = self._breaker.days
+        listings = days.between(since, now)
+        if not self._breaker.is_available(listings[0]):
             return None
+        witness, before = self._witness, set[RunKey]()
         try:
-            listed = yield from read_listing(_TODAY, self._breaker)
+            for listing in listings:
+                if listing.day == 1 and witness in before:
+                    break
+                keys = set[RunKey]()
+                for key, going in (yield from read_listing(listing, self._breaker)):
+                    keys.add(key)
+                    if (runs := today.get(key[0])) is not None:
+                        runs[key[1]] = going
+                if listing.day == 0:
+                    self._witness = next(iter(keys), None)
+                if keys and keys == before and days.takes_dates:
+                    # The server ignores the date, and returns the list of its today.
+                    days.takes_dates = False
+                before = keys
         except EtlworksError:
-            if self._breaker.is_available(_TODAY):
+            if days.takes_dates == isinstance(listings[0].day, int):
+                return (yield from self._read_today(flows))
+            if self._breaker.is_available(listings[0]):
                 raise
             return None
-        today: _Today = {flow.flow_id: {} for flow in flows}
-        for (flow_id, audit_id), going in listed:
-            if flow_id in today:
-                today[flow_id][audit_id] = going
+        self._listed_until = now
         # Flows that are not watched any more must not make it look as if the day were over.
         self._listed = {flow_id: runs for flow_id, runs in self._listed.items() if flow_id in today}
         return today

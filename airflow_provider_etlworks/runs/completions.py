@@ -191,7 +191,10 @@ class CompletionTracker:
             if polls == _POLLS_BEFORE_GONE and self.checkpoint is not None:
                 self.checkpoint = self.checkpoint.mark_done(audit_id)
                 self._log.warning(
-                    "Run %s of flow %s is gone from Etlworks; its end is not reported.", audit_id, self.flow_id
+                    "Run %s of flow %s is gone from Etlworks; its end is not reported. Was it deleted by the server's "
+                    "maintenance?",
+                    audit_id,
+                    self.flow_id,
                 )
         return records
 

@@ -24,8 +24,10 @@ from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_RE
 from airflow_provider_etlworks.runs.follow import FATAL_ERRORS, VISIBILITY_GRACE, Ending, FollowResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
+    from airflow_provider_etlworks.client.call import Page
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.procedure import Log, Procedure
     from airflow_provider_etlworks.runs.types import PollPolicy
@@ -75,15 +77,16 @@ class RunSelector:
         if self.audit_id is not None:
             known: Execution = yield SendOnce(endpoints.get_execution(self.flow_id, self.audit_id))
             return known
-        latest: Execution | None = yield SendOnce(
-            endpoints.latest_execution(self.flow_id, message_uuid=self.message_uuid)
-        )
-        if latest is None or self._counts(latest):
-            return latest
-        if self.message_uuid is None and latest.never_started:
-            page = yield SendOnce(endpoints.execution_history(self.flow_id).first())
-            return max(filter(self._counts, page.items), key=lambda run: run.audit_id, default=None)
-        return None
+        return self.choose((yield from find_newest_runs(self.flow_id, self.message_uuid)))
+
+    def choose(self, runs: Iterable[Execution]) -> Execution | None:
+        """
+        Choose the run among those that a search found; ``None`` if none counts.
+
+        :param runs: what :func:`find_newest_runs` returned.
+        :raises EtlworksReplyError: a record does not say whether its run counts.
+        """
+        return max(filter(self._counts, runs), key=lambda run: run.audit_id, default=None)
 
     def _counts(self, run: Execution) -> bool:
         if self.message_uuid is not None:
@@ -98,6 +101,24 @@ class RunSelector:
             )
         # A queued run has still to start.
         return self.since is None or run.started_at is None or run.started_at >= self.since
+
+
+def find_newest_runs(flow_id: int, message_uuid: str | None = None) -> Procedure[list[Execution]]:
+    """
+    Search for the newest run of a flow. All who search for a run of it can share the answer.
+
+    :param flow_id: the flow.
+    :param message_uuid: the message that started the run; ``None`` searches among all runs.
+    :return: the newest run; if it never started, the newest page of the flow's history instead.
+    :raises EtlworksError: Etlworks cannot be asked.
+    """
+    latest: Execution | None = yield SendOnce(endpoints.latest_execution(flow_id, message_uuid=message_uuid))
+    if latest is None:
+        return []
+    if message_uuid is None and latest.never_started:
+        page: Page[Execution] = yield SendOnce(endpoints.execution_history(flow_id).first())
+        return page.items
+    return [latest]
 
 
 @dataclass
@@ -134,22 +155,21 @@ class RunWaiter:
     outage: ReadOutage = field(default_factory=ReadOutage)
     _reported: Any = None
 
-    def poll(self, ended: Execution | None = None) -> Procedure[FollowResult | Execution | None]:
+    def poll(self, found: Execution | None = None) -> Procedure[FollowResult | Execution | None]:
         """
         Poll once. A failed poll never counts as the run's failure.
 
-        :param ended: the record of a run that an earlier poll found and that has ended since.
+        :param found: the run's record, if it has just been read.
         :return: how the wait ended, if it is over; the run, if the wait goes on; ``None`` if no run is found yet.
         """
         now = self.clock.time()
         try:
-            execution = yield from self._last_attempt(ended)
+            execution = yield from self._last_attempt(found)
         except EtlworksError as error:
-            return self._on_error(error, now)
+            return self.on_error(error)
         self.outage.missing_since = None
         if execution is None:
-            self.outage.unreadable_since = None
-            self._report((), "%s is not there yet.", self.selector)
+            self.on_nothing()
             return None
         if self._is_over(execution, now):
             return FollowResult(Ending.FINISHED, execution)
@@ -160,10 +180,26 @@ class RunWaiter:
         reason = f"Etlworks reports an unknown status of run {execution.audit_id}: {execution.status!r}."
         return self._on_unreadable(reason, now, execution) or execution
 
-    def _last_attempt(self, ended: Execution | None) -> Procedure[Execution | None]:
+    def on_nothing(self) -> None:
+        """Record that no run is found yet."""
+        self.outage.missing_since = self.outage.unreadable_since = None
+        self._report((), "%s is not there yet.", self.selector)
+
+    def on_error(self, error: EtlworksError) -> FollowResult | None:
+        """Record that a poll has failed. Return how the wait ended, if it is over."""
+        now = self.clock.time()
+        if isinstance(error, FATAL_ERRORS):
+            return FollowResult(Ending.DENIED, detail=str(error), error=error)
+        if isinstance(error, EtlworksNotFound):
+            since = self.outage.missing_since = self.outage.missing_since or now
+            if now - since > VISIBILITY_GRACE:
+                detail = f"Etlworks has no record of it. Was it deleted by the server's maintenance? {error}"
+                return FollowResult(Ending.LOST_TOUCH, detail=detail, error=error)
+        return self._on_unreadable(str(error), now)
+
+    def _last_attempt(self, found: Execution | None) -> Procedure[Execution | None]:
         """Find the run, or the last run with which Etlworks repeated it."""
-        # If we wait for the newest run, there may be a newer one by now.
-        execution = ended if ended is not None and self.selector.is_one_run else (yield from self.selector.find())
+        execution = found if found is not None else (yield from self.selector.find())
         while execution is not None and execution.known_status is ExecutionStatus.ERROR:
             repetition = yield from self._repetition_of(execution)
             if repetition is None:
@@ -190,21 +226,11 @@ class RunWaiter:
 
     def _is_over(self, execution: Execution, now: float) -> bool:
         """Whether the run has ended, and Etlworks's scheduler will not repeat it any more."""
-        by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.event_id is not None
+        by_schedule = execution.known_status is ExecutionStatus.ERROR and execution.is_scheduled
         if by_schedule and execution.ended_at is not None:
             # If the clocks differ by more than the grace, they say nothing.
             return abs(now - execution.ended_at.timestamp()) >= self.repetition_grace
         return execution.is_terminal
-
-    def _on_error(self, error: EtlworksError, now: float) -> FollowResult | None:
-        if isinstance(error, FATAL_ERRORS):
-            return FollowResult(Ending.DENIED, detail=str(error), error=error)
-        if isinstance(error, EtlworksNotFound):
-            since = self.outage.missing_since = self.outage.missing_since or now
-            if now - since > VISIBILITY_GRACE:
-                detail = f"Etlworks has no record of it. {error}"
-                return FollowResult(Ending.LOST_TOUCH, detail=detail, error=error)
-        return self._on_unreadable(str(error), now)
 
     def _on_unreadable(self, reason: str, now: float, execution: Execution | None = None) -> FollowResult | None:
         since = self.outage.unreadable_since = self.outage.unreadable_since or now
@@ -212,7 +238,7 @@ class RunWaiter:
             return FollowResult(Ending.LOST_TOUCH, execution, reason)
         if self._reported != reason:
             self._reported = reason
-            self.log.warning("Cannot read the status, trying on: %s", reason)
+            self.log.warning("Cannot read the status, polling continues. %s", reason)
         return None
 
     def _report(self, subject: Any, text: str, *args: Any) -> None:
@@ -221,35 +247,55 @@ class RunWaiter:
             self.log.info(text, *args)
 
 
-def wait_until_found(
-    waiter: RunWaiter, *, pause: float = 0.0, ended: Execution | None = None
-) -> Procedure[FollowResult | Execution]:
+class SearchPoller:
     """
-    Poll until the run is there, or the wait is over.
+    Decides what the answers to a search mean for one sensor. A result that is ``FINISHED`` has the run that counts.
 
-    A run that is still going is returned one interval later, so that its follower can poll it at once.
-
-    :param waiter: polls, as often as its policy says.
-    :param pause: seconds until the first poll.
-    :param ended: the record of a run that an earlier poll found and that has ended since.
-    :return: how the wait ended, or the run that is still going.
+    :param waiter: knows which run counts, and how long it may be unreadable.
     """
-    clock, policy = waiter.clock, waiter.policy
 
-    def at_most(seconds: float) -> float:
-        return seconds if policy.deadline is None else max(0.0, min(seconds, policy.deadline - clock.time()))
+    __slots__ = ("_waiter", "execution")
 
-    yield Sleep(at_most(pause))
-    while True:
-        polled = yield from waiter.poll(ended)
-        if isinstance(polled, FollowResult):
-            return polled
-        if policy.deadline is not None and clock.time() >= policy.deadline:
-            return FollowResult(Ending.DEADLINE, polled)
-        yield Sleep(at_most(policy.poll_interval))
-        if polled is not None and not polled.is_terminal:
-            return polled
-        ended = None
+    def __init__(self, waiter: RunWaiter) -> None:
+        self._waiter = waiter
+        self.execution: Execution | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix time of the last poll; ``None`` is never."""
+        return self._waiter.policy.deadline
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between two searches."""
+        return self._waiter.policy.poll_interval
+
+    def interval(self, _: float) -> float:
+        """Return the seconds between two searches."""
+        return self.poll_interval
+
+    def on_record(self, runs: list[Execution]) -> FollowResult | float:
+        """Process what :func:`find_newest_runs` returned."""
+        try:
+            found = self._waiter.selector.choose(runs)
+        except EtlworksError as error:
+            return self.on_error(error)
+        if found is not None:
+            return FollowResult(Ending.FINISHED, found)
+        self._waiter.on_nothing()
+        return self._delay_or_result(None)
+
+    def on_error(self, error: EtlworksError) -> FollowResult | float:
+        """Process a search that failed."""
+        return self._waiter.on_error(error) or self._delay_or_result(error)
+
+    def _delay_or_result(self, error: EtlworksError | None) -> FollowResult | float:
+        if self.deadline is None:
+            return self.poll_interval
+        remaining = self.deadline - self._waiter.clock.time()
+        if remaining <= 0:
+            return FollowResult(Ending.DEADLINE, detail=str(error or ""), error=error)
+        return min(self.poll_interval, remaining)
 
 
 def find_message_run(

@@ -32,12 +32,14 @@ VISIBILITY_GRACE = 60.0
 
 _POLLS_BEFORE_GONE = 3
 _LONGEST_DELAY = 60.0
+_LONGEST_DELAY_OF_OLD_RUN = 600.0
 _SHARE_OF_AGE = 0.05
+_DAY = 24 * 3600.0
 _JITTER = (0.9, 0.97)
 _FAULT_LINE_EVERY = 60.0
 _FIRST_HEARTBEAT = 60.0
 _LONGEST_HEARTBEAT = 600.0
-_STUCK_AFTER = 24 * 3600.0
+_STUCK_AFTER = _DAY
 
 FATAL_ERRORS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksBadRequest, EtlworksConfigError)
 """The server would answer these again, however often it is asked. Any other error may pass."""
@@ -89,9 +91,11 @@ def poll_delay(age: float, poll_interval: float) -> float:
 
     :param age: how long the run has been going, in seconds.
     :param poll_interval: seconds between two polls of a young run.
-    :return: ``poll_interval``, or a twentieth of the age if that is longer, 60 s (or ``poll_interval``) at most.
+    :return: ``poll_interval``, or a twentieth of the age if that is longer: at most 60 s, or 60 s for each day that the
+        run has been going, and never more than 10 minutes (or ``poll_interval``).
     """
-    return max(poll_interval, min(_SHARE_OF_AGE * age, _LONGEST_DELAY))
+    longest = min(max(_LONGEST_DELAY, _LONGEST_DELAY * age / _DAY), _LONGEST_DELAY_OF_OLD_RUN)
+    return max(poll_interval, min(_SHARE_OF_AGE * age, longest))
 
 
 def _is_terminal(execution: Execution) -> bool:
@@ -177,6 +181,8 @@ class RunPoller:
         self._is_over = is_over
         self._outage = ""
         self._began = clock.monotonic()
+        if policy.started_at is not None:
+            self._began -= max(0.0, clock.time() - policy.started_at)
         # Not the time of the last read: a run that a list covers is rarely read itself, and that is not an outage.
         self._unreadable_since: float | None = None
         self._missing_since: float | None = None
@@ -185,6 +191,11 @@ class RunPoller:
         self._outage_logged = False
         self._next_heartbeat, self._heartbeat = self._began + _FIRST_HEARTBEAT, _FIRST_HEARTBEAT
         self._stuck_logged = False
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix time of the last poll; ``None`` is never."""
+        return self._policy.deadline
 
     @property
     def poll_interval(self) -> float:
@@ -222,7 +233,9 @@ class RunPoller:
             if self._missing_since is None:
                 self._missing_since = now
             if self._missing >= _POLLS_BEFORE_GONE and now - self._missing_since >= VISIBILITY_GRACE:
-                return FollowResult(Ending.LOST_TOUCH, self.execution, f"The run's record is gone. {error}", error)
+                is_old = self.execution is not None or now - self._began > _STUCK_AFTER
+                why = "The run's record is gone." + (" Was it deleted by the server's maintenance?" if is_old else "")
+                return FollowResult(Ending.LOST_TOUCH, self.execution, f"{why} {error}", error)
         self._faults += 1
         if now >= self._next_fault_line:
             self._next_fault_line = now + _FAULT_LINE_EVERY
@@ -256,8 +269,9 @@ class RunPoller:
             self._outage = f"The run has a status that is not known here: {execution.status!r}."
             if self._unreadable_since is None:
                 self._unreadable_since = now
-        if execution.started_at is not None:
-            # The server's clock may differ from ours, so it counts only if it makes the run older.
+        if before is None and execution.started_at is not None and self._policy.started_at is None:
+            # The server's clock may differ from ours. So it counts only for a run that somebody else started before we
+            # first saw it, and only if it makes the run older.
             self._began = min(self._began, now - (self._clock.time() - execution.started_at.timestamp()))
         age = now - self._began
         if before is None or before.status != execution.status:
@@ -268,9 +282,13 @@ class RunPoller:
             self._heartbeat = min(self._heartbeat * 2, _LONGEST_HEARTBEAT)
             self._next_heartbeat = now + self._heartbeat
             self._log.info("Run %s is still %s (after %s).", self._audit_id, execution.status, _duration(age))
-        if age > _STUCK_AFTER and not self._stuck_logged:
+        if age > _STUCK_AFTER and not self._stuck_logged and not execution.is_terminal:
             self._stuck_logged = True
-            self._log.warning("Run %s has been going for more than a day. Is it stuck?", self._audit_id)
+            self._log.warning(
+                "Run %s has been going for more than a day. Is it stuck? A server that crashed leaves runs that say "
+                '"running" until an administrator starts the maintenance task "Clean running state".',
+                self._audit_id,
+            )
 
 
 def _duration(seconds: float) -> str:

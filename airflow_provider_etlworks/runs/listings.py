@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta, timezone
 from functools import cache
+from itertools import chain
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
@@ -30,7 +33,7 @@ from airflow_provider_etlworks.client.procedure import SendOnce
 from airflow_provider_etlworks.client.text import as_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from airflow_provider_etlworks.client.call import Call, Response
     from airflow_provider_etlworks.client.clock import Clock
@@ -60,6 +63,7 @@ class _ListedRun(msgspec.Struct, rename="camel", gc=False):
     audit_id: Any = None
     flow_id: Any = None
     status: Any = None
+    started: Any = None
     ended: Any = None
 
 
@@ -73,15 +77,17 @@ class DayListing:
     """
     The runs of all flows of one day: ``/v1/metrics/executions``.
 
-    :ivar days_ago: 0 is the server's today.
+    :ivar day: a date of the tenant's time zone; or how many days ago, 0 for the server's today, if the server takes no
+        dates.
     """
 
-    days_ago: int
+    day: date | int
     title: ClassVar[str] = "the list of a day's runs"
 
-    def call(self, _: int) -> Call[list[_ListedFlow | None]]:
-        """Return the call that reads the list."""
-        call = endpoints.executions_of_day(self.days_ago)
+    def call(self, _watched: int, _offset: int = 0) -> Call[list[_ListedFlow | None]]:
+        """Return the call that reads the list, which has one page."""
+        day = self.day
+        call = endpoints.executions_of_day(day) if isinstance(day, int) else endpoints.executions_of_day(date=day)
         return _read_with(lambda answer: _decode(answer, list[_ListedFlow | None]), call)
 
 
@@ -96,32 +102,124 @@ class FlowHistoryListing:
     flow_id: int
     title: ClassVar[str] = "a flow's history"
 
-    def call(self, watched: int) -> Call[list[_ListedFlow | None]]:
-        """Return the call that reads the list, long enough for ``watched`` of its runs."""
+    def call(self, watched: int, offset: int = 0) -> Call[list[_ListedFlow | None]]:
+        """Return the call that reads a page of the list, long enough for ``watched`` of its runs if possible."""
         limit = min(max(_SHORTEST_HISTORY, 2 * watched), PAGE_SIZE)
         return _read_with(
             lambda answer: [_ListedFlow(self.flow_id, _decode(answer, list[_ListedRun | None]))],
-            endpoints.execution_history(self.flow_id, limit=limit).first(),
+            endpoints.execution_history(self.flow_id, limit=limit).page_at(offset),
         )
 
 
 Listing = DayListing | FlowHistoryListing
 
 
+# What local time is ahead of UTC at the most eastern and at the most western place, and by how much it is put forward.
+_EASTERNMOST = 14 * 3600.0
+_WESTERNMOST = -12 * 3600.0
+_SUMMER_TIME = 3600.0
+_DAY = 86_400.0
+
+
+class Days:
+    """
+    Which day's list contains a run. The days are those of the tenant's time zone, which no answer names.
+
+    Each run of a day's list narrows down where that day begins. Summer time moves it by an hour, so that both days
+    count for an hour around the boundary; a list that contradicts what was learned makes it start over.
+
+    :param clock: gives the time.
+    :ivar takes_dates: whether the server takes dates, as newer ones do. Otherwise days are counted back from today.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.takes_dates = True
+        # Seconds that local time is ahead of UTC: at least, and less than.
+        self._ahead = (_WESTERNMOST, _EASTERNMOST)
+
+    def between(self, since: float, until: float) -> list[DayListing]:
+        """
+        Return the lists that together contain all runs that started between two moments.
+
+        :param since: Unix time, at most a day before ``until``.
+        :param until: Unix time.
+        """
+        if not self.takes_dates:
+            return [DayListing(0), DayListing(1)]
+        least, most = self._ahead
+        first, last = _date(since + least - _SUMMER_TIME), _date(until + most + _SUMMER_TIME)
+        return [DayListing(first + timedelta(days=each)) for each in range((last - first).days + 1)]
+
+    def candidates(self, started: datetime | None) -> list[date | int]:
+        """
+        Return the days whose list may contain a run, the likeliest first.
+
+        :param started: when it started; ``None`` if that is not known, such as just now.
+        """
+        now = self._clock.time()
+        at = now if started is None else started.timestamp()
+        if not self.takes_dates:
+            days_ago = (_date(now) - _date(at)).days
+            # The server's day may begin hours before ours, or after.
+            return [each for each in (days_ago, days_ago + 1, days_ago - 1) if each >= 0]
+        least, most = self._ahead
+        likely = min(max(0.0, least), most)
+        return list(dict.fromkeys(map(_date, (at + likely, at + least - _SUMMER_TIME, at + most + _SUMMER_TIME))))
+
+    def learn(self, day: date, starts: Iterable[int]) -> None:
+        """
+        Learn where days begin from the list of one.
+
+        :param day: the day.
+        :param starts: when the runs in it started, in Unix milliseconds.
+        """
+        begins = datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp()
+        moments = [each / 1000 for each in starts]
+        # A run of another day is listed, too, if it was still going: it shows nothing.
+        moments = [each for each in moments if _WESTERNMOST - _DAY < begins - each <= _EASTERNMOST]
+        if not moments:
+            return
+        least, most = begins - min(moments), begins + _DAY - max(moments)
+        for known in (self._ahead, (_WESTERNMOST, _EASTERNMOST)):
+            ahead = max(known[0], least), min(known[1], most)
+            if ahead[0] < ahead[1]:
+                break
+        else:
+            ahead = (_WESTERNMOST, _EASTERNMOST)
+        self._ahead = ahead
+
+
+def _date(moment: float) -> date:
+    return datetime.fromtimestamp(moment, timezone.utc).date()
+
+
 def read_listing(
-    listing: Listing, breaker: ListingBreaker, watched: int = 0
+    listing: Listing, breaker: ListingBreaker, runs: Collection[HasRunKey] = (), most_pages: int = 1
 ) -> Procedure[Iterator[tuple[RunKey, bool]]]:
     """
     Read a list, once, and record in the breaker whether that worked.
 
     :param listing: the list.
     :param breaker: decides which lists are used.
-    :param watched: how many of its runs are wanted.
+    :param runs: the runs that are wanted: with all of them, no further page is read.
+    :param most_pages: how many pages are read at most.
     :return: as :func:`listed_runs` does.
     :raises EtlworksError: the list cannot be read.
     """
+    pages = []
+    missing, seen, offset = {run.key for run in runs} if most_pages > 1 else set(), set[RunKey](), 0
     try:
-        flows = yield SendOnce(listing.call(watched))
+        while True:
+            page: list[_ListedFlow | None] = yield SendOnce(listing.call(len(runs), offset))
+            pages.append(page)
+            if len(pages) >= most_pages:
+                break
+            keys = {key for key, _ in listed_runs(page)}
+            # A short page is not an end: a server may have a smaller limit. It may also ignore the offset.
+            if not (keys - seen) or missing <= (seen := seen | keys):
+                break
+            offset += sum(len(flow.executions or ()) for flow in page if flow is not None)
     except EtlworksRateLimited:
         # Too many requests are not a fault of the list.
         raise
@@ -129,7 +227,21 @@ def read_listing(
         breaker.record_failure(listing, error)
         raise
     breaker.record_success(listing)
+    flows = chain.from_iterable(pages)
+    if isinstance(listing, DayListing) and isinstance(listing.day, date):
+        return _learning(breaker.days, listing.day, flows)
     return listed_runs(flows)
+
+
+def _learning(days: Days, day: date, flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
+    """Yield as :func:`listed_runs` does, and learn from all of it where the day begins."""
+    starts: list[int] = []
+    for flow in flows:
+        runs = (flow.executions if flow is not None else None) or ()
+        of_flow = [run.started for run in runs if run is not None and type(run.started) is int and run.started > 0]
+        starts += (min(of_flow), max(of_flow)) if of_flow else ()
+        yield from listed_runs([flow])
+    days.learn(day, starts)
 
 
 def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, bool]]:
@@ -151,6 +263,14 @@ def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, b
             yield (flow_id, _as_id(run.audit_id)), going
 
 
+class HasRunKey(Protocol):
+    """A run that may be in a list."""
+
+    @property
+    def key(self) -> RunKey:
+        """Its flow id and audit id."""
+
+
 class Watched(Protocol):
     """
     A run, as the choice of lists sees it.
@@ -162,7 +282,7 @@ class Watched(Protocol):
     """
 
     flow_id: int
-    day: int | None
+    day: date | int | None
     interval: float
     poll_interval: float
 
@@ -180,10 +300,14 @@ class ListingPlan(Generic[WatchedT]):
 
     :ivar runs: the runs that it should contain.
     :ivar interval: seconds between two reads.
+    :ivar pages: how many requests a read takes, at least.
+    :ivar most_pages: with how many a read still saves requests.
     """
 
     runs: list[WatchedT]
     interval: float
+    pages: int = 1
+    most_pages: int = 1
 
 
 def choose_listings(
@@ -196,7 +320,7 @@ def choose_listings(
     :param is_usable: whether a list can be used at present.
     :return: the lists. Runs in none are polled one by one.
     """
-    days: dict[int | None, list[WatchedT]] = defaultdict(list)
+    days: dict[date | int | None, list[WatchedT]] = defaultdict(list)
     for run in runs:
         days[run.day].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
@@ -217,7 +341,7 @@ def requests_a_second(runs: Iterable[WatchedT], lists: Iterable[ListingPlan[Watc
     """Return how many requests a second it takes to follow runs, if lists cover some of them."""
     rate = sum([1 / run.interval for run in runs])
     for each in lists:
-        rate += 1 / each.interval - sum([1 / run.interval for run in each.runs])
+        rate += each.pages / each.interval - sum([1 / run.interval for run in each.runs])
     return rate
 
 
@@ -232,9 +356,12 @@ def _histories_worth_reading(
             flows[run.flow_id].append(run)
     chosen: dict[Listing, ListingPlan[WatchedT]] = {}
     for flow_id, of_flow in flows.items():
-        plan = _plan(of_flow)
-        if _is_worth_it(plan.interval, requests_a_second(of_flow, ())) and is_usable(FlowHistoryListing(flow_id)):
-            chosen[FlowHistoryListing(flow_id)] = plan
+        plan, rate = _plan(of_flow), requests_a_second(of_flow, ())
+        pages = ceil(len(of_flow) / PAGE_SIZE)
+        if _is_worth_it(plan.interval / pages, rate) and is_usable(FlowHistoryListing(flow_id)):
+            # Runs that have ended are in between, so it may take more pages than the runs that are watched fill.
+            most_pages = max(pages, int(rate * plan.interval / _WORTH_IT))
+            chosen[FlowHistoryListing(flow_id)] = replace(plan, pages=pages, most_pages=most_pages)
     return chosen
 
 
@@ -243,7 +370,7 @@ def _plan(runs: list[WatchedT]) -> ListingPlan[WatchedT]:
 
 
 def _is_worth_it(interval: float, rate: float) -> bool:
-    """Whether a list, read at this interval, saves enough of a rate of requests."""
+    """Whether a list, with a request at this interval, saves enough of a rate of requests."""
     return _WORTH_IT / interval < rate
 
 
@@ -253,9 +380,11 @@ class ListingBreaker:
 
     :param clock: gives the time.
     :param log: receives that line.
+    :ivar days: which day's list contains a run.
     """
 
     def __init__(self, clock: Clock, log: Log) -> None:
+        self.days = Days(clock)
         self._clock = clock
         self._log = log
         self._unusable_until: dict[type[Listing], float] = {}
@@ -272,6 +401,13 @@ class ListingBreaker:
 
     def record_failure(self, listing: Listing, error: Exception) -> None:
         """Record that a list could not be read. A single transient fault has no consequence."""
+        is_by_date = isinstance(listing, DayListing) and isinstance(listing.day, date)
+        if is_by_date and isinstance(error, EtlworksBadRequest) and self.days.takes_dates:
+            self._log.info(
+                "The server takes no date for %s; days are counted back from today. %s", listing.title, error
+            )
+            self.days.takes_dates = False
+            return
         failures = self._failures[type(listing)]
         self._failures[type(listing)] += 1
         if isinstance(error, _REFUSALS):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
@@ -24,8 +25,9 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartUnknown,
 )
 from airflow_provider_etlworks.client.models import FlowStart, StartStatus
-from airflow_provider_etlworks.client.procedure import Sleep
+from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
+from airflow_provider_etlworks.runs.outage import wait_out
 from airflow_provider_etlworks.runs.reconcile import (
     RunKey,
     SentStart,
@@ -39,9 +41,12 @@ from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from airflow_provider_etlworks.client.call import Page
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.models import Execution
     from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.runs.follow import FollowResult
+    from airflow_provider_etlworks.runs.outage import OutageWait
 
 _MOST_IN_DOUBT = 2
 
@@ -148,6 +153,8 @@ class RunStarter:
     on_already_running: OnAlreadyRunning = OnAlreadyRunning.FAIL
     save_intent: Callable[[int | None], None] = lambda _: None
     is_only_starter: bool = False
+    outage: OutageWait | None = None
+    before_waiting: Callable[[RunRef], None] = lambda _: None
     run_key_parameter: str | None = None
     run_key: str = ""
     token: str = field(default_factory=new_token)
@@ -179,7 +186,7 @@ class RunStarter:
         watermark, in_doubt, hidden_since = 0, 0, None
         while True:
             if not in_doubt:
-                watermark = yield from newest_audit_id(self.flow_id)
+                watermark = yield from wait_out(lambda: newest_audit_id(self.flow_id), self.outage)
                 self.save_intent(watermark)
             response = yield from self._send()
             verdict = classify(response, self.flow_id, watermark)
@@ -196,14 +203,21 @@ class RunStarter:
             elif (found := (yield from self.reconcile(watermark, self.key))) is not None:
                 return Started(found)
             if verdict is StartVerdict.BUSY:
-                other = yield from self._run_in_the_way(audit_id)
+                other = yield from wait_out(partial(self._run_in_the_way, audit_id), self.outage)
                 if not self._waits_for(other):
                     return self._instead(other)
+                if other is not None and not other.is_stopping and not in_doubt:
+                    self.before_waiting(RunRef(self.flow_id, other.audit_id))
                 hidden_since = yield from self._wait_for_turn(other, audit_id, hidden_since)
                 # Our own start may have been what was in the way.
                 if in_doubt and (found := (yield from self.reconcile(watermark, self.key, grace=0.0))) is not None:
                     return Started(found)
-            elif verdict is StartVerdict.REFUSED or in_doubt == _MOST_IN_DOUBT or not _is_worth_repeating(response):
+            elif not _is_worth_repeating(response):
+                raise self._failure(response, watermark, in_doubt)
+            elif verdict is StartVerdict.REFUSED and self.outage is not None:
+                yield Sleep(self.outage.delay(response))
+                self.outage.check()
+            elif verdict is StartVerdict.REFUSED or in_doubt == _MOST_IN_DOUBT:
                 raise self._failure(response, watermark, in_doubt)
 
     def reconcile(
@@ -229,10 +243,14 @@ class RunStarter:
     def _send(self) -> Procedure[FlowStart | EtlworksError]:
         key = self.key
         parameters = {**self.parameters, key.parameter: key.value} if key is not None else self.parameters
+        call = endpoints.run_flow(self.flow_id, parameters, self.options)
+        is_again = self.outage is not None and self.outage.is_going
         try:
-            response: FlowStart = yield endpoints.run_flow(self.flow_id, parameters, self.options)
+            response: FlowStart = yield SendOnce(call) if is_again else call
         except EtlworksError as error:
             return error
+        if self.outage is not None:
+            self.outage.over()
         return response
 
     def _failure(self, response: FlowStart | EtlworksError, watermark: int, in_doubt: int) -> EtlworksError:
@@ -268,6 +286,15 @@ class RunStarter:
             )
         except EtlworksNotFound:
             return None
+        if audit_id is None and other is not None and not other.occupies_flow:
+            # Runs of schedules may overlap: an older one may still be going.
+            try:
+                page: Page[Execution] = yield endpoints.execution_history(self.flow_id).first()
+            except EtlworksError as error:
+                self.log.warning("Cannot search for the run that occupies flow %s. %s", self.flow_id, error)
+                return None
+            going = (run for run in page.items if run.occupies_flow)
+            return max(going, key=lambda run: run.audit_id, default=None)
         return other if other is not None and other.occupies_flow else None
 
     def _waits_for(self, other: Execution | None) -> bool:
@@ -283,9 +310,10 @@ class RunStarter:
         if self.on_already_running is OnAlreadyRunning.ATTACH:
             self.log.info("Following run %s, which another start began; it is not ours.", other.audit_id)
             return Started(other.audit_id, is_ours=False)
+        since = f", since {other.started_at:%Y-%m-%d %H:%M:%S} UTC" if other.started_at is not None else ""
         raise EtlworksAlreadyRunning(
             f"Flow {self.flow_id} is already running: run {other.audit_id}"
-            f"{f' of {other.user}' if other.user else ''} is {other.status}. Etlworks started nothing. "
+            f"{f' of {other.user}' if other.user else ''} is {other.status}{since}. Etlworks started nothing. "
             "Set on_already_running to 'wait', 'attach' or 'skip' if that is not an error.",
             audit_id=other.audit_id,
         )
@@ -335,18 +363,29 @@ class RunStarter:
             log=self.log,
             is_over=lambda run: not run.occupies_flow,
         )
-        if followed.ending is Ending.DEADLINE:
-            raise EtlworksExecutionTimeout(
-                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, was going at the deadline."
-            )
-        if followed.ending is not Ending.FINISHED:
-            raise EtlworksLostTouch(
-                f"Flow {self.flow_id} was not started: run {other.audit_id}, in its way, cannot be read. "
-                f"{followed.detail}"
-            )
+        check_turn(RunRef(self.flow_id, other.audit_id), followed)
 
 
-def _is_worth_repeating(response: FlowStart | EtlworksError) -> bool:
+def check_turn(other: RunRef, followed: FollowResult) -> None:
+    """
+    Check that a run in the way has ended, so that the flow can be started.
+
+    :param other: the run in the way.
+    :param followed: how following it ended.
+    :raises EtlworksExecutionTimeout: it was going at the deadline.
+    :raises EtlworksLostTouch: it cannot be followed.
+    """
+    if followed.ending is Ending.DEADLINE:
+        raise EtlworksExecutionTimeout(
+            f"Flow {other.flow_id} was not started: run {other.audit_id}, in its way, was going at the deadline."
+        )
+    if followed.ending is not Ending.FINISHED:
+        raise EtlworksLostTouch(
+            f"Flow {other.flow_id} was not started: run {other.audit_id}, in its way, cannot be read. {followed.detail}"
+        )
+
+
+def _is_worth_repeating(response: FlowStart | EtlworksError) -> TypeGuard[EtlworksError]:
     """Whether a start in doubt may be sent once more if no run appears: a fault may pass, an answer stays the same."""
     return isinstance(response, EtlworksError) and response.retryable
 

@@ -32,8 +32,11 @@ class PollPolicy:
     :ivar poll_interval: seconds between two polls of a young run; an old run is polled less often.
     :ivar patience: seconds for which the status may be unreadable.
     :ivar deadline: Unix time of the last poll; ``None`` is never.
+    :ivar started_at: Unix time, by our clock, at which we started the run: its age is counted from there. ``None`` if
+        somebody else started it, or if the time is not known: then its record says when it started.
     """
 
     poll_interval: float = DEFAULT_POLL_INTERVAL
     patience: float = DEFAULT_PATIENCE
     deadline: float | None = None
+    started_at: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, time, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -32,7 +33,6 @@ API_ROOTS = ("/rest/", "/plugins/", "/etl/")
 STARTED, ALREADY_RUNNING, CANCELED, NOT_RUNNING = 0, 1, 2, 3
 LEGACY_SUCCESS, LEGACY_ERROR = 0, 1
 LEGACY_AUDIT_EVENTS = 1000
-DAY = 86400.0
 TASK_TYPES = ("stream", "extract", "load", "task", "hwm")
 
 Outcome = Answer | Later
@@ -46,11 +46,21 @@ class Settings:
     :param administrator: Whether the sandbox's user is an administrator and super admin.
     :param issue_path_only: Whether only the older log-in path exists.
     :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
+    :param time_zone: The tenant's time zone, in which days begin.
+    :param api_user: Whether the sandbox's user has the role API User, which may call listeners only.
+    :param api_keys: Whether API keys work for the user's role.
+    :param audit_keys: The shape of the audit log: ``long``, or ``short`` as another release has it.
+    :param takes_dates: Whether the report of a day takes a date; an older one ignores it.
     """
 
     administrator: bool = True
     issue_path_only: bool = False
     tells_running_audit_id: bool = False
+    time_zone: tzinfo = timezone.utc
+    takes_dates: bool = True
+    api_user: bool = False
+    api_keys: bool = True
+    audit_keys: str = "long"
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,8 @@ class Api:
     def identify(self, request: Request) -> Identity:
         """Identify the user, and record user and tenant on the request; 401 without valid credentials."""
         identity = self.tokens.identify(request.headers.get("Authorization", ""))
+        if identity.by_key and not self.settings.api_keys:
+            raise ApiError(401, "API keys are disabled for this role")
         request.user, request.tenant = identity.user, identity.tenant
         return identity
 
@@ -124,6 +136,8 @@ class Api:
         found = next(((known, match) for known, match in matches if known.method == request.method), None)
         if request.path.startswith(API_ROOTS) and not (found and found[0].public):
             self.identify(request)
+            if self.settings.api_user:
+                raise ApiError(403, "The role API User cannot call the built-in API")
         if found and found[0].administrator and not self.settings.administrator:
             raise ApiError(403, "This needs the Administrator role")
         if found:
@@ -292,7 +306,7 @@ def _start(api: Api, flow_id: int, parameters: Mapping[str, str], user: str) -> 
 # Executions
 
 
-@route("GET", "/rest/v1/executions/console/download")
+@route("GET", "/rest/v1/executions/console/download", "/plugins/dashboard/rest/v1/flows/console/download")
 def download_log(api: Api, request: Request) -> Answer:
     """Return a run's log as an attachment."""
     flow_id, audit_id = request.integer("flowId"), request.integer("auditId")
@@ -304,7 +318,7 @@ def download_log(api: Api, request: Request) -> Answer:
     return Answer.text(text, headers=attachment)
 
 
-@route("GET", "/rest/v1/executions/{flow_id}")
+@route("GET", "/rest/v1/executions/{flow_id}", "/plugins/dashboard/rest/v1/flows/{flow_id}")
 def read_execution(api: Api, request: Request, flow_id: str) -> Answer:
     """Return one run's record: by audit id, by message, or the newest."""
     organization, number_of_flow = api.organization, parse_number(flow_id, "flowId")
@@ -329,11 +343,21 @@ def read_history(api: Api, request: Request, flow_id: str) -> Answer:
 
 @route("GET", "/rest/v1/metrics/executions", administrator=True)
 def report_day(api: Api, request: Request) -> Answer:
-    """List all runs of a day in UTC, by flow."""
-    now = api.organization.clock()
-    midnight = now - now % DAY - (request.integer("offset") or 0) * DAY
+    """List all runs of a day of the tenant's time zone, by flow."""
+    now, zone = api.organization.clock(), api.settings.time_zone
+    written, offset = request.text("date"), request.integer("offset")
+    if written is not None and offset is not None and api.settings.takes_dates:
+        raise ApiError(400, "Give either 'date' or 'offset'")
+    day = datetime.fromtimestamp(now, zone).date() - timedelta(days=offset or 0)
+    if written is not None and api.settings.takes_dates:
+        try:
+            day = datetime.strptime(written, "%Y-%m-%d").date()  # only its date is read
+        except ValueError:
+            raise ApiError(400, f"Parameter 'date' must be YYYY-MM-DD, not '{written}'") from None
+    with_metrics = request.text("includeMetrics") == "true"
+    begin, end = (datetime.combine(each, time(), zone).timestamp() for each in (day, day + timedelta(days=1)))
     by_flow: dict[int, list[Run]] = {}
-    for run in api.organization.runs.between(midnight, midnight + DAY):
+    for run in api.organization.runs.between(begin, end):
         by_flow.setdefault(run.flow.id, []).append(run)
     return Answer.json(
         [
@@ -341,7 +365,7 @@ def report_day(api: Api, request: Request) -> Answer:
                 "flowId": flow_id,
                 "name": runs[-1].flow.name,
                 "icon": "flow",
-                "executions": [run.report_entry(now) for run in runs],
+                "executions": [run.report_entry(now, with_metrics=with_metrics) for run in runs],
             }
             for flow_id, runs in by_flow.items()
         ]
@@ -442,10 +466,8 @@ def create_schedule(api: Api, request: Request) -> Answer:
 
 @route("GET", "/rest/v1/schedules")
 def list_schedules(api: Api, request: Request) -> Answer:
-    """List the schedules of a flow, or all."""
-    flow_id = request.integer("flowId")
-    schedules = api.organization.schedules.values()
-    return Answer.json(filtered((one for one in schedules if flow_id in {None, one["flowId"]}), request))
+    """List all schedules. This list is neither paged nor filtered."""
+    return Answer.json(list(api.organization.schedules.values()))
 
 
 @route("PUT", "/rest/v1/schedules/{schedule_id}/enable")
@@ -466,8 +488,17 @@ def create_webhook(api: Api, request: Request) -> Answer:
     return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
 
 
+@route("GET", "/health", public=True)
+def read_health(api: Api, request: Request) -> Answer:
+    """Report that the server works."""
+    now = api.organization.clock()
+    going = sum(run.ended(now) is None for run in api.organization.runs.between(0, now + 1))
+    node = {"status": "UP", "db": {"status": "UP", "version": "13.0", "running.flows": going}}
+    return Answer.json({**node, "nodes": [node]} if request.text("allNodes") == "true" else node)
+
+
 @route("GET", "/rest/v1/audit", administrator=True)
-def read_audit(api: Api, request: Request) -> Answer:
+def read_audit(api: Api, request: Request) -> Outcome:
     """List the audit events, newest first."""
     kind, since = request.text("resourceType"), milliseconds(request.timestamp("since"))
     events = [
@@ -475,20 +506,59 @@ def read_audit(api: Api, request: Request) -> Answer:
         for event in api.organization.audit
         if kind in {None, event["resourceType"]} and (since is None or event["timestamp"] > since)
     ]
-    return paged(events, request)
+    return paged(events, request) if api.settings.audit_keys == "long" else read_audit_legacy(api, request)
 
 
 @route("GET", "/plugins/audit/rest/v1/audit", administrator=True)
 def read_audit_legacy(api: Api, request: Request) -> Answer:
-    """List the last events."""
-    return Answer.json(list(api.organization.audit)[:LEGACY_AUDIT_EVENTS])
+    """List the last events, in the shape of this release."""
+    last = list(api.organization.audit)[:LEGACY_AUDIT_EVENTS]
+    if api.settings.audit_keys == "long":
+        return Answer.json(last)
+    with_exception = {"ex": ""} if request.text("exception") == "true" else {}
+    return Answer.json([{**_in_short_keys(position, event), **with_exception} for position, event in enumerate(last)])
 
 
-@route("POST", "/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
+def _in_short_keys(position: int, event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": LEGACY_AUDIT_EVENTS - position,
+        "an": "etl",
+        "md": event["action"],
+        "ur": event["user"],
+        "tn": "sandbox",
+        "rt": True,
+        "in": False,
+        "hip": "127.0.0.1",
+        "cip": "127.0.0.1",
+        "dn": 0,
+        "dt": str(event["timestamp"]),
+    }
+
+
 def receive_message(api: Api, request: Request, path: str) -> Answer:
-    """Start a run of the flow that listens at the path."""
-    run = api.organization.receive(path, request.user)
-    return Answer.json({"messageUuid": run.message_id, "status": "accepted"})
+    """Start a run of the flow that listens at the path, for the user of its kind of authentication."""
+    flow = api.organization.listening(path)
+    if flow is not None and flow.listener_auth == "basic":
+        identity = api.tokens.identify_basic(request.headers.get("Authorization", ""))
+        request.user, request.tenant = identity.user, identity.tenant
+    else:
+        api.identify(request)
+    if flow is None:
+        raise ApiError(404, f"No flow listens at '{path}'")
+    if request.method not in flow.listener_methods:
+        allowed = {"Allow": ", ".join(flow.listener_methods)}
+        raise ApiError(405, f"{request.method} is not allowed here", allowed)
+    run = api.organization.receive(flow, request.user)
+    receipts = {"auditId": run.audit_id, "messageUuid": run.message_id}
+    return Answer.json(
+        {name: value for name, value in receipts.items() if name == flow.receipt} | {"status": "accepted"}
+    )
+
+
+for _method in ("GET", "POST", "PUT", "DELETE"):
+    _paths = ("/rest/v1/httplistener/{path*}", "/plugins/schedules/rest/v1/httplistener/{path*}")
+    # It authenticates its caller itself.
+    route(_method, *_paths, public=True)(receive_message)
 
 
 # Pages for people

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_etlworks.sandbox.messages import Answer, ApiError
 
@@ -49,6 +49,22 @@ class Fault:
     answer: Answer | None = None
     error: ApiError | None = None
     delay: float = 0.0
+
+    def __str__(self) -> str:
+        """Say what it does, in words."""
+        done = {
+            Carried.NOT_AT_ALL: "does nothing",
+            Carried.BEFORE_DELAY: "does what is asked",
+            Carried.AFTER_DELAY: "does what is asked afterwards",
+        }[self.carried]
+        code = self.error.status if self.error else self.answer.status if self.answer else 200
+        reply = {
+            Reply.AS_USUAL: "answers as usual",
+            Reply.REPLACED: f"answers {code}",
+            Reply.TRUNCATED: "sends half of the answer",
+            Reply.HANG_UP: "drops the connection",
+        }[self.reply]
+        return f"{done}, {reply}{f' after {self.delay:g} s' if self.delay else ''}"
 
     def replacement(self, path: str) -> Answer | None:
         """Return the answer that replaces the usual one, if the fault has one."""
@@ -127,7 +143,8 @@ def redirect(url: str, code: int = 302) -> Fault:
 @dataclass
 class _Armed:
     method: str
-    path: re.Pattern[str]
+    path: str
+    pattern: re.Pattern[str]
     fault: Fault
     times: int | None
     after: int
@@ -150,16 +167,29 @@ class Faults:
         if (times is not None and times < 1) or after < 0:
             raise ValueError(f"times: expected 1 or more or None, and after: 0 or more; got {times!r}, {after!r}")
         pattern = re.compile(".*".join(re.escape(part) for part in path.split("*")))
-        self._armed.append(_Armed(method.upper(), pattern, fault, times, after))
+        self._armed.append(_Armed(method.upper(), path, pattern, fault, times, after))
 
     def clear(self) -> None:
         """Disarm all faults."""
         self._armed.clear()
 
+    def described(self) -> list[dict[str, Any]]:
+        """Describe the armed faults, for people and as JSON: ``method``, ``path``, ``does``, ``times``, ``after``."""
+        return [
+            {
+                "method": armed.method,
+                "path": armed.path,
+                "does": str(armed.fault),
+                "times": armed.times,
+                "after": armed.after,
+            }
+            for armed in self._armed
+        ]
+
     def take(self, method: str, path: str) -> Fault | None:
         """Return the fault that applies to a request, and count the request."""
         for armed in self._armed:
-            if armed.method not in {method, "*"} or not armed.path.fullmatch(path):
+            if armed.method not in {method, "*"} or not armed.pattern.fullmatch(path):
                 continue
             if armed.after > 0:
                 armed.after -= 1

@@ -16,7 +16,8 @@ BUILT_IN = Path(__file__).with_name("flows.yaml")
 _SECONDS = ("queued", "running", "visible_after")
 _TEXTS = ("name", "description", "flow_type", "owner")
 _OPTIONAL_TEXTS = ("exception", "listener", "schedule")
-_LISTS = ("tags", "log", "connections")
+_LISTS = ("tags", "log", "connections", "listener_methods")
+_METHODS = ("GET", "POST", "PUT", "DELETE")
 _DOCUMENTED = ("id", "name", "description", "flow_type", "tags", "connections", "schedule")
 
 
@@ -38,8 +39,11 @@ class SandboxFlow:
     :param exception: The error text of a run that ended in ``error``.
     :param visible_after: Seconds after the start during which a run's record answers 404. Default 0.
     :param streaming: A streaming flow ends as ``success`` when it is stopped, any other as ``error``.
-    :param owner: The user who created it. Its scheduled runs have this user.
+    :param owner: The user who created it.
     :param listener: Path below ``httplistener/`` where a request starts a run.
+    :param listener_methods: The methods of such a request. Default ``POST``.
+    :param listener_auth: How such a request is authenticated: ``jwt`` or ``basic``.
+    :param receipt: The id in its answer: ``messageUuid``, ``auditId``, or ``none`` for one of the flow author's own.
     :param schedule: Cron expression of its schedule. It starts nothing by itself: see ``Sandbox.run_by_schedule``.
     :param connections: Names of the connections it uses.
     :raises ValueError: a value is invalid; the message begins with the field's name.
@@ -60,6 +64,9 @@ class SandboxFlow:
     streaming: bool = False
     owner: str = "alice@example.com"
     listener: str | None = None
+    listener_methods: tuple[str, ...] = ("POST",)
+    listener_auth: str = "jwt"
+    receipt: str = "messageUuid"
     schedule: str | None = None
     connections: tuple[str, ...] = ()
 
@@ -76,6 +83,10 @@ class SandboxFlow:
         for name in _SECONDS:
             object.__setattr__(self, name, _seconds(name, getattr(self, name)))
         _require("ends", self.ends, f"one of {', '.join(ENDINGS)}", self.ends in ENDINGS)
+        methods, auth, receipts = self.listener_methods, ("jwt", "basic"), ("messageUuid", "auditId", "none")
+        _require("listener_methods", methods, f"some of {', '.join(_METHODS)}", set(methods) <= set(_METHODS))
+        _require("listener_auth", self.listener_auth, "jwt or basic", self.listener_auth in auth)
+        _require("receipt", self.receipt, f"one of {', '.join(receipts)}", self.receipt in receipts)
         _require("records", self.records, "a whole number, 0 or more", _is_whole(self.records) and self.records >= 0)
         _require("streaming", self.streaming, "true or false", isinstance(self.streaming, bool))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 AUDIT_EVENTS_KEPT = 10_000
+SCHEDULER = "scheduler"
 
 # Fields that the sandbox computes; a PUT cannot set them.
 _COMPUTED = (
@@ -214,14 +215,16 @@ class Organization:
     def run_by_schedule(self, plan: SandboxFlow) -> Run:
         """Start a run as the flow's schedule does."""
         schedule = next(iter(self._schedules_of(plan.id)), {"id": 0, "name": f"Schedule of {plan.name}"})
-        return self.begin_run(plan, plan.owner, event_id=schedule["id"], event_name=schedule["name"])
+        return self.begin_run(plan, SCHEDULER, event_id=schedule["id"], event_name=schedule["name"])
 
-    def receive(self, path: str, user: str) -> Run:
-        """Start a run of the flow that listens at the path; 404 if there is none."""
-        for stored in self._flows.values():
-            if stored.plan.listener is not None and stored.plan.listener.strip("/") == path.strip("/"):
-                return self.begin_run(stored.plan, user, message_id=str(uuid.uuid4()))
-        raise ApiError(404, f"No flow listens at '{path}'")
+    def listening(self, path: str) -> SandboxFlow | None:
+        """Return the flow that listens at the path, if there is one."""
+        plans = (stored.plan for stored in self._flows.values() if stored.plan.listener is not None)
+        return next((plan for plan in plans if (plan.listener or "").strip("/") == path.strip("/")), None)
+
+    def receive(self, plan: SandboxFlow, user: str) -> Run:
+        """Start a run of a flow that listens."""
+        return self.begin_run(plan, user, message_id=str(uuid.uuid4()))
 
     def run(self, flow_id: int, audit_id: int) -> Run:
         """Return a run; 404 if there is none, or if its record is not readable."""
@@ -279,6 +282,16 @@ class Organization:
             "schedule": required(body, "schedule", str),
             "enabled": optional(body, "enabled", bool, True),
             "tags": string_list(body, "tags"),
+            "emailSuccess": optional(body, "emailSuccess", bool, False),
+            "emailFailure": optional(body, "emailFailure", bool, False),
+            "emails": optional(body, "emails", str, ""),
+            "retries": optional(body, "retries", int, 0),
+            "delayBetweenRetries": optional(body, "delayBetweenRetries", int, 0),
+            "expectedTime": optional(body, "expectedTime", int, 0),
+            "debug": optional(body, "debug", bool, False),
+            "logStep": optional(body, "logStep", int, 0),
+            "keepMessage": optional(body, "keepMessage", bool, False),
+            "keepEmptyAudit": optional(body, "keepEmptyAudit", bool, True),
         }
         return self._store(self.schedules, schedule, "schedule", user)
 
@@ -319,20 +332,31 @@ class Organization:
         return _member(self.connections, connection_id, "Connection")
 
     def create_webhook(self, body: Mapping[str, Any], user: str) -> dict[str, Any]:
-        """Create a webhook; 400 for an invalid body. Its secret is never returned."""
+        """Create a webhook; 400 for an invalid body. The answer repeats its secrets, as Etlworks's does."""
         webhook = {
             "id": _new_id(self.webhooks),
             "name": required(body, "name", str),
             "description": optional(body, "description", str, ""),
             "events": string_list(body, "events"),
-            "url": required(body, "url", str),
+            # Empty for one that only sends e-mails.
+            "url": optional(body, "url", str, ""),
             "method": optional(body, "method", str, "POST"),
+            "contentType": optional(body, "contentType", str, "application/json"),
+            "includeEntity": optional(body, "includeEntity", bool, False),
+            "headers": optional(body, "headers", list, []),
+            "secret": optional(body, "secret", str, ""),
+            "basicUser": optional(body, "basicUser", str, ""),
+            "basicPass": optional(body, "basicPass", str, ""),
             "flowIncludes": optional(body, "flowIncludes", list, []),
             "flowExcludes": optional(body, "flowExcludes", list, []),
             "enabled": optional(body, "enabled", bool, True),
         }
         if not webhook["events"]:
             raise ApiError(400, "Field 'events' is required")
+        if webhook["method"] not in ("POST", "GET"):
+            raise ApiError(400, "Field 'method' must be POST or GET")
+        if not all(isinstance(header, dict) and {"key", "value"} <= set(header) for header in webhook["headers"]):
+            raise ApiError(400, "Field 'headers' must be a list of objects with 'key' and 'value'")
         return self._store(self.webhooks, webhook, "webhook", user)
 
     def record_event(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:

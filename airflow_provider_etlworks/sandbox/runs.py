@@ -141,9 +141,12 @@ class Run:
             **self.report_entry(now),
         }
 
-    def report_entry(self, now: float) -> dict[str, Any]:
-        """Return the run's entry in the daily report."""
+    def report_entry(self, now: float, *, with_metrics: bool = False) -> dict[str, Any]:
+        """Return the run's entry in the daily report, perhaps with metrics and the text of its error."""
+        ended = self.ended(now)
+        metrics = {"exception": self.exception(now), "metrics": {"records": self.records(now), "ended": bool(ended)}}
         return {
+            **(metrics if with_metrics else {}),
             "flowId": self.flow.id,
             "auditId": self.audit_id,
             "status": self.status(now),

@@ -10,16 +10,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
+from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
+from airflow_provider_etlworks.sandbox import control, pages
 from airflow_provider_etlworks.sandbox.api import Api, Settings
 from airflow_provider_etlworks.sandbox.faults import Carried, Fault, Faults, Reply
 from airflow_provider_etlworks.sandbox.flows import ENDINGS, SandboxFlow, built_in_flows
 from airflow_provider_etlworks.sandbox.limits import RateLimit
 from airflow_provider_etlworks.sandbox.messages import Answer, Request
 from airflow_provider_etlworks.sandbox.organization import Organization
-from airflow_provider_etlworks.sandbox.pages import RUN_PATH
+from airflow_provider_etlworks.sandbox.pages import FAULTS_PAGE, RUN_PATH
 from airflow_provider_etlworks.sandbox.tokens import API_KEY, LOGIN, PASSWORD, Tokens
 
 if TYPE_CHECKING:
@@ -78,6 +80,12 @@ class Sandbox:
     :param tells_running_audit_id: Whether "already running" contains the audit id of the run that is going.
         Default False.
     :param echo_parameters: What shows the parameters of a run: ``record``, ``log``, both. Default nothing.
+    :param time_zone: Name of the tenant's time zone, in which the days of the daily report begin. Default ``UTC``.
+    :param takes_dates: Whether that report takes a date. Default True; False ignores it, as an older server does.
+    :param api_user: Whether the user has the role API User, which may call listeners only. Default False.
+    :param api_keys: Whether API keys work for the user's role. Default True.
+    :param audit_keys: The shape of the audit log, which differs between releases: ``long`` or ``short``. Default
+        ``long``.
     :param clock: Returns the time in seconds. It is used for runs, tokens and the rate limit. Default ``time.time``.
     :param record: Whether to keep every request in ``requests``. Default True.
     :raises ValueError: two flows share an id, a name or a listener path, or ``seconds_scale`` is not above 0, or
@@ -102,6 +110,11 @@ class Sandbox:
         stop_takes: float = 1.0,
         tells_running_audit_id: bool = False,
         echo_parameters: Collection[str] = (),
+        time_zone: str = "UTC",
+        takes_dates: bool = True,
+        api_user: bool = False,
+        api_keys: bool = True,
+        audit_keys: str = "long",
         clock: Callable[[], float] = time.time,
         record: bool = True,
     ) -> None:
@@ -122,7 +135,19 @@ class Sandbox:
             echo_parameters=echo_parameters,
         )
         self._tokens = Tokens(token_lifetime, clock)
-        settings = Settings(administrator, issue_path_only, tells_running_audit_id)
+        zone = ZoneInfo(time_zone)
+        if audit_keys not in ("long", "short"):
+            raise ValueError(f"audit_keys: expected 'long' or 'short', got {audit_keys!r}")
+        settings = Settings(
+            administrator,
+            issue_path_only,
+            tells_running_audit_id,
+            time_zone=zone,
+            takes_dates=takes_dates,
+            api_user=api_user,
+            api_keys=api_keys,
+            audit_keys=audit_keys,
+        )
         self._api = Api(self._organization, self._tokens, RateLimit(requests_per_minute, clock), settings)
         # The server's thread processes requests, while tests read the state from their own threads.
         self._lock = threading.RLock()
@@ -329,6 +354,13 @@ class Sandbox:
         body = await http.content.read()
         asked = parse_qs(query, keep_blank_values=True)
         request = Request(http.method, path, asked, http.headers, body)
+        # Not a part of Etlworks: faults do not apply, and tests do not see it.
+        if path.startswith(control.PREFIX):
+            with self._lock:
+                return _response(control.answer(request, self._organization, self._faults))
+        if path == FAULTS_PAGE:
+            with self._lock:
+                return _response(pages.faults(self._faults))
         # A client that has already disconnected has no port.
         recorded = Recorded(http.method, path, asked, http.headers, body, received, peer[1] if peer else 0)
         if self._record:

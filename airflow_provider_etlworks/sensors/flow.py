@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_etlworks.client.values import parse_seconds
 from airflow_provider_etlworks.compat import BaseSensorOperator, conf
 from airflow_provider_etlworks.links import EtlworksExecutionLink
-from airflow_provider_etlworks.operators.base import HookMixin
+from airflow_provider_etlworks.operators.base import HookMixin, reports_failure
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 from airflow_provider_etlworks.runs.defaults import DEFAULT_PATIENCE, DEFAULT_REPETITION_GRACE
 
@@ -99,17 +99,17 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
         self.selected_by = given[0] if given else None
         """The argument that selects the run. Its value may become ``None`` when it is rendered."""
         parse_seconds(f"{self.task_id}: poke_interval", self.poke_interval)
-        self._task: WaitForRunTask | None = None
 
+    @reports_failure
     def execute(self, context: Context) -> Any:
         """Wait for the run: on the worker, or in the triggerer after a first poll."""
-        self._task = self._new_task(context)
-        return self._task.run(super().execute)
+        return self._new_task(context).run(super().execute)
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll once. Return ``False`` if the wait goes on, else the task's result."""
-        return (self._task or self._new_task(context)).poke()
+        return (self._execution or self._new_task(context)).poke()
 
+    @reports_failure
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
         """
         Finish after the triggerer has waited for the run.
@@ -118,6 +118,7 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
         """
         return self._new_task(context).complete(event)
 
+    @reports_failure
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the triggerer, also if Airflow itself ended the wait."""
         with self._new_task(context).skip_if_asked():
@@ -126,4 +127,5 @@ class EtlworksFlowExecutionSensor(HookMixin, BaseSensorOperator):
     def _new_task(self, context: Context) -> WaitForRunTask:
         from airflow_provider_etlworks.worker.wait_for_run import WaitForRunTask
 
-        return WaitForRunTask(self, context)
+        execution = self._execution = WaitForRunTask(self, context)
+        return execution

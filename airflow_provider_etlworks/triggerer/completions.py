@@ -18,12 +18,16 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnauthorized,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.compat import AirflowNotFoundException
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.runs.checkpoint import Checkpoint
 from airflow_provider_etlworks.runs.completion_plan import CompletionPlanner
 from airflow_provider_etlworks.runs.completions import CompletionTracker
 from airflow_provider_etlworks.runs.outcome import task_result
-from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
+from airflow_provider_etlworks.triggerer.shared_watcher import (
+    ConnectionUnreadableError,
+    read_connection,
+    shared_watcher,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -94,18 +98,50 @@ class FlowSubscription:
         self._all_stored = True
         self._confirmed: Checkpoint | None = None
         self._committed: Checkpoint | None = None
+        self._root_url = ""
         self._committing = asyncio.Lock()
 
-    async def open(self) -> CompletionTracker:
-        """Return the flow's tracker; the first call reads the checkpoint for it."""
+    async def open(self, root_url: str) -> CompletionTracker:
+        """
+        Return the flow's tracker; the first call reads the checkpoint for it.
+
+        :param root_url: the instance that has the flow. Audit ids of another instance say nothing about its runs.
+        """
         if self._tracker is None:
-            stored = await self._flow.read_checkpoint(self._key)
-            try:
-                self._committed = None if stored is None else Checkpoint.from_json(stored)
-            except ValueError as error:
-                self._flow.log.warning("%s. Flow %s is watched as if for the first time.", error, self.flow_id)
+            self._committed = await self._read_checkpoint(root_url)
+        elif self._root_url != root_url:
+            self._log_other_instance(self._root_url, root_url)
+            self._committed, self._tracker = None, None
+            self._pending, self._all_stored, self._confirmed = 0, True, None
+        self._root_url = root_url
+        if self._tracker is None:
             self._tracker = CompletionTracker(self.flow_id, self._committed, self._flow.log)
         return self._tracker
+
+    async def _read_checkpoint(self, root_url: str) -> Checkpoint | None:
+        stored = await self._flow.read_checkpoint(self._key)
+        if stored is None:
+            return None
+        try:
+            checkpoint = Checkpoint.from_json(stored)
+        except ValueError as error:
+            self._flow.log.warning("%s. Flow %s is watched as if for the first time.", error, self.flow_id)
+            return None
+        # The checkpoints of older releases do not name their instance.
+        stored_root_url = stored.get("root_url")
+        if stored_root_url in (None, root_url):
+            return checkpoint
+        self._log_other_instance(stored_root_url, root_url)
+        return None
+
+    def _log_other_instance(self, before: str, now: str) -> None:
+        self._flow.log.warning(
+            "Connection %s named %s before, and names %s now. Flow %s is watched there as if for the first time.",
+            self._flow.conn_id,
+            before,
+            now,
+            self.flow_id,
+        )
 
     def events_for(self, completions: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
         """
@@ -116,7 +152,10 @@ class FlowSubscription:
         """
         events = [
             PendingEvent(
-                self, task_result(run, settings.execution_url(run.flow_id, run.audit_id)), completion.checkpoint
+                self,
+                task_result(run, settings.execution_url(run.flow_id, run.audit_id)),
+                completion.checkpoint,
+                settings.root_url,
             )
             for completion in completions
             if (run := completion.execution).status in self._statuses
@@ -126,6 +165,8 @@ class FlowSubscription:
 
     def acknowledge(self, event: PendingEvent, *, is_stored: bool) -> None:
         """Record whether Airflow has stored an event."""
+        if event.root_url != self._root_url:
+            return
         self._pending -= 1
         self._all_stored = self._all_stored and is_stored
         if self._all_stored:
@@ -140,7 +181,7 @@ class FlowSubscription:
             if checkpoint is None or checkpoint == self._committed:
                 return
             try:
-                await self._flow.write_checkpoint(self._key, checkpoint.to_json())
+                await self._flow.write_checkpoint(self._key, {**checkpoint.to_json(), "root_url": self._root_url})
             except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next poll writes it
                 log.warning("Airflow cannot store the checkpoint of flow %s, trying on: %s", self.flow_id, error)
             else:
@@ -155,12 +196,14 @@ class PendingEvent:
     :ivar subscription: whose event it is.
     :ivar payload: what the event contains.
     :ivar checkpoint: what is true once Airflow has stored the event.
+    :ivar root_url: the instance that had the run.
     :ivar is_yielded: whether the trigger has yielded the event.
     """
 
     subscription: FlowSubscription
     payload: dict[str, Any]
     checkpoint: Checkpoint
+    root_url: str
     is_yielded: bool = False
 
     def acknowledge(self, *, is_stored: bool) -> None:
@@ -208,7 +251,9 @@ class CompletionStream:
                         refused = watcher
                         async for event in self._events_with(watcher.client):
                             yield event
-                except (EtlworksUnauthorized, EtlworksConfigError, AirflowNotFoundException) as error:
+                    refused = None
+                    continue
+                except (EtlworksUnauthorized, EtlworksConfigError) as error:
                     text = "%s No completed run is seen until connection %s works; it is read again every %.0f s."
                     self._warn("access", _WARN_OF_ACCESS_EVERY, text, error, self._conn_id, _RECONNECT_DELAY)
                 except Exception:  # a fault of Airflow's or ours: a trigger that fails is started again at once
@@ -216,10 +261,10 @@ class CompletionStream:
                 await asyncio.sleep(_RECONNECT_DELAY)
 
     async def _events_with(self, client: AsyncEtlworksClient) -> AsyncIterator[PendingEvent]:
+        """Yield the events, until the connection says something else than the client's settings."""
         planner = CompletionPlanner(client.clock, log)
         failures = 0
-        while True:
-            await self._gather()
+        while not await self._gather() or await self._is_current(client):
             try:
                 async for event in self._round(client, planner):
                     yield event
@@ -235,20 +280,21 @@ class CompletionStream:
             await self._sleep_until_subscribed(delay)
 
     async def _round(self, client: AsyncEtlworksClient, planner: CompletionPlanner) -> AsyncIterator[PendingEvent]:
-        subscriptions = await self._open()
-        for tracker in await client.run(planner.choose(subscriptions, self._poll_interval())):
+        subscriptions = await self._open(client.settings.root_url)
+        choosing = planner.choose(subscriptions, self._poll_interval())
+        for tracker in await client.run(choosing, priority=Priority.POLL):
             planner.reads(tracker)
             for event in await self._poll(subscriptions[tracker], tracker, client):
                 yield event
         for subscription in subscriptions.values():
             await subscription.commit()
 
-    async def _open(self) -> dict[CompletionTracker, FlowSubscription]:
+    async def _open(self, root_url: str) -> dict[CompletionTracker, FlowSubscription]:
         """Return the subscriptions whose checkpoint is read, by their tracker."""
         opened = {}
         for subscription in list(self._subscriptions):
             try:
-                opened[await subscription.open()] = subscription
+                opened[await subscription.open(root_url)] = subscription
             except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, the next poll reads it
                 flow_id = subscription.flow_id
                 text = "Airflow cannot read the checkpoint of flow %s, trying on: %s"
@@ -259,7 +305,9 @@ class CompletionStream:
         self, subscription: FlowSubscription, tracker: CompletionTracker, client: AsyncEtlworksClient
     ) -> list[PendingEvent]:
         try:
-            return subscription.events_for(await client.run(tracker.poll()), client.settings)
+            # Not at the priority of lists: they would wait without an end while more runs are due than can be polled.
+            completed = await client.run(tracker.poll(), priority=Priority.POLL)
+            return subscription.events_for(completed, client.settings)
         except _OUT_OF_REACH:
             raise
         except EtlworksError as error:
@@ -272,12 +320,22 @@ class CompletionStream:
     def _poll_interval(self) -> float:
         return min((each.poll_interval for each in self._subscriptions), default=_LONGEST_DELAY)
 
-    async def _gather(self) -> None:
-        """Wait for the first subscription, and for the others that come at about the same time."""
-        if not self._subscriptions or self._has_new_subscription.is_set():
-            await self._has_new_subscription.wait()
-            await asyncio.sleep(_GATHER)
-            self._has_new_subscription.clear()
+    async def _gather(self) -> bool:
+        """Wait for the first subscription, and for those that come at about the same time. Return whether some came."""
+        if self._subscriptions and not self._has_new_subscription.is_set():
+            return False
+        await self._has_new_subscription.wait()
+        await asyncio.sleep(_GATHER)
+        self._has_new_subscription.clear()
+        return True
+
+    async def _is_current(self, client: AsyncEtlworksClient) -> bool:
+        """Return whether the connection still says what it said when the client was made, as far as it can be read."""
+        try:
+            return await read_connection(self._conn_id) == client.settings
+        except (EtlworksConfigError, ConnectionUnreadableError) as error:
+            self._warn("access", _WARN_OF_ACCESS_EVERY, "%s Connection %s is used as before.", error, self._conn_id)
+            return True
 
     async def _sleep_until_subscribed(self, seconds: float) -> None:
         """Sleep; a new subscription ends it."""

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.runs import stop
+from airflow_provider_etlworks.runs.defaults import TRIGGER_BUFFER
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
-from airflow_provider_etlworks.triggerer.shared_watcher import follow_with_shared_watcher, shared_watcher
+from airflow_provider_etlworks.runs.watcher import run_with_turn
+from airflow_provider_etlworks.triggerer.shared_watcher import (
+    ConnectionUnreadableError,
+    follow_with_shared_watcher,
+    shared_watcher,
+    watcher_of,
+)
 
 if TYPE_CHECKING:
-    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
+    from collections.abc import Awaitable
+    from contextlib import AbstractAsyncContextManager
+
     from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
     from airflow_provider_etlworks.runs.watcher import Watcher
 
-# Seconds. Airflow gives a killed trigger 30.
+log = logging.getLogger(__name__)
+
+# Seconds that a trigger waits for its stop. Airflow gives a killed trigger 30, unless its on_kill_timeout says less.
 _STOP_WITHIN = 20.0
+# Seconds before Airflow ends a trigger at which the event must be there.
+_FOR_THE_EVENT = 10.0
+# Seconds for which a stop is repeated in the background, if Etlworks asks to wait or cannot be reached.
+_STOP_PATIENCE = 600.0
 
 
 async def follow_run(
-    run: RunRef, policy: PollPolicy, *, conn_id: str, cancel_on_kill: bool, log: Log
+    run: RunRef, policy: PollPolicy, *, conn_id: str, root_url: str | None, cancel_on_kill: bool, log: Log
 ) -> ExecutionEvent:
     """
     Follow a run, and return what to report to the task.
@@ -29,39 +49,96 @@ async def follow_run(
     :param run: the run.
     :param policy: how often it is polled, and when polling ends without a result.
     :param conn_id: the Airflow connection.
+    :param root_url: the instance that has the run; ``None`` is whatever the connection names.
     :param cancel_on_kill: whether the run is stopped at the deadline.
     :param log: the trigger's own log, so that the lines are in the task's log.
     """
 
     async def follow(watcher: Watcher) -> FollowResult:
         result = await watcher.follow(run, policy, log=log)
-        if result.ending is Ending.DEADLINE and cancel_on_kill:
-            result = FollowResult(result.ending, result.execution, await _stop(run, watcher.client, log))
+        if result.ending is Ending.DEADLINE and policy.deadline is not None and cancel_on_kill:
+            left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - watcher.client.clock.time()
+            # On the instance that was polled, whatever the connection names by now.
+            stopping = _Stopping(run, watcher_of(watcher.client.settings))
+            result = replace(
+                result, detail=await stopping.report(log, watcher.client.sleep(min(_STOP_WITHIN, max(0.0, left))))
+            )
         return result.redacted(watcher.client.settings.secrets)
 
-    return ExecutionEvent(run.flow_id, run.audit_id, await follow_with_shared_watcher(conn_id, log, follow))
+    followed = await follow_with_shared_watcher(conn_id, log, follow, root_url=root_url, deadline=policy.deadline)
+    return ExecutionEvent(run.flow_id, run.audit_id, followed)
 
 
-async def stop_run(run: RunRef, *, conn_id: str, log: Log) -> None:
+async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log) -> None:
     """
     Stop a run whose task a person marked or cleared.
 
+    If the stop cannot be sent in the time that Airflow gives, it goes on in the background.
+
     :param run: the run.
     :param conn_id: the Airflow connection.
+    :param root_url: the instance that has the run; ``None`` is whatever the connection names.
     :param log: the trigger's own log.
     """
-    async with shared_watcher(conn_id) as watcher:
-        await _stop(run, watcher.client, log)
+    await _Stopping(run, shared_watcher(conn_id, root_url=root_url)).report(log, asyncio.sleep(_STOP_WITHIN))
 
 
-async def _stop(run: RunRef, client: AsyncEtlworksClient, log: Log) -> str:
-    request = stop.stop_run(run, client.settings.stop_path)
-    try:
-        stopped = await asyncio.wait_for(client.run(request), _STOP_WITHIN)
-    except asyncio.TimeoutError:
-        stopped = stop.StopResult(
-            accepted=False, detail=f"No answer to the stop of run {run.audit_id}; it may still be going."
-        )
-    report = log.info if stopped.accepted else log.warning
-    report("%s", stopped.detail)
-    return stopped.detail
+class _Stopping:
+    """
+    The stop of one run. It goes on when nobody waits for it any more, and its result is logged here then.
+
+    :param run: the run.
+    :param watching: opens the watcher whose client sends the stop, and keeps it open.
+    """
+
+    # Python keeps no strong reference to a task.
+    _in_background: set[asyncio.Task[stop.StopResult]] = set()  # noqa: RUF012  # of all stops
+
+    def __init__(self, run: RunRef, watching: AbstractAsyncContextManager[Watcher]) -> None:
+        self._run = run
+        self._watching = watching
+        self._is_sent = False
+        # In an empty context: the log of the task that waits for it may be closed before it ends.
+        self._task = contextvars.Context().run(asyncio.ensure_future, self._stop())
+        self._in_background.add(self._task)
+        self._task.add_done_callback(self._in_background.discard)
+
+    async def report(self, log: Log, time_is_over: Awaitable[None]) -> str:
+        """Wait some time for the result, log what is known by then, and return it as a sentence for a person."""
+        waiting = asyncio.ensure_future(time_is_over)
+        try:
+            await asyncio.wait((self._task, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            if not self._task.done():
+                self._task.add_done_callback(self._log_result)
+        if self._task.done():
+            stopped = self._task.result()
+        else:
+            state = "sent, but Etlworks has not accepted it yet" if self._is_sent else "not sent yet"
+            detail = f"The stop of {self._run} is {state}, so it may go on. The triggerer continues in the background."
+            stopped = stop.StopResult(accepted=False, detail=detail)
+        (log.info if stopped.accepted else log.warning)("%s", stopped.detail)
+        return stopped.detail
+
+    async def _stop(self) -> stop.StopResult:
+        try:
+            async with self._watching as watcher:
+                client = watcher.client
+                async with client.dispatcher.turn(Priority.STOP) as turn:
+                    self._is_sent = True
+                    request = stop.stop_run(
+                        self._run, client.settings.stop_path, clock=client.clock, patience=_STOP_PATIENCE
+                    )
+                    return await run_with_turn(client, request, turn)
+        except (EtlworksConfigError, ConnectionUnreadableError) as error:
+            return stop.StopResult(accepted=False, detail=f"{stop.not_stopped(self._run)}: {error}")
+
+    def _log_result(self, task: asyncio.Task[stop.StopResult]) -> None:
+        if task.cancelled():
+            log.warning("The triggerer ends before %s was stopped. It may go on.", self._run)
+        elif (error := task.exception()) is not None:
+            log.error("Not certain whether %s was stopped; it may go on.", self._run, exc_info=error)
+        else:
+            stopped = task.result()
+            (log.info if stopped.accepted else log.warning)("%s", stopped.detail)

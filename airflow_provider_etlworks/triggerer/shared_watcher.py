@@ -1,9 +1,15 @@
-"""One watcher for all triggers of a connection in one event loop: one pool, one log-in, one rate limit."""
+"""
+One watcher for all triggers of a connection in one event loop: one pool, one log-in, one rate limit.
+
+What is shared belongs to what the connection says, not to its id: triggers that start after the connection was changed
+get another watcher, and those that follow a run by then follow it where it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +29,7 @@ from airflow_provider_etlworks.client.errors import EtlworksConfigError, Etlwork
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
+from airflow_provider_etlworks.runs.poll_queue import LAST_POLL_WITHIN
 from airflow_provider_etlworks.runs.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -35,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # Seconds for which reading the connection is retried.
 _READ_WITHIN = 300.0
+# Seconds in which triggers start together: one reading of the connection serves them all.
+_TOGETHER = 1.0
 
 
 @dataclass
@@ -44,41 +53,79 @@ class _Shared:
     users: int = 0
 
 
-_BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Reading:
+    """
+    A reading of a connection, which all who want it at about the same time share.
+
+    :ivar settings: what it says, or why it cannot be read.
+    :ivar began_at: when it began, by the machine's monotonic clock.
+    :ivar instead_of: the watcher whose credentials were refused before.
+    """
+
+    settings: asyncio.Task[ClientSettings]
+    began_at: float
+    instead_of: Watcher | None
+
+
+_BY_LOOP: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ClientSettings, _Shared]] = WeakKeyDictionary()
+_READINGS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Reading]] = WeakKeyDictionary()
+
+
+class ConnectionUnreadableError(Exception):
+    """Airflow could not read the connection, or not in time."""
 
 
 @asynccontextmanager
-async def shared_watcher(etlworks_conn_id: str, *, instead_of: Watcher | None = None) -> AsyncIterator[Watcher]:
+async def shared_watcher(
+    etlworks_conn_id: str,
+    *,
+    instead_of: Watcher | None = None,
+    root_url: str | None = None,
+    deadline: float | None = None,
+) -> AsyncIterator[Watcher]:
     """
-    Yield the watcher of a connection that all triggers in this event loop share; the last user closes it.
+    Yield the watcher that all triggers with the same settings in this event loop share; the last user closes it.
 
-    :param etlworks_conn_id: the Airflow connection. It is read once for all users.
-    :param instead_of: a watcher whose credentials no longer work: the connection is read again, unless another user has
-        done that since.
+    :param etlworks_conn_id: the Airflow connection. It is read once for all users that start together.
+    :param instead_of: a watcher whose credentials no longer work: the connection is read again, once for all its users.
+    :param root_url: the instance that the connection must name; ``None`` is any.
+    :param deadline: Unix time of a last poll, for which the connection is needed in time; ``None`` is never.
+    :raises EtlworksConfigError: the connection does not exist, cannot work, or names another instance.
+    :raises ConnectionUnreadableError: Airflow cannot read it.
     """
+    settings = await read_connection(etlworks_conn_id, instead_of=instead_of, root_url=root_url, deadline=deadline)
+    async with watcher_of(settings) as watcher:
+        yield watcher
+
+
+@asynccontextmanager
+async def watcher_of(settings: ClientSettings) -> AsyncIterator[Watcher]:
+    """Yield the watcher that all users with these settings in this event loop share; the last one closes it."""
     watchers = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
-    shared = watchers.get(etlworks_conn_id)
-    if shared is None or (instead_of is not None and shared.watcher is instead_of):
-        shared = watchers[etlworks_conn_id] = _Shared()
+    shared = watchers.setdefault(settings, _Shared())
     shared.users += 1
     try:
         async with shared.opening:
             if shared.watcher is None:
-                settings = await _read_settings(etlworks_conn_id)
                 shared.watcher = Watcher(await AsyncEtlworksClient(settings).open())
         yield shared.watcher
     finally:
         shared.users -= 1
         if shared.users == 0:
-            if watchers.get(etlworks_conn_id) is shared:
-                del watchers[etlworks_conn_id]
+            del watchers[settings]
             if shared.watcher is not None:
                 await shared.watcher.close()
                 await shared.watcher.client.close()
 
 
 async def follow_with_shared_watcher(
-    etlworks_conn_id: str, log: Log, follow: Callable[[Watcher], Awaitable[FollowResult]]
+    etlworks_conn_id: str,
+    log: Log,
+    follow: Callable[[Watcher], Awaitable[FollowResult]],
+    *,
+    root_url: str | None = None,
+    deadline: float | None = None,
 ) -> FollowResult:
     """
     Follow with the shared watcher. If Etlworks refuses the credentials, read the connection again and follow once more.
@@ -86,18 +133,82 @@ async def follow_with_shared_watcher(
     :param etlworks_conn_id: the Airflow connection. If it cannot work, the result is ``denied``.
     :param log: receives a line if the connection is read again.
     :param follow: follows with a watcher, and returns how it ended.
+    :param root_url: the instance that has the run; if the connection names another one, the result is ``denied``.
+    :param deadline: Unix time of the last poll; if the connection cannot be read in time, the result is ``deadline``.
     """
     try:
-        async with shared_watcher(etlworks_conn_id) as watcher:
+        # Not shared_watcher: a frame more for each of thousands of triggers.
+        settings = await read_connection(etlworks_conn_id, root_url=root_url, deadline=deadline)
+        async with watcher_of(settings) as watcher:
             followed = await follow(watcher)
             if not isinstance(followed.error, EtlworksUnauthorized):
                 return followed
             # The password may have been changed since the connection was read.
             log.warning("%s Reading the connection again.", followed.detail)
-            async with shared_watcher(etlworks_conn_id, instead_of=watcher) as renewed:
+            host = settings.root_url
+            async with shared_watcher(
+                etlworks_conn_id, instead_of=watcher, root_url=host, deadline=deadline
+            ) as renewed:
                 return await follow(renewed)
-    except (EtlworksConfigError, AirflowNotFoundException) as error:
+    except EtlworksConfigError as error:
         return FollowResult(Ending.DENIED, detail=str(error))
+    except ConnectionUnreadableError as error:
+        is_late = deadline is not None and time.time() >= deadline
+        return FollowResult(Ending.DEADLINE if is_late else Ending.LOST_TOUCH, detail=str(error))
+
+
+async def read_connection(
+    conn_id: str,
+    *,
+    instead_of: Watcher | None = None,
+    root_url: str | None = None,
+    deadline: float | None = None,
+) -> ClientSettings:
+    """Return what the connection says. The parameters and errors are those of :func:`shared_watcher`."""
+    called_at = time.monotonic()
+    reading = _reading(conn_id, called_at - _TOGETHER, instead_of)
+    settings = await _result(conn_id, reading, deadline)
+    if root_url not in (None, settings.root_url) and reading.began_at < called_at:
+        # Perhaps that reading began before the connection was changed.
+        settings = await _result(conn_id, _reading(conn_id, called_at, instead_of), deadline)
+    if root_url not in (None, settings.root_url):
+        raise EtlworksConfigError(
+            f"This began on {root_url}, but connection {conn_id!r} names {settings.root_url} by now. What has the same "
+            "id there is something else, so nothing is followed or stopped there."
+        )
+    return settings
+
+
+def _reading(conn_id: str, since: float, instead_of: Watcher | None) -> _Reading:
+    """Return a reading of the connection that is under way, or began since a moment. If there is none, begin one."""
+    readings = _READINGS.setdefault(asyncio.get_running_loop(), {})
+    reading = readings.get(conn_id)
+    fits = reading is not None and instead_of in (None, reading.instead_of)
+    if reading is not None and fits and (reading.began_at >= since or not reading.settings.done()):
+        return reading
+    task = asyncio.ensure_future(_read_settings(conn_id))
+    # If nobody waits any more, its error is of no interest.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    reading = readings[conn_id] = _Reading(task, time.monotonic(), instead_of)
+    return reading
+
+
+async def _result(conn_id: str, reading: _Reading, deadline: float | None) -> ClientSettings:
+    """
+    Wait for a reading, until a last poll would be too late.
+
+    Everybody who waits gets an error of its own: each raise of the same one would make its traceback longer.
+    """
+    timeout = None if deadline is None else max(0.0, deadline + LAST_POLL_WITHIN - time.time())
+    await asyncio.wait((reading.settings,), timeout=timeout)
+    if not reading.settings.done():
+        raise ConnectionUnreadableError(f"Airflow could not read connection {conn_id!r} in time.")
+    error = reading.settings.exception()
+    if isinstance(error, (EtlworksConfigError, AirflowNotFoundException)):
+        raise EtlworksConfigError(str(error))
+    if error is not None:
+        raise ConnectionUnreadableError(f"Airflow cannot read connection {conn_id!r}: {error!r}") from error
+    return reading.settings.result()
 
 
 async def _read_settings(etlworks_conn_id: str) -> ClientSettings:

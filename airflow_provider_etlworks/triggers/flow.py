@@ -41,6 +41,11 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     :param cancel_on_kill: whether to stop the run at the deadline, and when a person marks or clears the task (from
         Airflow 3.3 on, which calls ``on_kill``). Before 3.3 a cancellation stops nothing: a deploy cancels, too.
     :param patience: seconds (or a ``timedelta``) for which the status may be unreadable. Default 1800.
+    :param root_url: the address of the instance that has the run, as the connection named it when the task deferred. If
+        the connection names another one by now, the run is neither followed nor stopped, and ``ending`` is ``denied``.
+        Default: whatever the connection names.
+    :param started_at: Unix time at which the task started the run, from which its age is counted. Default: what the
+        run's record says.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         deadline: float | None = None,
         cancel_on_kill: bool = True,
         patience: float | timedelta = DEFAULT_PATIENCE,
+        root_url: str | None = None,
+        started_at: float | None = None,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
@@ -62,6 +69,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         self.deadline = deadline
         self.cancel_on_kill = cancel_on_kill
         self.patience = parse_seconds("patience", patience)
+        self.root_url = root_url
+        self.started_at = started_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -75,6 +84,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "cancel_on_kill": self.cancel_on_kill,
                 "patience": self.patience,
+                **({} if self.root_url is None else {"root_url": self.root_url}),
+                **({} if self.started_at is None else {"started_at": self.started_at}),
             },
         )
 
@@ -85,8 +96,9 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         try:
             event = await module.follow_run(
                 RunRef(self.flow_id, self.audit_id),
-                PollPolicy(self.poll_interval, self.patience, self.deadline),
+                PollPolicy(self.poll_interval, self.patience, self.deadline, self.started_at),
                 conn_id=self.etlworks_conn_id,
+                root_url=self.root_url,
                 cancel_on_kill=self.cancel_on_kill,
                 log=self.log,
             )
@@ -101,4 +113,6 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
         module = await import_in_thread(_FOLLOW_RUN)
-        await module.stop_run(RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, log=self.log)
+        await module.stop_run(
+            RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, root_url=self.root_url, log=self.log
+        )

@@ -38,6 +38,8 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
     :param patience: seconds (or a ``timedelta``) for which the status may be unreadable. Default 1800.
     :param repetition_grace: seconds (or a ``timedelta``) after the bad end of a schedule's run in which Etlworks may
         still repeat it. Default 10.
+    :param root_url: the address of the instance, as the connection named it when the task deferred. If the connection
+        names another one by now, the wait ends as ``denied``. Default: whatever the connection names.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         deadline: float | None = None,
         patience: float | timedelta = DEFAULT_PATIENCE,
         repetition_grace: float | timedelta = DEFAULT_REPETITION_GRACE,
+        root_url: str | None = None,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
         self.deadline = deadline
         self.patience = parse_seconds("patience", patience)
         self.repetition_grace = parse_seconds("repetition_grace", repetition_grace, allow_zero=True)
+        self.root_url = root_url
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -78,6 +82,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "patience": self.patience,
                 "repetition_grace": self.repetition_grace,
+                **({} if self.root_url is None else {"root_url": self.root_url}),
             },
         )
 
@@ -95,6 +100,7 @@ class EtlworksFlowSensorTrigger(BaseTrigger):
             repetition_grace=self.repetition_grace,
             pause=max(0.0, self.poll_interval - waited),
             conn_id=self.etlworks_conn_id,
+            root_url=self.root_url,
             log=self.log,
         )
         yield TriggerEvent(event.to_payload())

@@ -38,12 +38,14 @@ def fail_without_retry_on_config_error() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
 
 
-def flat_parameters(parameters: Any) -> dict[str, str]:
+def flat_parameters(parameters: Any, allowed: Iterable[str] | None = None) -> dict[str, str]:
     """
     Turn parameters into the flat map of texts that Etlworks takes.
 
     :param parameters: a mapping, or ``None`` for none. :func:`parameter_text` reads its values.
-    :raises EtlworksConfigError: it is not a mapping, or a value cannot be a text; the message names the parameter.
+    :param allowed: the only names that it may have; ``None`` allows all.
+    :raises EtlworksConfigError: it is not a mapping, a name is not allowed, or a value cannot be a text; the message
+        names the parameter.
     """
     if parameters is None:
         return {}
@@ -54,6 +56,11 @@ def flat_parameters(parameters: Any) -> dict[str, str]:
     for name in parameters:
         if not isinstance(name, str) or not name:
             raise EtlworksConfigError(f"The parameter name {name!r} must be text.")
+    if allowed is not None and (others := [name for name in parameters if name not in set(allowed)]):
+        raise EtlworksConfigError(
+            f"parameters has {quoted(others[0])}, which parameter_names does not allow. Nothing was sent. "
+            f"Allowed are: {', '.join(map(repr, allowed)) or 'none'}."
+        )
     return {name: parameter_text(name, value) for name, value in parameters.items()}
 
 

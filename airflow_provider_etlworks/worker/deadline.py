@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-TRIGGER_BUFFER = 120.0
-"""Seconds after its deadline at which Airflow ends a trigger that has not ended by itself."""
+from airflow_provider_etlworks.runs.defaults import TRIGGER_BUFFER
 
 # Seconds before Airflow's own execution_timeout at which we act, so that a last poll and a stop still fit in.
 _MARGIN = 10.0

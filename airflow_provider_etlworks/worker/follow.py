@@ -8,25 +8,41 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_provider_etlworks.client.endpoints import get_execution
 from airflow_provider_etlworks.client.errors import (
+    EtlworksAlreadyRunning,
     EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
     EtlworksLostTouch,
+    EtlworksStartUnknown,
     EtlworksUnauthorized,
 )
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.text import visible
 from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTimeout, task_state_store
-from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
+from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, LEADS_TO_START_PAGE
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
-from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
+from airflow_provider_etlworks.runs.outage import OutageWait, wait_out
+from airflow_provider_etlworks.runs.outcome import Outcome, error_text, outcome_of, task_result
 from airflow_provider_etlworks.runs.reattach import ReattachDecision, decide_reattach
 from airflow_provider_etlworks.runs.reconcile import read_accepted_run
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
 from airflow_provider_etlworks.worker.deadline import Deadline, trigger_timeout
+from airflow_provider_etlworks.worker.failure_report import (
+    Failure,
+    RunCanceled,
+    Subject,
+    already_running,
+    explained,
+    killed_before_its_run,
+    lost_touch,
+    not_done,
+    run_ended_badly,
+    start_in_doubt,
+    time_out,
+)
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord, LaunchRecordStore
 from airflow_provider_etlworks.worker.state import Phase, RunState
 
@@ -36,9 +52,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.sync import EtlworksClient
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+    from airflow_provider_etlworks.worker.failure_report import TaskLog
 
 SeenT = TypeVar("SeenT")
 
@@ -51,7 +68,7 @@ class HasHook(Protocol):
         """The hook of its connection."""
 
     @property
-    def log(self) -> Log:
+    def log(self) -> TaskLog:
         """The task's log."""
 
 
@@ -104,6 +121,9 @@ class RunTask(ABC):
         self._records = LaunchRecordStore(task_state_store(context) if durable else None)
         self.log = operator.log
         self.state = RunState()
+        self._started_at: float | None = None
+        self.ti = context["ti"]
+        self.subject = Subject(operator.etlworks_conn_id)
         self.result: dict[str, Any] | None = None
 
     @property
@@ -111,21 +131,40 @@ class RunTask(ABC):
         """The hook of the task's connection."""
         return self._operator.hook
 
+    # --- What a failure report asks ---------------------------------------------------------------------------------
+
+    def failure_of(self, error: BaseException) -> Failure:
+        """Say how the start failed."""
+        if isinstance(error, EtlworksAlreadyRunning):
+            flow_id, other = self.subject.flow_id, error.audit_id
+            url = None if flow_id is None or other is None else self.hook.execution_url(flow_id, other)
+            return already_running(error, url)
+        if isinstance(error, EtlworksStartUnknown):
+            return start_in_doubt(error, self.hook.settings.root_url)
+        flow_id, audit_id = self.subject.flow_id, self.subject.audit_id
+        if flow_id is None or audit_id is None:
+            return not_done("was not started", error)
+        failure = not_done("of an earlier try may still be going, and cannot be read", error)
+        url = self.hook.execution_url(flow_id, audit_id)
+        return replace(failure, where=url, then="asks for that run once more")
+
     # --- What the operator calls ----------------------------------------------------------------------------------
 
     @abstractmethod
     def run(self) -> dict[str, Any]:
         """Start the run, and follow it."""
 
-    def complete(self, event: Any, *, is_ours: bool) -> dict[str, Any]:
+    def complete(self, event: Any, *, is_ours: bool, root_url: str | None) -> dict[str, Any]:
         """
         Finish after the triggerer has followed the run.
 
         :param event: what the trigger reported.
         :param is_ours: whether this task started the run.
+        :param root_url: the address of the run's instance; ``None`` if it is not known.
         """
         reported = ExecutionEvent.from_payload(event)
-        return self._finish(RunRef(reported.flow_id, reported.audit_id), reported.followed, is_ours=is_ours)
+        run = RunRef(reported.flow_id, reported.audit_id)
+        return self._finish(run, reported.followed, is_ours=is_ours, root_url=root_url)
 
     def kill(self) -> None:
         """Stop the run, if this task started it. A signal handler calls this; a second call stops nothing again."""
@@ -153,11 +192,18 @@ class RunTask(ABC):
     def _abort_if_killed(self) -> None:
         """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`kill`."""
         if self.state.killed:
-            raise EtlworksError("The task was killed while it started its run.")
+            raise explained(EtlworksError("The task was killed."), killed_before_its_run())
+
+    def _outage(self, goal: str = "Nothing is started yet") -> OutageWait:
+        """Return how a busy or unreachable Etlworks is waited for before the run is started."""
+        clock = self.hook.client.clock
+        return OutageWait(self._policy(), clock=clock, log=self.log, goal=goal, check=self._abort_if_killed)
 
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
         """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
         self.state.running(run, is_ours=is_ours)
+        self.subject = replace(self.subject, flow_id=run.flow_id, audit_id=run.audit_id)
+        self._started_at = self.hook.client.clock.time() if is_ours else None
         self._records.update(audit_id=run.audit_id)
         if self.state.killed:
             self.kill()
@@ -168,11 +214,39 @@ class RunTask(ABC):
         """Whether somebody cleared the task since the record was saved: that asks for a new run."""
         return record.max_tries != self._context["ti"].max_tries
 
+    def _is_elsewhere(self, record: LaunchRecord) -> bool:
+        """
+        Return whether the run of an earlier try is on another instance than the connection names now.
+
+        An equal audit id there is another run, so it is neither followed nor stopped.
+
+        :raises AirflowFailException: it is, and no person has cleared the task since.
+        """
+        here = self.hook.settings.root_url
+        if record.root_url in (None, here):
+            return False
+        what = f"Run {record.audit_id}" if record.audit_id is not None else "The start"
+        text = (
+            f"{what} of an earlier try is at {record.root_url}; the connection {self._operator.etlworks_conn_id!r} now "
+            f"names {here}."
+        )
+        if not self._was_cleared(record):
+            raise AirflowFailException(
+                f"{text} It can neither be followed nor replaced from here, so nothing was started. Check it there; "
+                "clear the task to start the flow at the new address."
+            )
+        self.log.warning("%s It is left alone. The task was cleared, so the flow is started at the new address.", text)
+        return True
+
     def _should_follow(self, record: LaunchRecord, run: RunRef) -> bool:
         """Decide whether the run of an earlier try is followed. If it is to be replaced, stop it."""
         self._accept(run, is_ours=record.is_ours)
+        self._started_at = record.asked_at if record.is_ours else None
         client = self.hook.client
-        execution = client.run(read_accepted_run(run, clock=client.clock, log=self.log))
+        outage = self._outage(f"An earlier try started {run}, which may still be going")
+        execution = client.run(
+            wait_out(lambda: read_accepted_run(run, clock=client.clock, log=self.log), outage),
+        )
         decision = decide_reattach(
             execution,
             stop_asked=record.stop_asked,
@@ -187,6 +261,7 @@ class RunTask(ABC):
         self.log.warning("An earlier try started run %s, which is %s. A new run is needed.", run.audit_id, status)
         if decision is ReattachDecision.REPLACE:
             self._stop(run)
+        self.subject = replace(self.subject, audit_id=None)
         self.state.idle()
         return False
 
@@ -196,13 +271,17 @@ class RunTask(ABC):
         """Push the run's id and link, and follow it to its end: here, or in the triggerer."""
         url = self.hook.execution_url(run.flow_id, run.audit_id)
         self.log.info("Run %s of flow %s is accepted: %s", run.audit_id, run.flow_id, url)
+        if self.hook.settings.ui_url is None:
+            self.log.info(LEADS_TO_START_PAGE, run.audit_id)
         self._context["ti"].xcom_push(key=AUDIT_ID_KEY, value=run.audit_id)
         self._context["ti"].xcom_push(key=EXECUTION_LINK_KEY, value=url)
         self.result = task_result(Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
         if not self._operator.wait_for_completion:
             return self.result
         if self._operator.deferrable and not self._has_ended(run):
-            self._defer(run, is_ours=is_ours)
+            resumed_with = {"is_ours": is_ours, "root_url": self.hook.settings.root_url}
+            cancel_on_kill = self._operator.cancel_on_kill and is_ours
+            self._defer(run, "execute_complete", resumed_with, cancel_on_kill=cancel_on_kill)
         return self._finish(run, self._follow_on_worker(run, is_ours=is_ours), is_ours=is_ours)
 
     def _has_ended(self, run: RunRef) -> bool:
@@ -213,7 +292,8 @@ class RunTask(ABC):
             self.log.info("Run %s cannot be read yet; the triggerer goes on. %s", run.audit_id, error)
             return False
 
-    def _defer(self, run: RunRef, *, is_ours: bool) -> None:
+    def _defer(self, run: RunRef, method_name: str, kwargs: dict[str, Any], *, cancel_on_kill: bool) -> None:
+        """End this execution until the triggerer has followed a run; the operator's method then goes on."""
         operator, deadline = self._operator, self._deadline().at
         self._operator.defer(
             trigger=EtlworksFlowExecutionTrigger(
@@ -222,11 +302,13 @@ class RunTask(ABC):
                 etlworks_conn_id=operator.etlworks_conn_id,
                 poll_interval=operator.poll_interval,
                 deadline=deadline,
-                cancel_on_kill=operator.cancel_on_kill and is_ours,
+                cancel_on_kill=cancel_on_kill,
                 patience=operator.patience,
+                root_url=self.hook.settings.root_url,
+                started_at=self._started_at,
             ),
-            method_name="execute_complete",
-            kwargs={"is_ours": is_ours},
+            method_name=method_name,
+            kwargs=kwargs,
             timeout=trigger_timeout(deadline, self.hook.client.clock.time()),
         )
 
@@ -241,7 +323,8 @@ class RunTask(ABC):
         return followed.redacted(self.hook.settings.secrets)
 
     def _policy(self) -> PollPolicy:
-        return PollPolicy(self._operator.poll_interval, self._operator.patience, self._deadline().at)
+        operator = self._operator
+        return PollPolicy(operator.poll_interval, operator.patience, self._deadline().at, self._started_at)
 
     def _deadline(self) -> Deadline:
         # `airflow dags test` on Airflow 2 runs tasks that have no start.
@@ -259,12 +342,18 @@ class RunTask(ABC):
 
     # --- After it -------------------------------------------------------------------------------------------------
 
-    def _finish(self, run: RunRef, followed: FollowResult, *, is_ours: bool) -> dict[str, Any]:
+    def _finish(
+        self, run: RunRef, followed: FollowResult, *, is_ours: bool, root_url: str | None = None
+    ) -> dict[str, Any]:
         """Turn the end of the following into the task's end: one place for all paths."""
         self.state.done()
-        url = self.hook.execution_url(run.flow_id, run.audit_id)
-        name = f"Run {run.audit_id} of flow {run.flow_id}"
+        is_here = root_url in (None, self.hook.settings.root_url)
+        # The connection's own ui_url, and its log, may be those of another run with an equal id.
+        url = self.hook.execution_url(run.flow_id, run.audit_id) if is_here else str(root_url)
         execution = followed.execution
+        name = f"Run {run.audit_id} of flow {run.flow_id}"
+        flow_name = (execution.flow_name if execution else None) or self.subject.flow_name
+        self.subject = replace(self.subject, flow_id=run.flow_id, flow_name=flow_name, audit_id=run.audit_id)
         self.result = task_result(execution or Execution(flow_id=run.flow_id, audit_id=run.audit_id), url)
         if followed.ending is Ending.DEADLINE:
             stop_asked = is_ours and self._operator.cancel_on_kill
@@ -272,18 +361,22 @@ class RunTask(ABC):
                 self._records.update(stop_asked=True)
             deadline = self._deadline()
             done = followed.detail if stop_asked else "It was left going."
-            text = f"{name} was still going when {deadline.limit} was over. {done} {url}"
-            raise AirflowTaskTimeout(text) if deadline.by_airflow else EtlworksExecutionTimeout(text)
+            failure = time_out(deadline.limit, done, url, stop_asked=stop_asked)
+            raise explained(AirflowTaskTimeout() if deadline.by_airflow else EtlworksExecutionTimeout(name), failure)
         if followed.ending is not Ending.FINISHED or execution is None:
-            raise EtlworksLostTouch(f"{name} may still be going, but cannot be followed: {followed.detail} {url}")
+            is_denied = followed.ending is Ending.DENIED
+            raise explained(EtlworksLostTouch(name), lost_touch(followed.detail, url, is_denied=is_denied))
         outcome = outcome_of(execution, fail_on_warning=self._operator.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
-            self._show_log(execution)
-            failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
+            if is_here:
+                self._show_log(execution)
+            else:
+                self.log.warning("The connection names another instance by now, so the run's log is not read.")
             # If we stopped it ourselves, since the worker goes down, Airflow may try again.
-            if outcome is Outcome.CANCELED and not self.state.killed:
-                raise AirflowFailException(f"{failed} Not tried again, since somebody stopped it.") from failed
-            raise failed
+            is_final = outcome is Outcome.CANCELED and not self.state.killed
+            kind = RunCanceled if is_final else EtlworksExecutionFailed
+            failure = run_ended_badly(execution, url, killed=self.state.killed)
+            raise explained(kind(name, execution=execution), failure)
         if execution.status == "warning":
             self.log.warning("%s ended with a warning. %s", name, error_text(execution))
         records = "" if execution.records is None else f", {execution.records} records"

@@ -24,7 +24,8 @@ class LaunchRecord:
     :ivar is_ours: whether we started it; a run that is only followed is never stopped.
     :ivar stop_asked: whether we asked Etlworks to stop it.
     :ivar run_key: the value of the connection's ``run_key_parameter`` in that start; ``None`` if it carried none.
-    :ivar message_result: ``{"message_uuid", "answer"}``, if it was started by a payload, once that is answered.
+    :ivar root_url: the address of the instance that the start was sent to; ``None`` in records of older releases.
+    :ivar message_result: ``{"message_uuid", "audit_id", "answer"}``, if a payload started it, once that is answered.
     """
 
     flow_id: int
@@ -36,6 +37,7 @@ class LaunchRecord:
     stop_asked: bool = False
     message_result: dict[str, Any] | None = None
     run_key: str | None = None
+    root_url: str | None = None
 
 
 @dataclass(frozen=True)

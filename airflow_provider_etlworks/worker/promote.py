@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_etlworks.bundles.import_once import BundleImport, Imported, flow_versions, named
 from airflow_provider_etlworks.bundles.preview import one_line
@@ -23,6 +24,8 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.client.flow_selection import select_flows
 from airflow_provider_etlworks.compat import AirflowFailException, task_state_store
+from airflow_provider_etlworks.runs.outage import OutageWait, perform, wait_out
+from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.storage import stored_file
 from airflow_provider_etlworks.worker.arguments import (
     fail_without_retry_on_config_error,
@@ -33,7 +36,7 @@ from airflow_provider_etlworks.worker.arguments import (
 from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
     from airflow_provider_etlworks.storage import StoredFile
 
+T = TypeVar("T")
+
 IMPORT_FAILED_KEY = "import_failed"
 """XCom key of an import that Etlworks refused, or carried out in part: the backup that undoes it."""
 
@@ -50,9 +55,12 @@ _WHAT_TO_DO = (
     "If they are the bundle's, mark this task as success. If they are not, and nothing is still being imported, clear "
     "the task to import once more."
 )
+_NOT_EXPORTED = "Nothing is exported yet"
 # Items that an import's result lists.
 _MOST_ITEMS = 100
 _LONGEST_STATUS = 40
+# Enough of a hash to compare by eye. The whole one is in the results, and is what the import checks.
+_SHORT_HASH = 12
 # Seconds by which the clocks of Airflow and Etlworks may differ.
 _CLOCK_SKEW = 300.0
 
@@ -74,17 +82,24 @@ class ExportTask:
         with fail_without_retry_on_config_error():
             file = stored_file("path", self.path)
             flows = select_flows(
-                list(self.hook.list_flows()),
+                wait_out_outage(self.hook, self.log, lambda: list(self.hook.list_flows()), _NOT_EXPORTED),
                 ids=[] if self.flow_ids is None else parse_ids("flow_ids", self.flow_ids),
                 names=[] if self.flow_names is None else parse_names("flow_names", self.flow_names),
                 tags=[] if self.tags is None else parse_names("tags", self.tags),
             )
-            manifest = export_bundle(
-                self.hook.bundle_client, flows, file, include_connections=self.include_connections, log=self.log
+            export = partial(
+                export_bundle,
+                self.hook.bundle_client,
+                flows,
+                file,
+                include_connections=self.include_connections,
+                log=self.log,
             )
+            manifest = wait_out_outage(self.hook, self.log, export, _NOT_EXPORTED)
         self.log.info(
-            "Exported %s flows to %s: %s bytes, SHA-256 %s.",
+            "Exported %s flows (%s) to %s: %s bytes, SHA-256 %s.",
             len(manifest.flow_ids),
+            named(manifest.flow_names),
             file.path,
             manifest.size,
             manifest.sha256,
@@ -111,6 +126,7 @@ class PreviewTask:
     log: Log
     path: Any
     expected_sha256: Any
+    note: str | None
     required: Sequence[str]
 
     def run(self) -> dict[str, Any]:
@@ -120,8 +136,11 @@ class PreviewTask:
             file = stored_file("path", self.path)
             with open_bundle(file, parse_sha256("expected_sha256", self.expected_sha256)) as bundle:
                 raw = file.sibling(PREVIEW_ENDING)
-                preview = preview_import(self.hook.client, self.hook.bundle_client, bundle, raw, log=self.log)
-                markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path)
+                ask = partial(preview_import, self.hook.client, self.hook.bundle_client, bundle, raw, log=self.log)
+                preview = wait_out_outage(self.hook, self.log, ask, "The import is not previewed yet")
+                closing = [self.note] if self.note else []
+                closing += [f"SHA-256: {bundle.inspected.sha256[:_SHORT_HASH]}…"]
+                markdown = preview.markdown(introduction(bundle, self.hook.settings), raw.path, closing)
         if missing := preview.missing_connections:
             self.log.warning("%s connections are missing in the target.", len(missing))
         self.log.info("What the import would change:\n%s", markdown)
@@ -161,7 +180,10 @@ class ImportTask:
             with open_bundle(file, parse_sha256("expected_sha256", self.expected_sha256)) as bundle:
                 self._check_origin(bundle)
                 try:
-                    imported, record = self._import(bundle, backup_file)
+                    # An import that Etlworks may have processed never ends with a retryable error.
+                    imported, record = wait_out_outage(
+                        self.hook, self.log, lambda: self._import(bundle, backup_file), "Nothing is imported yet"
+                    )
                 # The next try would import once more, or find the same.
                 except EtlworksImportFailed as error:
                     raise AirflowFailException(str(error)) from error
@@ -293,7 +315,13 @@ class ImportTask:
     def _result(self, bundle: OpenBundle, imported: Imported, record: ImportRecord) -> dict[str, Any]:
         for remark in imported.remarks[:_MOST_ITEMS]:
             self.log.warning("Etlworks took the import, and remarks: %s", remark)
-        self.log.info("Imported %s.", named(bundle.flow_names) if bundle.flow_names else bundle.path)
+        self.log.info(
+            "Imported %s from %s into %s. Backup: %s.",
+            named(bundle.flow_names) if bundle.flow_names else "the bundle",
+            bundle.path,
+            self.hook.settings.root_url,
+            record.backup_path or "none, as nothing was overwritten or none was asked for",
+        )
         return {
             "path": bundle.path,
             "sha256": bundle.inspected.sha256,
@@ -325,6 +353,20 @@ class ImportTask:
         if absent := [name for name in flow_names if name not in ids]:
             self.log.warning("Etlworks took the import, but does not list these flows: %s", named(absent))
         return [ids[name] for name in flow_names if name in ids]
+
+
+def wait_out_outage(hook: EtlworksHook, log: Log, action: Callable[[], T], goal: str) -> T:
+    """
+    Do something, and do it again while Etlworks is busy or unreachable.
+
+    :param hook: the hook of the task's connection.
+    :param log: the task's log.
+    :param action: what is done. One that fails with a retryable error may be repeated.
+    :param goal: what waits for Etlworks, for messages.
+    """
+    client = hook.client
+    outage = OutageWait(PollPolicy(), clock=client.clock, log=log, goal=goal)
+    return client.run(wait_out(lambda: perform(action), outage))
 
 
 def _told_by(imported: Imported) -> str:

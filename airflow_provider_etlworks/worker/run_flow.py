@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from airflow_provider_etlworks.client.endpoints import latest_execution, list_flows
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
+from airflow_provider_etlworks.client.flow_selection import find_by_name
+from airflow_provider_etlworks.client.procedure import read_all
 from airflow_provider_etlworks.compat import AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.hooks.etlworks import StartInDoubt
+from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE
+from airflow_provider_etlworks.runs.outage import send, wait_out
 from airflow_provider_etlworks.runs.reconcile import RunKey
-from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter
+from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter, check_turn
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
+from airflow_provider_etlworks.worker.etlworks_schedule import check_etlworks_schedule
 from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 from airflow_provider_etlworks.worker.state import Phase
@@ -31,8 +37,10 @@ class RunFlowArguments(RunArguments, Protocol):
     flow_id: int | str | None
     flow_name: str | None
     parameters: Mapping[str, Any] | None
+    parameter_names: Sequence[str] | None
     run_options: Mapping[str, Any] | None
     on_already_running: str
+    on_etlworks_schedule: str
     durable: bool
 
 
@@ -62,24 +70,38 @@ class RunFlowTask(RunTask):
     def __init__(self, operator: RunFlowArguments, context: Context) -> None:
         super().__init__(operator, context, durable=operator.durable)
 
-    def run(self) -> dict[str, Any]:
-        """Start the flow, or reattach to the run of an earlier try, and follow the run."""
+    def run_when_free(self, event: Any) -> dict[str, Any]:
+        """
+        Start the flow after the triggerer has waited for the end of another run.
+
+        :param event: what the trigger reported about that run.
+        """
+        reported = ExecutionEvent.from_payload(event)
+        check_turn(RunRef(reported.flow_id, reported.audit_id), reported.followed)
+        return self.run(is_first=False)
+
+    def run(self, *, is_first: bool = True) -> dict[str, Any]:
+        """
+        Start the flow, or reattach to the run of an earlier try, and follow the run.
+
+        :param is_first: whether this try has not waited for another run yet.
+        """
         with fail_without_retry_on_config_error():
-            parameters = flat_parameters(self._operator.parameters)
+            parameters = flat_parameters(self._operator.parameters, self._operator.parameter_names)
             options = self._checked_options()
-            self._starter = self._make_starter(self._find_flow_id(), parameters, options)
+            if isinstance(self._operator.flow_name, str):
+                self.subject = replace(self.subject, flow_name=self._operator.flow_name)
+            flow_id = self._find_flow_id()
+            self.subject = replace(self.subject, flow_id=flow_id)
+            self._starter = self._make_starter(flow_id, parameters, options)
         try:
-            run, is_ours = self._reattach() or self._start()
+            run, is_ours = self._reattach(is_first=is_first) or self._start()
         except Exception as error:  # also what nobody foresees: a start in doubt must not become a second one
             is_unknown = not isinstance(error, EtlworksError) or isinstance(error, EtlworksStartUnknown)
             # With a record, the retry reconciles before it starts anything.
             if self.state.phase is not Phase.STARTING or (self._records.is_durable and not is_unknown):
                 raise
-            raise StartInDoubt(
-                f"{error} The start is in doubt, so this task is not retried. Check in Etlworks whether it ran; clear "
-                "the task to run the flow once more.",
-                candidates=getattr(error, "candidates", ()),
-            ) from error
+            raise StartInDoubt(str(error), candidates=getattr(error, "candidates", ())) from error
         return self._follow(run, is_ours=is_ours)
 
     def _find_in_flight_run(self) -> RunRef | None:
@@ -108,7 +130,8 @@ class RunFlowTask(RunTask):
             return parse_id("flow_id", self._operator.flow_id, " For a name, use flow_name.")
         if not isinstance(name, str) or not name.strip():
             raise EtlworksConfigError(f"flow_name is {name!r}; it must be the name of a flow.")
-        flow = self.hook.find_flow(name)
+        flows = self.hook.client.run(wait_out(lambda: read_all(list_flows()), self._outage()))
+        flow = find_by_name(name, flows)
         self.log.info("Flow %r has the id %s.", flow.name, flow.id)
         return flow.id
 
@@ -126,20 +149,23 @@ class RunFlowTask(RunTask):
             on_already_running=OnAlreadyRunning(operator.on_already_running),
             save_intent=self._save_intent,
             is_only_starter=operator.on_already_running == "fail" and not options and getattr(ti, "map_index", -1) < 0,
+            outage=self._outage(f"Flow {flow_id} is not started yet"),
+            before_waiting=self._wait_in_triggerer,
             run_key_parameter=self.hook.settings.run_key_parameter,
             run_key="/".join(str(getattr(ti, name, "")) for name in names),
         )
 
     # --- The run of an earlier try --------------------------------------------------------------------------------
 
-    def _reattach(self) -> tuple[RunRef, bool] | None:
+    def _reattach(self, *, is_first: bool) -> tuple[RunRef, bool] | None:
         """Return the run that an earlier try started, and whether it is ours, if it is to be followed."""
         if not self._operator.durable:
             return None
         if not self._records.is_durable:
-            return self._find_in_history()
+            # A run that began while this try waited for another one is nobody's that we know.
+            return self._find_in_history() if is_first else None
         record = self._records.load()
-        if record is None or record.flow_id != self._starter.flow_id:
+        if record is None or record.flow_id != self._starter.flow_id or self._is_elsewhere(record):
             return None
         audit_id = record.audit_id if record.audit_id is not None else self._reconcile(record)
         if audit_id is None:
@@ -171,7 +197,9 @@ class RunFlowTask(RunTask):
         if self._context["ti"].try_number <= 1:
             return None
         starter = self._starter
-        newest, began = self.hook.get_execution(starter.flow_id), self._context["dag_run"].start_date
+        outage = self._outage("An earlier try may have started a run, which is searched for")
+        newest = self.hook.client.run(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
+        began = self._context["dag_run"].start_date
         if newest is None or newest.is_terminal or not starter.is_candidate(newest):
             return None
         if newest.started_at is None or began is None or newest.started_at < began:
@@ -187,6 +215,9 @@ class RunFlowTask(RunTask):
     def _start(self) -> tuple[RunRef, bool]:
         """Start the flow; return the run, and whether it is ours."""
         starter = self._starter
+        with fail_without_retry_on_config_error():
+            policy = self._operator.on_etlworks_schedule
+            check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
         names = ", ".join(sorted(starter.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", starter.flow_id, self.hook.settings.root_url, names)
         started = self.hook.client.run(starter.start())
@@ -197,6 +228,12 @@ class RunFlowTask(RunTask):
             # Our own start did nothing; a retry goes on with this run.
             self._records.save(replace(self._new_record(run.audit_id), audit_id=run.audit_id, is_ours=False))
         return run, started.is_ours
+
+    def _wait_in_triggerer(self, other: RunRef) -> None:
+        """Defer until a run in the way has ended, if the task is deferrable."""
+        if self._operator.deferrable:
+            self.log.info("Run %s occupies the flow. Waiting for its end in the triggerer.", other.audit_id)
+            self._defer(other, "execute_when_free", {}, cancel_on_kill=False)
 
     def _save_intent(self, watermark: int | None) -> None:
         """Record that a start is about to be sent, or with ``None`` that it certainly did nothing."""
@@ -216,4 +253,5 @@ class RunFlowTask(RunTask):
             asked_at=self.hook.client.clock.time(),
             max_tries=self._context["ti"].max_tries,
             run_key=self._starter.key.value if self._starter.key else None,
+            root_url=self.hook.settings.root_url,
         )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from airflow_provider_etlworks.client.endpoints import send_to_listener
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
+from airflow_provider_etlworks.client.models import as_id
 from airflow_provider_etlworks.client.streaming import Body, FileBody
 from airflow_provider_etlworks.compat import AirflowFailException
 from airflow_provider_etlworks.hooks.clients import urgent_client
+from airflow_provider_etlworks.hooks.connection import basic_credentials
 from airflow_provider_etlworks.runs.find import RunSelector, find_message_run
+from airflow_provider_etlworks.runs.outage import wait_out
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.storage import stored_file
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.client.call import Call
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
@@ -46,6 +51,8 @@ class ListenerArguments(RunArguments, Protocol):
     payload: str | Mapping[str, Any] | Sequence[Any] | None
     payload_path: Any
     content_type: str
+    method: str
+    listener_conn_id: str | None
     flow_id: int | str | None
 
 
@@ -75,6 +82,7 @@ class SendToListenerTask(RunTask):
         super().__init__(operator, context)
         self._flow_id = _NO_FLOW
         self._message_uuid: str | None = None
+        self._audit_id: int | None = None
 
     def run(self) -> dict[str, Any]:
         """Send the payload and, if the task waits, follow the run that it starts."""
@@ -82,8 +90,15 @@ class SendToListenerTask(RunTask):
             with fail_without_retry_on_config_error():
                 if self._operator.flow_id is not None:
                     self._flow_id = parse_id("flow_id", self._operator.flow_id)
-                call = send_to_listener(self._operator.path, self._body(opened), self._operator.content_type)
+                    self.subject = replace(self.subject, flow_id=self._flow_id)
                 settings = self.hook.settings
+                call = send_to_listener(
+                    self._operator.path,
+                    self._body(opened),
+                    self._operator.content_type,
+                    method=self._operator.method,
+                    basic=self._basic(),
+                )
             record = self._earlier_record()
             if not self._operator.wait_for_completion:
                 result = self._send(call, settings) if record is None else self._earlier_result(record)
@@ -91,12 +106,12 @@ class SendToListenerTask(RunTask):
                 return result
             run = None if record is None else self._reattach(record)
             if run is None:
-                run = self._find_run(self._followable_message(self._send(call, settings)))
+                run = self._find_run(self._send(call, settings))
         return self._follow(run)
 
     def _find_in_flight_run(self) -> RunRef | None:
-        audit_id = None
-        if self._message_uuid is not None and self._operator.wait_for_completion:
+        audit_id = self._audit_id if self._operator.wait_for_completion else None
+        if audit_id is None and self._message_uuid is not None and self._operator.wait_for_completion:
             try:
                 audit_id = find_message_run_at_once(self.hook, self._flow_id, self._message_uuid)
             except EtlworksError as error:
@@ -107,6 +122,11 @@ class SendToListenerTask(RunTask):
         return RunRef(self._flow_id, audit_id)
 
     # --- Before it is sent ----------------------------------------------------------------------------------------
+
+    def _basic(self) -> tuple[str, str] | None:
+        """Return login and password for a listener with Basic authentication."""
+        conn_id = self._operator.listener_conn_id
+        return None if conn_id is None else basic_credentials(self.hook.get_connection(conn_id))
 
     def _body(self, opened: ExitStack) -> bytes | Body | None:
         payload, content_type = self._operator.payload, self._operator.content_type
@@ -136,6 +156,10 @@ class SendToListenerTask(RunTask):
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
+        # What the listener answered is returned wherever it was.
+        follows = self._operator.wait_for_completion or record.message_result is None
+        if follows and self._is_elsewhere(record):
+            return None
         # A task that was cleared sends its payload again; if the run is known, its state decides what happens to it.
         is_known = record.audit_id is not None and self._operator.wait_for_completion
         return None if self._was_cleared(record) and not is_known else record
@@ -154,7 +178,7 @@ class SendToListenerTask(RunTask):
         elif record.message_result is None:
             self._fail_in_doubt()
         else:
-            run = self._find_run(self._followable_message(record.message_result))
+            run = self._find_run(record.message_result)
         return run if self._should_follow(record, run) else None
 
     def _fail_in_doubt(self) -> NoReturn:
@@ -166,17 +190,26 @@ class SendToListenerTask(RunTask):
     # --- The start ------------------------------------------------------------------------------------------------
 
     def _send(self, call: Call[Any], settings: ClientSettings) -> dict[str, Any]:
-        """Send the payload, and return the message's id, if the answer has one, and the answer."""
+        """Send the payload, and return the ids in the answer, if it has any, and the answer."""
         client, flow_id = self.hook.client, self._flow_id
         listening = "" if flow_id == _NO_FLOW else f", for flow {flow_id}"
         self.log.info("Sending a payload to %s at %s%s.", call, settings.root_url, listening)
+        result = client.run(wait_out(lambda: self._send_once(call), self._outage("The payload is not sent yet")))
+        self._message_uuid, self._audit_id = result["message_uuid"], result["audit_id"]
+        self.log.info("The listener answered. Run: %s. Message: %s.", self._audit_id, self._message_uuid)
+        self._records.update(message_result=result)
+        return result
+
+    def _send_once(self, call: Call[Any]) -> Procedure[dict[str, Any]]:
+        """Send the payload. A retryable error means that it was certainly not received."""
         self._abort_if_killed()
-        self._records.save(LaunchRecord(flow_id, 0, client.clock.time(), self._context["ti"].max_tries))
+        clock, max_tries = self.hook.client.clock, self._context["ti"].max_tries
+        root_url = self.hook.settings.root_url
+        self._records.save(LaunchRecord(self._flow_id, 0, clock.time(), max_tries, root_url=root_url))
         self.state.starting(0)
         self._abort_if_killed()
         try:
-            answer = client.send(call)
-            result = _message_result(answer)
+            return _message_result((yield call))
         except Exception as error:  # also what nobody foresees: a payload in doubt must not be sent again
             if isinstance(error, EtlworksError) and error.not_processed:
                 self.state.idle()
@@ -186,24 +219,24 @@ class SendToListenerTask(RunTask):
                 f"{error} The payload may have been received, so it is not sent again. Check in Etlworks whether it "
                 "was; clear the task to send it once more."
             ) from error
-        self._message_uuid = result["message_uuid"]
-        self.log.info("The listener answered. Message: %s.", self._message_uuid)
-        self._records.update(message_result=result)
-        return result
 
     def _followable_message(self, result: dict[str, Any]) -> str:
         message_uuid = result["message_uuid"]
         if message_uuid is None:
             raise AirflowFailException(
-                "Etlworks took the payload, but its answer has no messageUuid, so the run that it may have started "
-                f"cannot be followed. The answer: {str(result['answer'])[:500]!r}. Let the flow at "
+                "Etlworks took the payload, but its answer has no auditId and no messageUuid, so the run that it may "
+                f"have started cannot be followed. The answer: {str(result['answer'])[:500]!r}. Let the flow at "
                 f"{self._operator.path!r} answer with it, or set wait_for_completion=False."
             )
         return str(message_uuid)
 
-    def _find_run(self, message_uuid: str) -> RunRef:
+    def _find_run(self, result: dict[str, Any]) -> RunRef:
+        # An earlier release stored a result without the run.
+        if (audit_id := result.get("audit_id")) is not None:
+            self.state.starting(0)
+            return self._accept(RunRef(self._flow_id, audit_id))
         client = self.hook.client
-        self._message_uuid = message_uuid
+        message_uuid = self._message_uuid = self._followable_message(result)
         self.state.starting(0)
         patience = self._operator.patience
         try:
@@ -226,7 +259,11 @@ def _message_result(answer: Any) -> dict[str, Any]:
     found = answer.get("messageUuid") if isinstance(answer, dict) else None
     message_uuid = str(found) if isinstance(found, (str, int)) else ""
     is_id = 0 < len(message_uuid) <= _LONGEST_MESSAGE_UUID
-    return {"message_uuid": message_uuid if is_id else None, "answer": bounded_answer(answer)}
+    return {
+        "message_uuid": message_uuid if is_id else None,
+        "audit_id": as_id(answer.get("auditId")) if isinstance(answer, dict) else None,
+        "answer": bounded_answer(answer),
+    }
 
 
 def bounded_answer(answer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.client import endpoints
@@ -13,7 +14,10 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksNotFound,
     EtlworksReplyError,
 )
+from airflow_provider_etlworks.client.procedure import read_all
 from airflow_provider_etlworks.compat import task_state_store
+from airflow_provider_etlworks.runs.outage import OutageWait, perform, wait_out
+from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_ids
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 
 _STATE_KEY = "etlworks_schedules"
-# Answers of a server that does not have the undocumented list of schedules.
+# Answers of a server that does not list schedules, or not for this user.
 _CALL_MISSING = (EtlworksNotFound, EtlworksBadRequest, EtlworksForbidden, EtlworksReplyError)
 
 
@@ -89,34 +93,37 @@ class SwitchSchedulesTask:
     def _selected(self) -> dict[int, bool | None]:
         """Return the selected schedules, and whether each is on; ``None`` if the server does not say."""
         if self._arguments.flow_ids is not None:
-            flow_ids = parse_ids("flow_ids", self._arguments.flow_ids)
-            return {id_: on for flow_id in flow_ids for id_, on in self._states_by_flow(flow_id).items()}
+            return self._states_by_flow(parse_ids("flow_ids", self._arguments.flow_ids))
         return self._states_by_id(parse_ids("schedule_ids", self._arguments.schedule_ids))
 
-    def _states_by_flow(self, flow_id: int) -> dict[int, bool | None]:
+    def _states_by_flow(self, flow_ids: list[int]) -> dict[int, bool | None]:
+        if not flow_ids:
+            return {}
         try:
-            listed = self._list(flow_id)
+            listed = self._list(is_needed=True)
         except _CALL_MISSING as error:
             raise EtlworksConfigError(
-                f"The schedules of flow {flow_id} cannot be listed. {error} Is {flow_id} a flow this user can see? "
-                "If so, this server may not have the call, which Etlworks does not document publicly: "
-                "give schedule_ids instead of flow_ids."
+                f"The schedules of flow {_listed(flow_ids)} cannot be listed. {error} Listing schedules takes the role "
+                "Editor. If the user has it, this server may not have the call: give schedule_ids instead of flow_ids."
             ) from error
         if any(each.flow_id is None for each in listed):
             raise EtlworksConfigError(
-                f"The list of the schedules of flow {flow_id} does not say which flow each of them starts, and nothing "
-                "is changed on a guess: give schedule_ids instead of flow_ids."
+                "The list of schedules does not say which flow each of them starts, and nothing is changed on a guess: "
+                "give schedule_ids instead of flow_ids."
             )
-        # A server that does not know the filter lists the schedules of all flows.
-        return _states(each for each in listed if each.flow_id == flow_id)
+        return {
+            schedule_id: is_on
+            for flow_id in flow_ids
+            for schedule_id, is_on in _states(each for each in listed if each.flow_id == flow_id).items()
+        }
 
     def _states_by_id(self, schedule_ids: list[int]) -> dict[int, bool | None]:
         if not schedule_ids:
             return {}
-        # A resume needs the states only for its result, so it goes on without them.
+        # A resume needs the states only for its result, so it goes on without them, and does not wait for them.
         tolerable = (EtlworksError,) if self._action == "resume" else _CALL_MISSING
         try:
-            known = _states(self._list())
+            known = _states(self._list(is_needed=self._action == "pause"))
         except tolerable as error:
             self._log.warning(
                 "Cannot find out which schedules are on, so all of them count as %sd now. %s", self._action, error
@@ -124,8 +131,12 @@ class SwitchSchedulesTask:
             known = {}
         return {each: known.get(each) for each in schedule_ids}
 
-    def _list(self, flow_id: int | None = None) -> list[Schedule]:
-        return list(self._hook.client.iterate(endpoints.list_schedules(flow_id)))
+    def _list(self, *, is_needed: bool) -> list[Schedule]:
+        outage = self._outage("No schedule is changed yet") if is_needed else None
+        return self._hook.client.run(wait_out(lambda: read_all(endpoints.list_schedules()), outage))
+
+    def _outage(self, goal: str, *, idempotent: bool = True) -> OutageWait:
+        return OutageWait(PollPolicy(), clock=self._hook.client.clock, log=self._log, goal=goal, idempotent=idempotent)
 
     def _changed_by_earlier_try(self) -> set[int]:
         if self._store is None:
@@ -175,12 +186,13 @@ class SwitchSchedulesTask:
         :param touched: receives the schedules that are, or may be, changed.
         :return: the schedules that failed, and why.
         """
-        send = self._hook.pause_schedule if action == "pause" else self._hook.resume_schedule
+        switch = self._hook.pause_schedule if action == "pause" else self._hook.resume_schedule
         failed: dict[int, str] = {}
         for each in schedule_ids:
             touched.append(each)
+            outage = self._outage(f"Schedule {each} is not {action}d yet", idempotent=False)
             try:
-                send(each)
+                self._hook.client.run(wait_out(partial(perform, partial(switch, each)), outage))
             except EtlworksError as error:
                 self._log.warning("Schedule %s could not be %sd: %s", each, action, error)
                 failed[each] = str(error)

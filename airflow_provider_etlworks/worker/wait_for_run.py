@@ -20,15 +20,25 @@ from airflow_provider_etlworks.compat import (
     PokeReturnValue,
     task_state_store,
 )
-from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY
+from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, LEADS_TO_START_PAGE
 from airflow_provider_etlworks.runs.events import WaitEvent
 from airflow_provider_etlworks.runs.find import ReadOutage, RunSelector, RunWaiter
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
-from airflow_provider_etlworks.runs.outcome import Outcome, error_text, failure_message, outcome_of, task_result
+from airflow_provider_etlworks.runs.outcome import Outcome, error_text, outcome_of, task_result
 from airflow_provider_etlworks.runs.types import PollPolicy
 from airflow_provider_etlworks.triggers.sensor import EtlworksFlowSensorTrigger
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_datetime, parse_id
 from airflow_provider_etlworks.worker.deadline import trigger_timeout
+from airflow_provider_etlworks.worker.failure_report import (
+    Failure,
+    RunCanceled,
+    Subject,
+    explained,
+    lost_touch,
+    not_done,
+    sensor_time_out,
+    watched_run_ended_badly,
+)
 from airflow_provider_etlworks.worker.follow import run_with_fresh_connection
 
 if TYPE_CHECKING:
@@ -38,8 +48,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+    from airflow_provider_etlworks.worker.failure_report import TaskLog
 
 
 _OUTAGE_KEY = "etlworks_trouble"
@@ -74,7 +84,7 @@ class SensorArguments(Protocol):
         """Whether Airflow starts a new process for each poke."""
 
     @property
-    def log(self) -> Log:
+    def log(self) -> TaskLog:
         """The task's log."""
 
     @property
@@ -93,8 +103,30 @@ class WaitForRunTask:
     def __init__(self, sensor: SensorArguments, context: Context) -> None:
         self._sensor = sensor
         self._context = context
+        self.log = sensor.log
+        self.subject = Subject(sensor.etlworks_conn_id)
+        self._seen: Execution | None = None
         self._waiter: RunWaiter | None = None
         self._pushed: int | None = None
+
+    @property
+    def ti(self) -> Any:
+        """Airflow's task instance."""
+        return self._context["ti"]
+
+    def failure_of(self, error: BaseException) -> Failure:
+        """Say how the wait failed, if Airflow or Etlworks ended it."""
+        if isinstance(error, (AirflowSensorTimeout, AirflowTaskTimeout)):
+            return self._time_out("")
+        return not_done("is not waited for", error)
+
+    def _time_out(self, detail: str) -> Failure:
+        seconds, by_airflow = self._limit()
+        limit = f"{'execution_timeout' if by_airflow else 'timeout'} ({seconds:.0f} s)"
+        url = None
+        if self._seen is not None:
+            url = self._sensor.hook.execution_url(self._seen.flow_id, self._seen.audit_id)
+        return sensor_time_out(self._selector(), limit, self._seen, detail, url)
 
     def run(self, poke_until_done: Callable[[Context], Any]) -> Any:
         """
@@ -136,7 +168,9 @@ class WaitForRunTask:
         except (AirflowSensorTimeout, AirflowTaskTimeout, AirflowFailException, EtlworksError) as error:
             is_failure = not isinstance(error, EtlworksError) or isinstance(error, EtlworksExecutionFailed)
             if self._sensor.never_fail or (self._sensor.soft_fail and is_failure):
-                raise AirflowSkipException(str(error)) from error
+                failure: Failure | None = getattr(error, "failure", None)
+                why = str(error) if failure is None else " ".join([f"{error} {failure.what}.", *failure.why])
+                raise AirflowSkipException(why) from error
             raise
 
     # --- Before the wait ------------------------------------------------------------------------------------------
@@ -169,6 +203,7 @@ class WaitForRunTask:
     def _poll(self) -> FollowResult | Execution | None:
         with fail_without_retry_on_config_error():
             waiter = self._waiter = self._waiter or self._new_waiter()
+            self.subject = replace(self.subject, flow_id=waiter.selector.flow_id)
             before = replace(waiter.outage)
             polled = run_with_fresh_connection(self._sensor, lambda _: waiter.poll())
         if waiter.outage != before:
@@ -212,6 +247,7 @@ class WaitForRunTask:
                 deadline=deadline,
                 patience=self._sensor.patience,
                 repetition_grace=self._sensor.repetition_grace,
+                root_url=self._sensor.hook.settings.root_url,
             ),
             method_name="execute_complete",
             timeout=trigger_timeout(deadline, now),
@@ -224,34 +260,46 @@ class WaitForRunTask:
         log, execution = self._sensor.log, followed.execution
         if execution is not None:
             self._push(execution)
+        selector = self._selector()
+        self.subject = replace(self.subject, flow_id=selector.flow_id)
         if followed.ending is Ending.DEADLINE:
-            seconds, by_airflow = self._limit()
-            limit = f"{'execution_timeout' if by_airflow else 'timeout'} ({seconds:.0f} s)"
-            text = f"{self._selector()} had not ended when {limit} was over. {followed.detail}".strip()
-            raise AirflowTaskTimeout(text) if by_airflow else AirflowSensorTimeout(text)
+            error = AirflowTaskTimeout if self._limit()[1] else AirflowSensorTimeout
+            raise explained(error(str(selector)), self._time_out(followed.detail))
         if followed.ending is not Ending.FINISHED or execution is None:
-            raise EtlworksLostTouch(f"{self._selector()} cannot be read: {followed.detail}")
-        url = self._sensor.hook.execution_url(execution.flow_id, execution.audit_id)
+            is_denied = followed.ending is Ending.DENIED
+            failure = lost_touch(followed.detail, self._where(execution), is_denied=is_denied)
+            raise explained(EtlworksLostTouch(str(selector)), failure)
+        url = self._where(execution)
         outcome = outcome_of(execution, fail_on_warning=self._sensor.fail_on_warning)
         if outcome is not Outcome.SUCCESS:
-            failed = EtlworksExecutionFailed(failure_message(execution, url), execution=execution)
             # With silent_fail, Airflow would treat any other error as a failed poke, and go on.
-            if outcome is Outcome.CANCELED or self._sensor.silent_fail:
-                raise AirflowFailException(str(failed)) from failed
-            raise failed
+            is_final = outcome is Outcome.CANCELED or self._sensor.silent_fail
+            kind = RunCanceled if is_final else EtlworksExecutionFailed
+            raise explained(kind(str(selector), execution=execution), watched_run_ended_badly(execution, url))
         if execution.status == "warning":
             log.warning("Run %s ended with a warning. %s", execution.audit_id, error_text(execution))
         log.info("Run %s of flow %s ended: %s. %s", execution.audit_id, execution.flow_id, execution.status, url)
         return task_result(execution, url)
 
+    def _where(self, execution: Execution | None) -> str:
+        hook = self._sensor.hook
+        return (
+            hook.settings.root_url if execution is None else hook.execution_url(execution.flow_id, execution.audit_id)
+        )
+
     def _push(self, execution: Execution) -> None:
         """Push the run's audit id and its link, as soon as the run is known."""
+        self._seen = execution
+        name = execution.flow_name or self.subject.flow_name
+        self.subject = replace(self.subject, flow_id=execution.flow_id, flow_name=name, audit_id=execution.audit_id)
         if self._pushed == execution.audit_id:
             return
         self._pushed = execution.audit_id
         url = self._sensor.hook.execution_url(execution.flow_id, execution.audit_id)
         self._context["ti"].xcom_push(key=AUDIT_ID_KEY, value=execution.audit_id)
         self._context["ti"].xcom_push(key=EXECUTION_LINK_KEY, value=url)
+        if self._sensor.hook.settings.ui_url is None:
+            self.log.info(LEADS_TO_START_PAGE, execution.audit_id)
 
 
 def _data_start(context: Context) -> Any:

@@ -116,6 +116,9 @@ class StandInSandbox:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def run_by_schedule(self, flow_id: int) -> int:
+        return 0
+
     def runs(self) -> list[types.SimpleNamespace]:
         return [
             types.SimpleNamespace(audit_id=1, flow_id=10, status="success"),
@@ -128,6 +131,7 @@ class StandInAirflow:
 
     version = (3, 3, 2)
     base_url = "http://airflow"
+    components = ("api-server", "scheduler")
     tasks: ClassVar[dict[str, tuple[str, int | None]]] = {}
 
     def __init__(self, *_: object) -> None:
@@ -184,6 +188,9 @@ def test_the_exit_code_says_whether_everything_ended_as_documented(
     output = capsys.readouterr().out
     assert told in output
     assert ("Everything ended as it should" in output) == (code == 0)
+    assert re.search(r"Waiting until api-server, scheduler have started: .* \d+ s at most", output)
+    assert re.search(r"Waiting until etlworks_run_flow and etlworks_fan_out have ended: .* \d+ s at most", output)
+    assert "http://" not in output  # nothing answers there any more
 
 
 def test_failed_start_of_airflow_is_reported(
@@ -197,6 +204,16 @@ def test_failed_start_of_airflow_is_reported(
     monkeypatch.setattr(examples, "Sandbox", StandInSandbox)
     assert examples.main() == 1
     assert "no more disk [red]" in capsys.readouterr().out
+
+
+def test_every_example_dag_has_what_it_needs() -> None:
+    text = "".join(file.read_text() for file in examples.example_dags_folder().glob("*.py"))
+    connections = {"etlworks_default", *re.findall(r'_conn_id="(\w+)"', text)}
+    with examples.environments() as (_, production, variables):
+        assert {f"AIRFLOW_CONN_{conn_id.upper()}" for conn_id in connections} <= set(variables)
+        assert {f"AIRFLOW_VAR_{name.upper()}" for name in re.findall(r"var\.value\.(\w+)", text)} <= set(variables)
+        # What etlworks_wait_for_nightly waits for.
+        assert production.runs(examples.SCHEDULED_FLOW)
 
 
 def test_the_example_dags_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

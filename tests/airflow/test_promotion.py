@@ -190,15 +190,17 @@ def test_broken_flow_is_rolled_back(promotions: dict[str, Promotion]) -> None:
 
 
 @asking
-def test_rejection_skips_the_rest(promotions: dict[str, Promotion]) -> None:
+def test_rejection_is_red_and_imports_nothing(promotions: dict[str, Promotion]) -> None:
     rejected = promotions["rejected"]
     rejected.answer("Reject")
 
-    assert rejected.ends("success")
+    assert rejected.ends("failed")
 
     states = rejected.states()
-    assert [states.pop(name) for name in ("export_flows", "preview_import", "approve_import")] == ["success"] * 3
-    assert set(states.values()) == {"skipped"}
+    assert [states.pop(name) for name in ("export_flows", "preview_import")] == ["success"] * 2
+    assert [states.pop(name) for name in ("approve_import", "report_result")] == ["failed"] * 2
+    assert set(states.values()) <= {"skipped", "upstream_failed"}
+    assert "Rejected by" in rejected.log("report_result")
     assert_nothing_happened(rejected)
 
 

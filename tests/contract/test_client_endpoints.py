@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +28,12 @@ PAGE = {"limit": ["200"], "offset": ["0"]}
 CREDENTIALS = {"login": "sandbox", "password": "sandbox"}
 CONNECTION = {"name": "new-db", "connectionType": "connection.db.postgres", "tags": ["eu"]}
 SCHEDULE = {"name": "Nightly", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": False}
-WEBHOOK = {"name": "Hook", "events": ["FLOW_FAILED"], "url": "https://example.com/hook", "method": "POST"}
+WEBHOOK = {
+    "name": "Hook", "description": "d", "events": ["Flow.Executed", "SOMETHING_NEW"], "url": "https://example.com/hook",
+    "method": "POST", "contentType": "application/json", "includeEntity": True, "secret": "the-secret",
+    "headers": [{"key": "X-Token", "value": "in-a-header"}, {"key": "Accept", "value": "application/json"}],
+    "basicUser": "etl", "basicPass": "the-password", "flowIncludes": [7], "flowExcludes": [8], "enabled": True,
+}  # fmt: skip
 
 FLOWS = [
     SandboxFlow(
@@ -205,11 +211,11 @@ CASES: dict[str, Case] = {
         query={"flowId": ["7"], "auditId": ["{audit_id}"]},
     ),
     "executions_of_day": Case(
-        lambda _: endpoints.executions_of_day(),
+        lambda _: endpoints.executions_of_day(date=date(2027, 1, 15), include_metrics=True, tenant_id="eu"),
         "GET /rest/v1/metrics/executions",
         lambda runs: [(run.flow_id, run.flow_name, run.status) for run in runs],
         [(7, "Orders", "success")],
-        query={"offset": ["0"]},
+        query={"date": ["2027-01-15"], "includeMetrics": ["true"], "tenantId": ["eu"]},
     ),
     "execution_tasks": Case(
         lambda world: endpoints.execution_tasks(world.audit_id, type="extract"),
@@ -294,8 +300,28 @@ CASES: dict[str, Case] = {
         (True, 7, "Nightly", "0 0 4 * * ?", False),
         body=SCHEDULE,
     ),
-    "list_schedules": Case(
-        lambda _: endpoints.list_schedules(7), "GET /rest/v1/schedules", ids, [1], query={"flowId": ["7"], **PAGE}
+    "list_schedules": Case(lambda _: endpoints.list_schedules(), "GET /rest/v1/schedules", ids, [1], query=PAGE),
+    "health": Case(
+        lambda _: endpoints.health(all_nodes=True),
+        "GET /health",
+        lambda health: (health.status, health.running_flows, health.raw["db"]["version"]),
+        ("UP", 0, "13.0"),
+        query={"allNodes": ["true"]},
+        authenticated=False,
+    ),
+    "get_execution_legacy": Case(
+        lambda world: endpoints.get_execution_legacy(7, world.audit_id),
+        "GET /plugins/dashboard/rest/v1/flows/7",
+        lambda run: (run.flow_id, run.status),
+        (7, "success"),
+        query={"auditId": ["{audit_id}"]},
+    ),
+    "execution_log_legacy": Case(
+        lambda world: endpoints.execution_log_legacy(7, world.audit_id),
+        "GET /plugins/dashboard/rest/v1/flows/console/download",
+        lambda log: "ended: success" in log,
+        True,
+        query={"flowId": ["7"], "auditId": ["{audit_id}"]},
     ),
     "pause_schedule": Case(
         lambda _: endpoints.pause_schedule(1), "PUT /rest/v1/schedules/1/disable", lambda value: value, None
@@ -311,16 +337,30 @@ CASES: dict[str, Case] = {
         query={"resourceType": ["flow"], "since": ["2020-01-01T00:00:00Z"], "limit": ["100"], "offset": ["0"]},
     ),
     "audit_events_legacy": Case(
-        lambda _: endpoints.audit_events_legacy(),
+        lambda _: endpoints.audit_events_legacy(with_exceptions=True),
         "GET /plugins/audit/rest/v1/audit",
         lambda events: events[0].action,
         "execute",
+        query={"exception": ["true"]},
     ),
     "create_webhook": Case(
         lambda _: endpoints.create_webhook(WEBHOOK),
         "POST /rest/v1/webhooks",
-        lambda made: (made.id is not None, made.name, made.events, made.url, made.enabled),
-        (True, "Hook", ("FLOW_FAILED",), "https://example.com/hook", True),
+        lambda made: {name: value for name, value in made.to_dict().items() if name != "id"},
+        {
+            "name": "Hook",
+            "description": "d",
+            "events": ["Flow.Executed", "SOMETHING_NEW"],
+            "enabled": True,
+            "url": "https://example.com/hook",
+            "method": "POST",
+            "content_type": "application/json",
+            "include_entity": True,
+            "header_names": ["X-Token", "Accept"],
+            "basic_user": "etl",
+            "flow_includes": [7],
+            "flow_excludes": [8],
+        },
         body=WEBHOOK,
     ),
     "send_to_listener": Case(
@@ -390,6 +430,24 @@ def test_a_payload_keeps_its_bytes_and_its_type(world: World) -> None:
     world.drive.send(endpoints.send_to_listener("orders/new one", b"<a>\xff</a>", "text/xml; charset=latin-1"))
     sent = world.sandbox.requests[-1]
     assert (sent.body, sent.headers["Content-Type"]) == (b"<a>\xff</a>", "text/xml; charset=latin-1")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_a_listener_with_basic_is_called_without_the_clients_token(world: World, method: str) -> None:
+    flow = SandboxFlow(11, "Basic", listener="basic", listener_methods=(method,), listener_auth="basic")
+    world.sandbox.add_flow(flow)
+    payload = None if method == "GET" else b"{}"
+    call = endpoints.send_to_listener(
+        "basic", payload, method=method, query={"q": "a b"}, basic=(CREDENTIALS["login"], CREDENTIALS["password"])
+    )
+
+    assert world.drive.send(call)["status"] == "accepted"
+
+    sent = world.sandbox.requests[-1]
+    assert (sent.method, sent.query, sent.body) == (method, {"q": ["a b"]}, payload or b"")
+    assert sent.headers["Authorization"] == "Basic c2FuZGJveDpzYW5kYm94"
+    with pytest.raises(EtlworksApiError):
+        world.drive.send(endpoints.send_to_listener("basic", method=method))
 
 
 @pytest.mark.parametrize("code", [401, 429])

@@ -213,7 +213,8 @@ def test_retry_after_is_obeyed(
     sandbox.fault("GET", READ_PATH, status(code, headers={"Retry-After": value}))
     started = clock.now
     connect(sandbox.url, clock=clock).send(READ)
-    assert least <= clock.now - started <= most
+    # After a 429 everybody comes back at a random moment of the minute after that.
+    assert least <= clock.now - started <= (most if code == 503 else least + 15 + 60)
 
 
 def test_shortened_retry_after_is_logged_once(

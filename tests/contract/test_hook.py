@@ -33,7 +33,7 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.client.models import Flow, Schedule
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-from airflow_provider_etlworks.sandbox import SandboxFlow, broken_body, hang_up, status
+from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow, broken_body, hang_up, status
 from airflow_provider_etlworks.sandbox import tokens as sandbox_tokens
 from airflow_provider_etlworks.triggerer import shared_watcher as shared_watcher_module
 from airflow_provider_etlworks.triggerer.shared_watcher import shared_watcher
@@ -115,6 +115,63 @@ def test_foreign_server_is_recognized(etlworks: Etlworks, fault: Any, said: str)
     assert works is False
     assert said in message
     assert etlworks.clock.time() - BEGINNING < 15
+
+
+@pytest.mark.parametrize("health", ["read", "refused", "a page", "cut off"])
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({}, {"password": "wrong"}, "The API key in Password is wrong or has expired"),
+        ({}, {"login": "sandbox", "password": "wrong"}, "Login or Password is wrong"),
+        ({"api_user": True}, {}, "API User can call listeners only, not the API"),
+        ({"api_user": True}, {"login": "sandbox", "password": "sandbox"}, "API User can call listeners only"),
+        ({"api_keys": False}, {}, "API keys are disabled for this user's role"),
+        ({"api_keys": False}, {"login": "sandbox", "password": "sandbox"}, None),
+    ],
+)
+def test_refused_credentials_are_told_apart(
+    etlworks: Etlworks, options: dict[str, Any], changes: dict[str, Any], said: str | None, health: str
+) -> None:
+    with Sandbox([], **options) as server:
+        faults = {"refused": status(403), "a page": broken_body(), "cut off": hang_up()}
+        if health in faults:
+            server.fault("GET", "/health", faults[health], times=None)
+        etlworks.connect(host=server.url, **changes)
+
+        works, message = EtlworksHook().test_connection()
+
+    assert works is (said is None)
+    assert said is None or said in message
+    assert ("its /health reports UP" in message) == (health == "read" and not works)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, "Use of API key is not allowed for role Editor"), "API keys are disabled"),
+        ((403, "Forbidden"), "may not list flows"),
+        ((403, "role API_USER"), "listeners only, not the API"),
+    ],
+)
+def test_refusal_is_explained_by_what_the_server_says(etlworks: Etlworks, answer: tuple[int, str], said: str) -> None:
+    body = json.dumps({"message": answer[1]}).encode()
+    etlworks.sandbox.fault(
+        "GET", "/rest/v1/flows", broken_body(body, content_type="application/json", code=answer[0]), times=None
+    )
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is False
+    assert said in message
+
+
+def test_unreachable_server_names_the_fields_to_correct(etlworks: Etlworks, closed_port: int) -> None:
+    etlworks.connect(host=f"http://127.0.0.1:{closed_port}")
+
+    works, message = EtlworksHook().test_connection()
+
+    assert works is False
+    assert "Correct Host, Port or Scheme" in message
 
 
 def test_connection_test_does_not_wait_for_a_hanging_server(etlworks: Etlworks) -> None:
@@ -297,7 +354,8 @@ def test_schedules_of_other_flows_are_left_out(hook: EtlworksHook, monkeypatch: 
     every = [Schedule(1, FLOW), Schedule(2, FLOW + 1), Schedule(3, None)]
     monkeypatch.setattr(type(hook.client), "iterate", lambda *_: iter(every))
 
-    assert [each.id for each in hook.list_schedules(FLOW)] == [1, 3]
+    assert [each.id for each in hook.list_schedules(FLOW)] == [1]
+    assert [each.id for each in hook.list_schedules()] == [1, 2, 3]
 
 
 def test_credentials_in_a_log_are_redacted(etlworks: Etlworks, hook: EtlworksHook) -> None:

@@ -76,7 +76,9 @@ def test_payload_arrives_unchanged(
     assert (request.method, request.target) == ("POST", LISTENER_PATH)
     assert request.body == body
     assert request.headers.get("Content-Type") == content_type
-    assert went.result == {"message_uuid": "abc", "answer": {"messageUuid": "abc", "status": "accepted"}}
+    assert went.result == {
+        "message_uuid": "abc", "audit_id": None, "answer": {"messageUuid": "abc", "status": "accepted"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("as_url", [False, True])
@@ -92,7 +94,7 @@ def test_file_is_sent_byte_for_byte(etlworks: Etlworks, tmp_path: Path, as_url: 
     (request,) = server.received
     assert request.body == content
     assert request.headers["Content-Length"] == str(len(content))
-    assert went.result == {"message_uuid": None, "answer": "thanks"}
+    assert went.result == {"message_uuid": None, "audit_id": None, "answer": "thanks"}
 
 
 def test_long_response_is_cut(etlworks: Etlworks) -> None:
@@ -133,6 +135,9 @@ def test_invalid_arguments_are_refused_at_parse_time(etlworks: Etlworks, argumen
     [
         ({"path": "orders//new"}, "orders//new"),
         ({"path": "../flows"}, "looks like"),
+        ({"method": "PATCH"}, "method is 'PATCH'"),
+        ({"method": "post"}, "method is 'post'"),
+        ({"method": "GET", "payload": "x"}, "GET has no payload"),
         ({"payload": 7}, "payload is a int"),
         ({"payload": "x", "content_type": "json"}, "this is 'json'"),
         ({"payload": "x", "content_type": "text/plain\r\nX-Other: 1"}, "this is 'text/plain"),
@@ -149,7 +154,7 @@ def test_invalid_arguments_are_refused_before_a_request(
     went = task(etlworks, **arguments).run()
 
     assert went.colour == "failed for good"
-    assert said in str(went.error)
+    assert said in went.report
     assert etlworks.sandbox.requests == []
 
 
@@ -213,7 +218,7 @@ def test_missing_run_is_reported_and_nothing_sent_again(etlworks: Etlworks) -> N
     went = waiting_task(etlworks).run()
 
     assert went.colour == "failed for good"
-    assert "shows no run of flow 7" in str(went.error)
+    assert "shows no run of flow 7" in went.report
     assert len(sent(etlworks)) == 1
     assert 60 <= etlworks.clock.time() - BEGINNING < 90
 
@@ -234,6 +239,104 @@ def test_ignored_filter_gives_no_other_run(etlworks: Etlworks) -> None:
     assert went.result["audit_id"] == etlworks.sandbox.runs()[0].audit_id
 
 
+@waits
+@pytest.mark.parametrize("receipt", ["auditId", "messageUuid"])
+def test_run_is_followed_by_the_receipt(etlworks: Etlworks, receipt: str, deferrable: bool) -> None:
+    etlworks.flow(running=30, listener=LISTENER, receipt=receipt, visible_after=20)
+    etlworks.run_of_somebody_else()
+
+    went = waiting_task(etlworks, deferrable=deferrable).run()
+
+    run = etlworks.sandbox.runs()[-1]
+    assert went.result is not None
+    assert (went.result["audit_id"], went.result["status"]) == (run.audit_id, "success")
+    by_message = [each for each in etlworks.sandbox.requests if "messageId" in each.query]
+    assert bool(by_message) == (receipt == "messageUuid")
+
+
+def test_audit_id_of_a_receipt_comes_before_its_message(etlworks: Etlworks) -> None:
+    etlworks.is_ours = lambda _: False  # type: ignore[method-assign]  # the receipt names a run of somebody else
+    run = etlworks.sandbox.run_by_user(FLOW)
+    receipt = json.dumps({"auditId": run, "messageUuid": "unknown"}).encode()
+    etlworks.sandbox.fault("POST", LISTENER_PATH, broken_body(receipt, content_type="application/json"))
+
+    went = waiting_task(etlworks).run()
+
+    assert went.result is not None
+    assert went.result["audit_id"] == run
+
+
+@pytest.mark.parametrize("audit_id", [0, -1, None, "", "x", {}, True])
+def test_receipt_without_a_run_is_followed_by_its_message(etlworks: Etlworks, audit_id: Any) -> None:
+    with ScriptedServer(lambda _: reply(body=json.dumps({"auditId": audit_id, "messageUuid": "m"}).encode())) as server:
+        etlworks.connect(host=server.url)
+        went = task(etlworks).run()
+
+    assert went.result is not None
+    assert (went.result["audit_id"], went.result["message_uuid"]) == (None, "m")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("auth", ["jwt", "basic"])
+def test_listener_is_called_with_its_method_and_authentication(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, method: str, auth: str
+) -> None:
+    etlworks.flow(running=30, listener=LISTENER, listener_methods=(method,), listener_auth=auth, receipt="auditId")
+    basic_user(monkeypatch, login="sandbox", password="sandbox")
+    conn_id = "listener_user" if auth == "basic" else None
+    payload = None if method == "GET" else {"id": 1}
+
+    went = waiting_task(etlworks, method=method, payload=payload, listener_conn_id=conn_id).run()
+
+    assert went.colour == "success"
+    (request,) = sent(etlworks)
+    assert request.method == method
+    assert request.headers["Authorization"].startswith("Basic " if auth == "basic" else "Bearer ")
+    assert bool(request.body) == (payload is not None)
+
+
+def basic_user(monkeypatch: pytest.MonkeyPatch, **fields: str) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LISTENER_USER", json.dumps({"conn_type": "http", **fields}))
+
+
+def test_password_of_a_basic_listener_is_in_no_log_and_no_result(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basic_user(monkeypatch, login="partner", password="pa55-of-the-listener")
+    for status_code in (200, 400):
+        with ScriptedServer(
+            lambda request, code=status_code: reply(
+                code, body=json.dumps({"got": dict(request.headers), "again": "pa55-of-the-listener"}).encode()
+            )
+        ) as server:
+            etlworks.connect(host=server.url)
+            went = task(etlworks, listener_conn_id="listener_user").run()
+        shown = f"{went.result} {went.error!r} {etlworks.log_text}"
+        assert "pa55-of-the-listener" not in shown
+        assert server.received[0].headers["Authorization"].removeprefix("Basic ") not in shown
+        assert "***" in shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"login": "x"}, "has no Password"),
+        ({"password": "x"}, "has no Login"),
+        ({"login": "a:b", "password": "x"}, "colon"),
+    ],
+)
+def test_unusable_basic_connection_sends_nothing(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], said: str
+) -> None:
+    basic_user(monkeypatch, **fields)
+
+    went = task(etlworks, listener_conn_id="listener_user").run()
+
+    assert went.colour == "failed for good"
+    assert said in str(went.error)
+    assert sent(etlworks) == []
+
+
 @pytest.mark.parametrize("answer", [b"thanks", b"[]", b"{}", b'{"messageUuid": null}', b"", b'"text"'])
 def test_response_without_a_message_cannot_be_followed(etlworks: Etlworks, answer: bytes) -> None:
     etlworks.sandbox.fault("POST", LISTENER_PATH, broken_body(answer, content_type="application/json"))
@@ -241,7 +344,7 @@ def test_response_without_a_message_cannot_be_followed(etlworks: Etlworks, answe
     went = waiting_task(etlworks).run()
 
     assert went.colour == "failed for good"
-    assert "no messageUuid" in str(went.error)
+    assert "no messageUuid" in went.report
     assert len(sent(etlworks)) == 1
 
 
@@ -252,7 +355,7 @@ def test_timeout_stops_the_run(etlworks: Etlworks, deferrable: bool) -> None:
     went = waiting_task(etlworks, timeout=600, deferrable=deferrable).run()
 
     assert went.colour == "failed"
-    assert "timeout (600 s)" in str(went.error)
+    assert "timeout (600 s)" in went.report
     assert etlworks.sandbox.runs()[0].stop_requested
 
 
@@ -277,7 +380,7 @@ def test_payload_in_doubt_is_not_sent_again(etlworks: Etlworks, fault: Any, wait
     went = (waiting_task(etlworks) if waits_for_it else task(etlworks, payload={})).run()
 
     assert went.colour == "failed for good"
-    assert "may have been received, so it is not sent again" in str(went.error)
+    assert "may have been received, so it is not sent again" in went.report
     assert len(sent(etlworks)) == 1
 
 
@@ -336,7 +439,7 @@ def test_worker_lost_while_it_sent_without_waiting_sends_nothing_again(
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert "An earlier try was lost while it sent the payload" in went.report
     assert sent(etlworks) == []
 
 
@@ -354,7 +457,7 @@ def test_unforeseen_error_after_sending_sends_nothing_again(
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "may have been received" in str(went.error)
+    assert "may have been received" in went.report
 
 
 def test_killed_task_sends_nothing(etlworks: Etlworks) -> None:
@@ -406,7 +509,7 @@ def test_answer_that_no_xcom_can_hold_is_made_storable(etlworks: Etlworks, body:
         went = task(etlworks).run()
 
     assert went.colour == "success"
-    assert went.result == {"message_uuid": None, "answer": answer}
+    assert went.result == {"message_uuid": None, "audit_id": None, "answer": answer}
     assert "\\u0000" not in json.dumps(went.result)
     json.dumps(went.result, allow_nan=False, ensure_ascii=False).encode()
 
@@ -452,7 +555,7 @@ def test_worker_lost_while_sending_sends_nothing_again(etlworks: Etlworks, monke
     went = listener.run()
 
     assert went.colour == "failed for good"
-    assert "An earlier try was lost while it sent the payload" in str(went.error)
+    assert "An earlier try was lost while it sent the payload" in went.report
     assert sent(etlworks) == []
     listener.clear()
     assert listener.run().colour == "success"

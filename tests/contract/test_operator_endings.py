@@ -76,13 +76,12 @@ def test_task_ends_as_its_run(
         }
         assert bool(etlworks.warnings("ended with a warning")) == (ends == "warning")
     else:
-        assert f"ended: {ends}" in str(went.error)
-        assert url in str(went.error)
-        failed = went.error if colour == "failed" else went.error.__cause__
-        assert isinstance(failed, EtlworksExecutionFailed)
-        assert (failed.execution.status, failed.execution.audit_id) == (ends, run.audit_id)
+        assert f"ended: {ends}" in went.report
+        assert url in went.report
+        assert isinstance(went.error, EtlworksExecutionFailed)
+        assert (went.error.execution.status, went.error.execution.audit_id) == (ends, run.audit_id)
     if ends == "error":
-        assert "ORA-00942: no such table" in str(went.error)
+        assert "ORA-00942: no such table" in went.report
 
 
 @paths
@@ -120,8 +119,8 @@ def test_unknown_status_is_never_green(etlworks: Etlworks, status: Any, deferrab
 
     assert went.colour == "failed"
     assert isinstance(went.error, EtlworksLostTouch)
-    assert "a status that is not known here" in str(went.error)
-    assert "8721934" in str(went.error)
+    assert "a status that is not known here" in went.report
+    assert "8721934" in went.report
     assert 300 <= etlworks.clock.time() - BEGINNING < 600
 
 
@@ -180,7 +179,7 @@ def test_unreadable_log_hides_nothing(etlworks: Etlworks, deferrable: bool) -> N
     went = etlworks.task(deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionFailed)
-    assert "Disk full" in str(went.error)
+    assert "Disk full" in went.report
     assert etlworks.warnings("The log of run", "cannot be read")
 
 
@@ -199,4 +198,10 @@ def test_trigger_gets_every_option(etlworks: Etlworks, monkeypatch: pytest.Monke
     assert went.deferred is not None
     _, stored = went.deferred.trigger.serialize()
     (run,) = etlworks.sandbox.runs()
-    assert stored == {**options, "audit_id": run.audit_id, "deadline": BEGINNING + 600}
+    assert stored == {
+        **options,
+        "audit_id": run.audit_id,
+        "deadline": BEGINNING + 600,
+        "root_url": etlworks.sandbox.url,
+        "started_at": BEGINNING,
+    }

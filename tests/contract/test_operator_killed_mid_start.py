@@ -32,14 +32,14 @@ def kill_when_the_start_is_sent(
     """
     send = EtlworksClient._send_once
 
-    def send_and_be_killed(client, call):  # type: ignore[no-untyped-def]
+    def send_and_be_killed(client, call, priority):  # type: ignore[no-untyped-def]
         if call.method != "POST" or not call.path.endswith("/run"):
-            return send(client, call)
-        answer = send(client, call) if after else None
+            return send(client, call, priority)
+        answer = send(client, call, priority) if after else None
         operator.on_kill()
         if not goes_on:
             raise Killed
-        return answer if after else send(client, call)
+        return answer if after else send(client, call, priority)
 
     monkeypatch.setattr(EtlworksClient, "_send_once", send_and_be_killed)
 

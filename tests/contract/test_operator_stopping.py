@@ -239,8 +239,8 @@ def test_legacy_stop_spares_foreign_runs(etlworks: Etlworks) -> None:
 
     ours, other = etlworks.sandbox.runs()
     assert stops(etlworks) == []
-    assert "was NOT stopped and goes on" in str(went.error)
-    assert f"would stop the newest run, which is {other.audit_id}" in str(went.error)
+    assert "was NOT stopped and goes on" in went.report
+    assert f"would stop the newest run, which is {other.audit_id}" in went.report
     assert (ours.status, other.status) == ("running", "running")
 
 
@@ -269,8 +269,8 @@ def test_connection_may_name_another_stop_path(etlworks: Etlworks) -> None:
 
 def check_timed_out(etlworks: Etlworks, went: Try, *, at: float, stopped: bool = True) -> None:
     (run,) = etlworks.sandbox.runs()
-    assert str(run.audit_id) in str(went.error)
-    assert f"/ui/flows/{FLOW}/runs/{run.audit_id}" in str(went.error)
+    assert str(run.audit_id) in went.report
+    assert f"/ui/flows/{FLOW}/runs/{run.audit_id}" in went.report
     assert run.stop_requested is stopped
     assert stops(etlworks) == ([[str(run.audit_id)]] if stopped else [])
     assert at <= etlworks.clock.time() - BEGINNING < at + 5
@@ -283,8 +283,8 @@ def test_timeout_stops_the_run_and_fails_the_task(etlworks: Etlworks, deferrable
     went = etlworks.task(timeout=1800, deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert "timeout (1800 s)" in str(went.error)
-    assert "accepted the stop" in str(went.error)
+    assert "timeout (1800 s)" in went.report
+    assert "accepted the stop" in went.report
     check_timed_out(etlworks, went, at=1800)
 
 
@@ -295,7 +295,7 @@ def test_timeout_without_cancel_on_kill_stops_nothing(etlworks: Etlworks, deferr
     went = etlworks.task(timeout=1800, deferrable=deferrable, cancel_on_kill=False).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert "It was left going." in str(went.error)
+    assert "It was left going." in went.report
     check_timed_out(etlworks, went, at=1800, stopped=False)
 
 
@@ -306,7 +306,7 @@ def test_execution_timeout_holds_in_both_modes(etlworks: Etlworks, deferrable: b
     went = etlworks.task(execution_timeout=timedelta(seconds=1800), deferrable=deferrable).run()
 
     assert went.colour == "timed out"
-    assert "execution_timeout (0:30:00)" in str(went.error)
+    assert "execution_timeout (0:30:00)" in went.report
     check_timed_out(etlworks, went, at=1790)
 
 
@@ -372,7 +372,7 @@ def test_failed_stop_at_the_timeout_still_fails_the_task(etlworks: Etlworks, fau
     went = etlworks.task(timeout=1800, deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert "it may go on" in str(went.error)
+    assert "it may go on" in went.report
     assert 1800 <= etlworks.clock.time() - BEGINNING < 1830
 
 
@@ -384,7 +384,7 @@ def test_unreachable_server_at_the_timeout_still_fails_the_task(etlworks: Etlwor
     went = etlworks.task(timeout=1800, deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert "it may go on" in str(went.error)
+    assert "it may go on" in went.report
 
 
 @both_modes

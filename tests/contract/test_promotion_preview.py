@@ -72,7 +72,7 @@ def test_what_would_change(promotion: Promotion, api: str) -> None:
         "shape_known": True,
     }
     assert "| flow | Invoices \\| € | new |" in markdown
-    assert exported["sha256"] in markdown
+    assert markdown.endswith(f"\n\nSHA-256: {exported['sha256'][:12]}…")
     assert promotion.production.flows == before
     assert stat.S_IMODE(raw(promotion).stat().st_mode) == 0o600
     assert "flows" in json.loads(raw(promotion).read_bytes())

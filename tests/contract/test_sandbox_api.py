@@ -619,10 +619,10 @@ def test_history_is_paged_newest_first(etlworks):
 
 def test_scheduled_run_names_its_schedule(etlworks):
     audit_id = etlworks.sandbox.run_by_schedule(4)
-    schedule = etlworks.get("/rest/v1/schedules", flowId=4)[0]
+    schedule = etlworks.get("/rest/v1/schedules")[0]
     record = etlworks.record(4, audit_id)
     assert (record["eventId"], record["eventName"]) == (schedule["id"], schedule["name"])
-    assert record["user"] == "alice@example.com"
+    assert record["user"] == "scheduler"
     assert etlworks.sandbox.runs(4)[0].event_id == schedule["id"]
 
 
@@ -690,6 +690,30 @@ def test_runs_of_a_day(etlworks):
     before = etlworks.get("/rest/v1/metrics/executions", offset=1)
     assert [run["auditId"] for flow in before for run in flow["executions"]] == [yesterday]
     assert etlworks.get("/rest/v1/metrics/executions", offset=2) == []
+    assert etlworks.get("/rest/v1/metrics/executions", date="2026-05-10") == day
+    assert etlworks.get("/rest/v1/metrics/executions", date="2026-05-09") == before
+    with_metrics = etlworks.get("/rest/v1/metrics/executions", includeMetrics="true")[0]["executions"][0]
+    assert {"exception", "metrics"} <= set(with_metrics)
+    assert "'date'" in etlworks.refused(400, "GET", "/rest/v1/metrics/executions?date=10.5.2026")
+    assert "'offset'" in etlworks.refused(400, "GET", "/rest/v1/metrics/executions?date=2026-05-10&offset=0")
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"), [("Pacific/Auckland", "2026-05-10"), ("Pacific/Honolulu", "2026-05-09"), ("UTC", "2026-05-09")]
+)
+def test_day_is_that_of_the_tenants_time_zone(make_etlworks, zone, day):
+    etlworks = make_etlworks(time_zone=zone)
+    audit_id = etlworks.start(2)
+    for query in ({}, {"offset": 0}, {"date": day}):
+        (flow,) = etlworks.get("/rest/v1/metrics/executions", **query)
+        assert [run["auditId"] for run in flow["executions"]] == [audit_id]
+    assert etlworks.get("/rest/v1/metrics/executions", offset=1) == []
+
+
+def test_older_report_ignores_the_date(make_etlworks):
+    etlworks = make_etlworks(takes_dates=False)
+    etlworks.start(2)
+    assert etlworks.get("/rest/v1/metrics/executions", date="2020-01-01") == etlworks.get("/rest/v1/metrics/executions")
 
 
 def test_metrics_summary(etlworks):
@@ -908,8 +932,12 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
     assert created.status_code == 201
     assert body.items() <= created.json().items()
     schedule_id = created.json()["id"]
-    assert [one["id"] for one in etlworks.get("/rest/v1/schedules", flowId=1)] == [schedule_id]
-    assert len(etlworks.get("/rest/v1/schedules")) == 2
+    listed = etlworks.get("/rest/v1/schedules", flowId=1, limit=1)
+    assert [(one["id"], one["flowId"]) for one in listed] == [(1, 4), (schedule_id, 1)]
+    assert {
+        "id", "name", "tags", "description", "flowId", "enabled", "schedule", "emailSuccess", "emailFailure", "emails",
+        "retries", "delayBetweenRetries", "expectedTime", "debug", "logStep", "keepMessage", "keepEmptyAudit",
+    } <= set(listed[1])  # fmt: skip
 
     def counts():
         flow = etlworks.get("/rest/v1/flows/1")
@@ -932,6 +960,8 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
         ({"flowId": True}, "flowId"),
         ({"name": ""}, "name"),
         ({"schedule": None}, "schedule"),
+        ({"retries": "2"}, "retries"),
+        ({"emails": ["a@example.com"]}, "emails"),
         ({"enabled": "yes"}, "enabled"),
         ({"tags": [1]}, "tags"),
     ],
@@ -939,23 +969,28 @@ def test_schedule_is_created_listed_paused_and_resumed(etlworks):
 def test_bad_schedule_field_is_named(etlworks, change, named):
     body = {"name": "Daily", "flowId": 1, "schedule": "0 0 4 * * ?", **change}
     assert f"'{named}'" in etlworks.refused(400, "POST", "/rest/v1/schedules", json=body)
-    assert etlworks.get("/rest/v1/schedules", flowId=1) == []
+    assert [one["flowId"] for one in etlworks.get("/rest/v1/schedules")] == [4]
 
 
-def test_webhook_keeps_its_secret(etlworks):
+def test_webhook_repeats_its_secrets(etlworks):
     body = {
         "name": "warehouse-flow-events",
         "events": ["FLOW_FAILED", "FLOW_SUCCESS"],
         "url": "https://your-app.example.com/etlworks-events",
         "secret": "for-hmac",
         "flowIncludes": [1],
+        "headers": [{"key": "X-Token", "value": "abc"}],
+        "basicUser": "etl",
+        "basicPass": "hunter2",
     }
     created = etlworks.ask("POST", "/rest/v1/webhooks", json=body)
     assert created.status_code == 201
     assert (created.json()["flowIncludes"], created.json()["enabled"]) == ([1], True)
-    assert "for-hmac" not in created.text
+    assert body.items() <= created.json().items()
     assert "'events'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "events": []})
-    assert "'url'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "url": ""})
+    assert "'method'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "method": "PUT"})
+    assert "'headers'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "headers": [{"key": "a"}]})
+    assert etlworks.ask("POST", "/rest/v1/webhooks", json={**body, "url": ""}).status_code == 201
 
 
 def test_audit_log_is_newest_first(etlworks):
@@ -983,6 +1018,34 @@ def test_audit_log_is_newest_first(etlworks):
     assert len(etlworks.get("/plugins/audit/rest/v1/audit")) == 1000
 
 
+def test_audit_log_of_another_release_has_short_keys(make_etlworks):
+    etlworks = make_etlworks(audit_keys="short")
+    etlworks.start(1)
+    for path in ("/rest/v1/audit", "/plugins/audit/rest/v1/audit"):
+        event = etlworks.get(path, limit=1)[0]
+        assert set(event) == {"id", "an", "md", "ur", "tn", "rt", "in", "hip", "cip", "dn", "dt"}
+        assert (event["md"], event["ur"], event["rt"]) == ("execute", "sandbox", True)
+        assert "ex" in etlworks.get(path, exception="true")[0]
+
+
+def test_health_needs_no_credentials(etlworks):
+    etlworks.start(1)
+    health = etlworks.ask("GET", "/health", headers={}).json()
+    assert (health["status"], health["db"]["running.flows"]) == ("UP", 1)
+    assert etlworks.ask("GET", "/health?allNodes=true", headers={}).json()["nodes"] == [health]
+
+
+def test_api_user_may_call_listeners_only(make_etlworks):
+    etlworks = make_etlworks(api_user=True)
+    assert "API User" in etlworks.refused(403, "GET", "/rest/v1/flows")
+    assert etlworks.ask("POST", "/rest/v1/httplistener/orders/new").status_code == 200
+
+
+def test_disabled_api_keys_are_refused(make_etlworks):
+    etlworks = make_etlworks(api_keys=False)
+    assert "disabled" in etlworks.refused(401, "GET", "/rest/v1/flows")
+
+
 @pytest.mark.parametrize("root", ["/rest/v1/httplistener", "/plugins/schedules/rest/v1/httplistener"])
 def test_listener_run_is_found_by_message(etlworks, root):
     def post():
@@ -999,6 +1062,24 @@ def test_listener_run_is_found_by_message(etlworks, root):
     etlworks.refused(404, "GET", f"/rest/v1/executions/1?messageId={first}")
     assert etlworks.sandbox.requests[0].body == b"a;b\n1;2"
     etlworks.refused(405, "GET", f"{root}/orders/new")
+
+
+def test_listener_has_its_own_methods_authentication_and_receipt(etlworks):
+    etlworks.sandbox.add_flow(
+        SandboxFlow(
+            77, "Puts", listener="puts", listener_methods=("PUT", "DELETE"), listener_auth="basic", receipt="auditId"
+        )
+    )
+    path, basic = "/rest/v1/httplistener/puts", {"Authorization": "Basic c2FuZGJveDpzYW5kYm94"}
+    etlworks.refused(401, "PUT", path)
+    etlworks.refused(401, "PUT", path, headers={"Authorization": "Basic d3Jvbmc6d3Jvbmc="})
+    etlworks.refused(405, "POST", path, headers=basic)
+    for method in ("PUT", "DELETE"):
+        answer = etlworks.ask(method, path, headers=basic).json()
+        assert answer["auditId"] == etlworks.sandbox.runs(77)[-1].audit_id
+        assert "messageUuid" not in answer
+    etlworks.refused(401, "GET", "/rest/v1/httplistener/unknown", headers={})
+    etlworks.refused(404, "GET", "/rest/v1/httplistener/unknown")
 
 
 @pytest.mark.parametrize(

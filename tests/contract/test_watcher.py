@@ -10,41 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from support.clock import MIDNIGHT, NOON, in_virtual_time
+from support.clock import MIDNIGHT, NOON
 from support.etlworks import BusyEtlworks
-from support.watcher import Following, asked_per_path, longest_waits
+from support.watcher import Following, Hanging, asked_per_path, longest_waits, refuse_lists, virtual
 
 from airflow_provider_etlworks.runs.follow import Ending
+from airflow_provider_etlworks.runs.poll_queue import LAST_POLL_WITHIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
 WATCHER_LOG = "airflow_provider_etlworks.runs"
-
-
-def refuse_lists(request: web.Request) -> web.Response | None:
-    """Answer as to a user who is not an administrator, at a server without histories."""
-    if "metrics" in request.path or request.path.endswith("/history"):
-        return web.json_response({"status": 403, "message": "Administrators only"}, status=403)
-    return None
-
-
-def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Let a test run in virtual time."""
-
-    # Not functools.wraps: pytest would take the test for a coroutine.
-    def run(**fixtures: Any) -> None:
-        in_virtual_time(test(**fixtures))
-
-    run.__name__, run.__doc__, run.__signature__ = test.__name__, test.__doc__, _signature(test)  # type: ignore[attr-defined]
-    run.pytestmark = getattr(test, "pytestmark", [])  # type: ignore[attr-defined]
-    return run
-
-
-def _signature(test: Callable[..., Any]) -> Any:
-    import inspect
-
-    return inspect.signature(test)
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -156,6 +132,63 @@ async def test_deadline_comes_before_a_long_queue() -> None:
 
         assert 150 <= following.done[0].at < 160
         assert etlworks.polls(5000)[-1] >= 150
+
+
+@pytest.mark.parametrize("lists", [True, False])
+@virtual
+async def test_tasks_that_share_a_deadline_all_learn_of_their_ends(lists: bool) -> None:
+    async with (
+        BusyEtlworks(answer=None if lists else refuse_lists) as etlworks,
+        Following(etlworks) as following,
+    ):
+        for audit_id in range(1, 201):
+            following.follow(etlworks.run(audit_id, ends=597), poll_interval=60, deadline=NOON + 600)
+        for audit_id in range(201, 301):
+            following.follow(etlworks.run(audit_id), poll_interval=10)
+        await asyncio.sleep(600 + LAST_POLL_WITHIN)
+
+        assert [each.result.ending for each in following.done] == [Ending.FINISHED] * 200
+        assert etlworks.most_in_a_minute() <= 300
+        since = [each for each in etlworks.asked if each.at >= 600.1 and each.audit_id is not None]
+        if not lists:
+            # Whatever was in flight aside, all last polls come before any ordinary poll.
+            assert [each for each in since[10:150] if each.audit_id > 200] == []
+
+
+@virtual
+async def test_deadlines_are_kept_while_the_server_hangs() -> None:
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        etlworks.answer = lambda _: Hanging() if len(etlworks.asked) > 30 else None
+        for audit_id in range(1, 51):
+            following.follow(etlworks.run(audit_id), poll_interval=10, deadline=NOON + 100)
+        await following.all_done()
+
+        assert [each.result.ending for each in following.done] == [Ending.DEADLINE] * 50
+        assert max(each.at for each in following.done) <= 100 + LAST_POLL_WITHIN + 1
+
+
+@virtual
+async def test_end_is_reported_although_the_server_hung_at_the_deadline() -> None:
+    async with BusyEtlworks() as etlworks, Following(etlworks) as following:
+        etlworks.answer = lambda _: Hanging() if 90 < asyncio.get_running_loop().time() < 125 else None
+        for audit_id in range(1, 51):
+            following.follow(etlworks.run(audit_id, ends=97), poll_interval=10, deadline=NOON + 100)
+        await following.all_done()
+
+        assert [each.result.ending for each in following.done] == [Ending.FINISHED] * 50
+
+
+@virtual
+async def test_subscribers_who_leave_delay_nobody() -> None:
+    async with BusyEtlworks(answer=refuse_lists) as etlworks, Following(etlworks) as following:
+        waiting = [following.follow(etlworks.run(audit_id), poll_interval=10) for audit_id in range(1, 1001)]
+        await asyncio.sleep(100)
+        for task in waiting:
+            task.cancel()
+        left_at = asyncio.get_running_loop().time()
+        await following.follow(etlworks.run(2000, ends=0), poll_interval=10)
+
+        assert following.done[0].at < left_at + 1
 
 
 @virtual
@@ -301,6 +334,24 @@ async def test_runs_of_one_flow_are_followed_by_its_history() -> None:
         assert 30 <= per_path["/rest/v1/executions/7/history"] <= 80
         assert len([each for each in etlworks.asked if each.path.endswith("/7")]) < 40 * 12
         assert following.longest_delay() <= 1
+
+
+@virtual
+async def test_thousand_runs_of_one_flow_are_followed_by_the_pages_of_its_history() -> None:
+    def no_administrator(request: web.Request) -> web.Response | None:
+        return web.Response(status=403) if "metrics" in request.path else None
+
+    async with BusyEtlworks(answer=no_administrator) as etlworks, Following(etlworks) as following:
+        for audit_id in range(1, 1001):
+            ends = 450 + audit_id * 5.0 if audit_id <= 60 else float("inf")
+            following.follow(etlworks.run(audit_id, flow_id=7, ends=ends), poll_interval=10)
+        await asyncio.sleep(800)
+
+        assert len(following.done) == 60
+        assert following.longest_delay() <= 5
+        assert etlworks.most_in_a_minute() <= 300
+        # Five pages, three to six times a minute; the resync; an end now and then.
+        assert etlworks.most_in_a_minute(since=450) <= 5 * 7 + 30 + 2 * 12
 
 
 def cut_short(etlworks: BusyEtlworks, offset: int) -> Any:

@@ -37,8 +37,8 @@ class Drive:
     def iterate(self, paged: PagedCall[Any]) -> list[Any]:
         return self._recorded(lambda: self._iterate(paged))
 
-    def run(self, procedure: Procedure[Any]) -> Any:
-        return self._recorded(lambda: self._run(procedure))
+    def run(self, procedure: Procedure[Any], **options: Any) -> Any:
+        return self._recorded(lambda: self._run(procedure, **options))
 
     def send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         """Send calls concurrently, and return each one's value or error."""
@@ -59,7 +59,7 @@ class Drive:
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         raise NotImplementedError
 
-    def _run(self, procedure: Procedure[Any]) -> Any:
+    def _run(self, procedure: Procedure[Any], **options: Any) -> Any:
         raise NotImplementedError
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
@@ -82,8 +82,8 @@ class SyncDrive(Drive):
     def _iterate(self, paged: PagedCall[Any]) -> list[Any]:
         return list(self.client.iterate(paged))
 
-    def _run(self, procedure: Procedure[Any]) -> Any:
-        return self.client.run(procedure)
+    def _run(self, procedure: Procedure[Any], **options: Any) -> Any:
+        return self.client.run(procedure, **options)
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         together = threading.Barrier(len(calls))
@@ -122,8 +122,8 @@ class AsyncDrive(Drive):
 
         return self._loop.run_until_complete(read_all())
 
-    def _run(self, procedure: Procedure[Any]) -> Any:
-        return self._loop.run_until_complete(self.client.run(procedure))
+    def _run(self, procedure: Procedure[Any], **options: Any) -> Any:
+        return self._loop.run_until_complete(self.client.run(procedure, **options))
 
     def _send_at_once(self, calls: Sequence[Call[Any]], **options: Any) -> list[Any]:
         async def together() -> list[Any]:

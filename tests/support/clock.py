@@ -84,6 +84,8 @@ class FastClock(VirtualClock):
                     self.sleep(wake_at - self.now)
         finally:
             self._sleepers.remove(wake_at)
+            # Whoever slept goes on now, so that the others must not let time pass at once.
+            self._arrivals += 1
 
     def stand_still_during(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
         """Let no time pass while a coroutine of a class is under way."""
@@ -101,15 +103,16 @@ class FastClock(VirtualClock):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Does not wait for time to pass: if no message is under way, it is later at once."""
+    """Does not wait for time to pass: if no message and no thread is under way, it is later at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.busy_threads = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout <= 0:
-            return super().select(timeout)
+        if timeout is None or timeout <= 0 or self.busy_threads:
+            return super().select(None if self.busy_threads and timeout != 0 else timeout)
         events = super().select(0.001)
         if not events:
             self.now += timeout
@@ -123,6 +126,12 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jumping.now
+
+    def run_in_executor(self, executor: Any, function: Any, *arguments: Any) -> Any:
+        self._jumping.busy_threads += 1
+        future = super().run_in_executor(executor, function, *arguments)
+        future.add_done_callback(lambda _: setattr(self._jumping, "busy_threads", self._jumping.busy_threads - 1))
+        return future
 
 
 class LoopClock:

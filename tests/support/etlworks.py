@@ -12,6 +12,7 @@ import json
 import logging
 import threading
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -301,6 +302,7 @@ class BusyEtlworks:
     :ivar history: the same of a flow's history.
     :ivar answer: may answer any request instead.
     :ivar list_takes: seconds that the list of a day takes.
+    :ivar stopped: when it accepted the stop of which run.
     """
 
     runs: dict[int, ServedRun] = field(default_factory=dict)
@@ -310,12 +312,14 @@ class BusyEtlworks:
     answer: Callable[[web.Request], Body] | None = None
     list_takes: float = 0.0
     connections: set[Any] = field(default_factory=set)
+    stopped: list[tuple[float, int]] = field(default_factory=list)
 
     async def __aenter__(self) -> BusyEtlworks:
         app = web.Application()
         app.router.add_get("/rest/v1/executions/{flow_id}", self._record)
         app.router.add_get("/rest/v1/executions/{flow_id}/history", self._history)
         app.router.add_get("/rest/v1/metrics/executions", self._day)
+        app.router.add_post("/rest/v1/flows/{flow_id}/stop", self._stop)
         self._runner = web.AppRunner(app, keepalive_timeout=1e9, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
@@ -352,6 +356,11 @@ class BusyEtlworks:
         return most
 
     async def _record(self, request: web.Request) -> web.StreamResponse:
+        if "auditId" not in request.query:
+            own = self._note(request)
+            flow_id = int(request.match_info["flow_id"])
+            newest = max((run for run in self.runs.values() if run.flow_id == flow_id), key=lambda run: run.audit_id)
+            return own if own is not None else _json(newest.record(_now()))
         audit_id = int(request.query["auditId"])
         own = self._note(request, audit_id)
         return own if own is not None else _json(self.runs[audit_id].record(_now()))
@@ -360,7 +369,9 @@ class BusyEtlworks:
         own = self._note(request)
         if own is not None:
             return own
-        offset = int(request.query["offset"])
+        today = datetime.fromtimestamp(NOON + _now(), timezone.utc).date()
+        asked = request.query.get("date")
+        offset = int(request.query["offset"]) if asked is None else (today - date.fromisoformat(asked)).days
         listed = self.day(offset) if self.day else self.honest_day(offset)
         await asyncio.sleep(self.list_takes)
         return _json(listed)
@@ -372,9 +383,16 @@ class BusyEtlworks:
         flow_id = int(request.match_info["flow_id"])
         if self.history:
             return _json(self.history(flow_id))
-        limit, now = int(request.query["limit"]), _now()
+        limit, offset, now = int(request.query["limit"]), int(request.query["offset"]), _now()
         of_flow = [run for run in self.runs.values() if run.flow_id == flow_id]
-        return _json([run.record(now) for run in sorted(of_flow, key=lambda run: -run.audit_id)[:limit]])
+        newest_first = sorted(of_flow, key=lambda run: -run.audit_id)
+        return _json([run.record(now) for run in newest_first[offset : offset + limit]])
+
+    async def _stop(self, request: web.Request) -> web.StreamResponse:
+        own = self._note(request)
+        if own is None:
+            self.stopped.append((_now(), int(request.query["auditId"])))
+        return own if own is not None else _json({})
 
     def honest_day(self, offset: int, *, at: float | None = None, without: Sequence[int] = ()) -> list[dict[str, Any]]:
         """Return the list of a day, as it stood at a time, without some runs."""

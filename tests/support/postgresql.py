@@ -45,7 +45,7 @@ def postgresql(binaries: Path) -> Iterator[str]:
         who = _unprivileged() if os.geteuid() == 0 else {}
         if who:
             os.chown(folder, who["user"], who["group"])
-        data, port = f"{folder}/data", _free_port()
+        data, port = f"{folder}/data", free_port()
         initdb = [
             binaries / "initdb",
             "--pgdata",
@@ -83,7 +83,8 @@ def _unprivileged() -> dict[str, Any]:
     raise LookupError("PostgreSQL does not run as root, and this machine has neither the user postgres nor nobody.")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

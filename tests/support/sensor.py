@@ -60,6 +60,11 @@ class Wait:
     xcoms: dict[str, Any] = field(default_factory=dict)
     reads: int = 0
 
+    @property
+    def report(self) -> str:
+        """What the log of the failed task says last."""
+        return str(getattr(self.error, "report", self.error))
+
 
 class Waiting:
     """Runs sensors against an Etlworks, on a clock that both share."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,11 @@ class Try:
     deferred: TaskDeferred | None = None
     accepted: list[int] = field(default_factory=list)
 
+    @property
+    def report(self) -> str:
+        """What the log of the failed task says last."""
+        return str(getattr(self.error, "report", self.error))
+
 
 @dataclass
 class Task:
@@ -114,15 +120,17 @@ class Task:
         went, before = Try(), self.etlworks.sandbox.runs_started()
         self.etlworks.tries.append(went)
         context = self.next_try()
+        execute = partial(self.operator().execute, context)
         try:
-            try:
-                went.result = self.operator().execute(context)
-            except TaskDeferred as deferred:
-                went.deferred = deferred
-                went.event = asyncio.run(self._through_the_triggerer(deferred))
-                kwargs = json.loads(json.dumps(deferred.kwargs or {}))
-                resume = getattr(self.operator(), deferred.method_name)
-                went.result = resume(self.context(), event=went.event, **kwargs)
+            while went.result is None:
+                try:
+                    went.result = execute()
+                except TaskDeferred as deferred:  # a task may be deferred several times
+                    went.deferred = deferred
+                    went.event = asyncio.run(self._through_the_triggerer(deferred))
+                    kwargs = json.loads(json.dumps(deferred.kwargs or {}))
+                    resume = getattr(self.operator(), deferred.method_name)
+                    execute = partial(resume, self.context(), event=went.event, **kwargs)
         except AirflowSkipException as error:
             went.colour, went.error = "skipped", error
         except AirflowFailException as error:

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiohttp import web
+
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.runs.watcher import Watcher
-from support.clock import LoopClock
+from support.clock import LoopClock, in_virtual_time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from airflow_provider_etlworks.runs.follow import FollowResult
     from support.etlworks import BusyEtlworks, ServedRun
+
+
+def virtual(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Let a test run in virtual time."""
+
+    # Not functools.wraps: pytest would take the test for a coroutine.
+    def run(**fixtures: Any) -> None:
+        in_virtual_time(test(**fixtures))
+
+    signature = inspect.signature(test)
+    run.__name__, run.__doc__, run.__signature__ = test.__name__, test.__doc__, signature  # type: ignore[attr-defined]
+    run.pytestmark = getattr(test, "pytestmark", [])  # type: ignore[attr-defined]
+    return run
+
+
+def refuse_lists(request: web.Request) -> web.Response | None:
+    """Answer as to a user who is not an administrator, at a server without histories."""
+    if "metrics" in request.path or request.path.endswith("/history"):
+        return web.json_response({"status": 403, "message": "Administrators only"}, status=403)
+    return None
+
+
+class Hanging(web.Response):
+    """An answer that never comes."""
+
+    async def prepare(self, _: Any) -> Any:
+        await asyncio.Event().wait()
 
 
 @dataclass

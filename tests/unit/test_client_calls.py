@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import Call, PagedCall, Response
-from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksReplyError
+from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksReplyError
 from airflow_provider_etlworks.client.models import StartStatus
 
 ROOT = "https://etl.example.com"
@@ -82,6 +83,13 @@ def test_custom_request_is_repeated_by_its_method(method: str, idempotent: bool)
     assert endpoints.request(method, "/v1/x", root_url=ROOT).idempotent is idempotent
 
 
+def test_day_is_counted_back_or_a_date() -> None:
+    assert endpoints.executions_of_day(1).query == [("offset", "1")]
+    assert endpoints.executions_of_day(date=date(2026, 5, 31)).query == [("date", "2026-05-31")]
+    with pytest.raises(EtlworksConfigError, match="date or days_ago"):
+        endpoints.executions_of_day(1, date=date(2026, 5, 31))
+
+
 def test_unsafe_request_is_never_repeated() -> None:
     once: list[Call[object]] = [
         endpoints.run_flow(7),
@@ -94,6 +102,7 @@ def test_unsafe_request_is_never_repeated() -> None:
         endpoints.create_webhook({}),
         endpoints.send_to_listener("orders"),
         endpoints.send_to_listener_legacy("orders"),
+        *(endpoints.send_to_listener("orders", method=method) for method in ("GET", "PUT", "DELETE")),
     ]
     assert [str(call) for call in once if call.idempotent] == []
 
@@ -104,17 +113,68 @@ def test_invalid_listener_is_refused(path: str) -> None:
         endpoints.send_to_listener(path)
 
 
+@pytest.mark.parametrize("basic", [("", "x"), ("x", ""), ("a:b", "x")])
+def test_invalid_basic_credentials_are_refused(basic: tuple[str, str]) -> None:
+    with pytest.raises(EtlworksConfigError, match="Basic"):
+        endpoints.send_to_listener("orders", basic=basic)
+
+
 def test_call_hides_its_payload() -> None:
     calls: list[Call[object]] = [
         endpoints.log_in("alice", "hunter2"),
         endpoints.run_flow(7, {"card": "hunter2"}, {"key": "hunter2"}),
         endpoints.run_flow_by_name("Orders", {"card": "hunter2"}),
         endpoints.import_bundle(b"hunter2"),
+        endpoints.send_to_listener("orders", basic=("alice", "hunter2")),
     ]
     for call in calls:
         assert "hunter2" not in f"{call} {call!r}"
     assert "hunter2" not in repr(Response(200, {}, b"hunter2"))
     assert str(endpoints.run_flow_by_name("My Flow/v2")) == "POST /v1/flows/flow-name/My%20Flow%2Fv2/run"
+
+
+WEBHOOK = {
+    "name": "w",
+    "secret": "the-secret",
+    "basicPass": "the-password",
+    "headers": [{"key": "X-Token", "value": "in-a-header"}, {"key": "Accept", "value": "application/json"}],
+    "contentType": "application/json",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "template"),
+    [
+        (200, '{"id": 1, "name": "%s"}'),
+        (200, "<html>%s</html>"),
+        (200, '{"success": false, "error": "Bad value %s"}'),
+        (400, '{"message": "Bad value %s"}'),
+        (500, "%s"),
+    ],
+)
+@pytest.mark.parametrize("secret", ["the-secret", "the-password", "in-a-header"])
+def test_webhooks_secrets_are_in_no_answer_and_no_message(status: int, template: str, secret: str) -> None:
+    call = endpoints.create_webhook(WEBHOOK)
+    assert secret not in f"{call} {call!r}"
+    try:
+        webhook = call.result(Response(status, {}, (template % secret).encode()))
+        shown = repr(webhook) + json.dumps(webhook.to_dict()) + json.dumps(webhook.raw)
+    except EtlworksError as error:
+        shown = f"{error} {getattr(error, 'answer', '')}"
+    assert secret not in shown
+    assert "***" in shown
+
+
+def test_public_fields_of_a_webhook_stay_readable() -> None:
+    answer = {**WEBHOOK, "id": 1, "secret": None}
+    webhook = endpoints.create_webhook(WEBHOOK).result(Response(201, {}, json.dumps(answer).encode()))
+    assert (webhook.content_type, webhook.header_names) == ("application/json", ("X-Token", "Accept"))
+
+
+@pytest.mark.parametrize("headers", [None, {"X-Token": "v"}, ["x"], [{"key": "a"}], [{"key": "a", "value": 5}]])
+def test_webhook_with_other_headers_is_sent_as_given(headers: object) -> None:
+    call = endpoints.create_webhook({"name": "w", "headers": headers})
+    assert json.loads(call.body) == {"name": "w", "headers": headers}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

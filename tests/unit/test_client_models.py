@@ -7,6 +7,8 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from airflow_provider_etlworks.client import endpoints
+from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.errors import EtlworksReplyError
 from airflow_provider_etlworks.client.models import (
     AuditEvent,
@@ -16,6 +18,7 @@ from airflow_provider_etlworks.client.models import (
     Flow,
     FlowStart,
     FlowTask,
+    Health,
     MetricsSummary,
     Schedule,
     StartStatus,
@@ -206,12 +209,96 @@ def test_on_or_off_is_not_guessed(model, value: object) -> None:
     assert model.from_json({"id": 1, "enabled": False}).enabled is False
 
 
+def test_schedule_has_all_documented_fields() -> None:
+    record = {
+        "id": 1, "name": "Nightly", "tags": ["a"], "description": "d", "flowId": 7, "enabled": True,
+        "schedule": "0 0 4 * * ?", "emailSuccess": False, "emailFailure": True, "emails": " a@example.com\tb@x.com ",
+        "retries": 2, "delayBetweenRetries": 5, "expectedTime": 60, "debug": True, "logStep": 100, "keepMessage": True,
+        "keepEmptyAudit": False,
+    }  # fmt: skip
+    assert Schedule.from_json(record) == Schedule(
+        id=1, flow_id=7, name="Nightly", schedule="0 0 4 * * ?", enabled=True, description="d", tags=("a",),
+        email_success=False, email_failure=True, emails=("a@example.com", "b@x.com"), retries=2,
+        delay_between_retries=5, expected_time=60, debug=True, log_step=100, keep_message=True, keep_empty_audit=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("a@x.com", ("a@x.com",)), ("", ()), (None, ()), (["a@x.com", None], ("a@x.com",)), (5, ())]
+)
+def test_addresses_are_read_from_a_text_or_a_list(written: object, read: tuple[str, ...]) -> None:
+    assert Schedule.from_json({"emails": written}).emails == read
+
+
+@pytest.mark.parametrize(("written", "read"), [("30", "30"), (30, "30"), ("", None)])
+def test_schedule_is_cron_or_minutes(written: object, read: str | None) -> None:
+    assert Schedule.from_json({"schedule": written}).schedule == read
+
+
+def test_webhook_keeps_none_of_its_secrets() -> None:
+    record = {
+        "id": 1, "name": "w", "description": "d", "events": ["Flow.Executed"], "url": "https://a:pw-in-url@example.com/x",
+        "method": "POST", "contentType": "application/json", "includeEntity": True, "enabled": True,
+        "headers": [{"key": "X-Token", "value": "in-a-header"}, {"key": "X-Other"}, "?"], "secret": "the-secret",
+        "basicUser": "admin", "basicPass": "the-password", "flowIncludes": [7, "8"], "flowExcludes": None, "new": 1,
+    }  # fmt: skip
+    webhook = Webhook.from_json(record)
+    assert webhook == Webhook(
+        id=1, name="w", url="https://***@example.com/x", events=("Flow.Executed",), enabled=True, description="d",
+        method="POST", content_type="application/json", include_entity=True, header_names=("X-Token", "X-Other"),
+        basic_user="admin", flow_includes=(7, 8),
+    )  # fmt: skip
+    assert webhook.raw["new"] == 1
+    everything = repr(webhook) + json.dumps(webhook.to_dict()) + json.dumps(webhook.raw)
+    for secret in ("pw-in-url", "in-a-header", "the-secret", "the-password"):
+        assert secret not in everything
+
+
+def test_audit_event_is_read_in_both_shapes() -> None:
+    at = datetime(2026, 5, 9, 9, 20, tzinfo=timezone.utc)
+    milliseconds = int(at.timestamp() * 1000)
+    long = {"timestamp": milliseconds, "user": "alice", "action": "execute", "resourceId": 7}
+    short = {
+        "id": 5, "an": "etl", "md": "execute", "ur": "alice", "tn": "eu", "rt": False, "in": True, "ex": "disk full",
+        "hip": "10.0.0.1", "cip": "10.0.0.2", "dn": 30, "dt": str(milliseconds),
+    }  # fmt: skip
+    assert AuditEvent.from_json(long) == AuditEvent(at, "alice", "execute", "7")
+    assert AuditEvent.from_json(short) == AuditEvent(
+        at, "alice", "execute", None, 5, "etl", "eu", False, True, "disk full", "10.0.0.1", "10.0.0.2", 30
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ({"status": "UP", "db": {"running.flows": 3}}, Health("UP", 3)),
+        ({"status": "DOWN", "db": []}, Health("DOWN", None)),
+    ],
+)
+def test_health(answer: dict[str, object], read: Health) -> None:
+    assert Health.from_json(answer) == read
+
+
+def test_other_answer_is_not_a_health_report() -> None:
+    assert Health.from_json({"error": "x"}).status is None
+    with pytest.raises(EtlworksReplyError, match="no status"):
+        endpoints.health().result(Response(200, {}, b'{"error": "x"}'))
+
+
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_every_model_is_json_safe(model) -> None:
     known = {"id": 1, "auditId": 2, "flowId": 3, "tags": ["t"], "timestamp": 1_000, "started": 1_000, "created": 1_000}
     one = model.from_json({**known, "properties": {"password": "hunter2"}})
     assert "hunter2" not in json.dumps(one.to_dict()) + repr(one)
     assert one.raw["properties"] == {"password": "hunter2"}
+
+
+@pytest.mark.parametrize(
+    ("signs", "is_scheduled"),
+    [({}, False), ({"eventId": 3}, True), ({"user": "Scheduler"}, True), ({"user": "alice", "eventId": 0}, False)],
+)
+def test_scheduled_run_shows_its_event_or_the_scheduler(signs: dict[str, object], is_scheduled: bool) -> None:
+    assert Execution.from_json({"flowId": 7, "auditId": 1, **signs}).is_scheduled is is_scheduled
 
 
 @pytest.mark.parametrize("none", [0, -1, "0", None, ""])

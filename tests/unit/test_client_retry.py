@@ -1,4 +1,4 @@
-"""When a call is sent again, and how fast a client may send."""
+"""When a call is sent again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from support.clock import VirtualClock
 from tenacity import Retrying
 
 from airflow_provider_etlworks.client.clock import growing_delays
-from airflow_provider_etlworks.client.errors import EtlworksRateLimited, EtlworksUnreachable
-from airflow_provider_etlworks.client.rate_limit import RateLimiter
+from airflow_provider_etlworks.client.errors import EtlworksRateLimited, EtlworksServerError, EtlworksUnreachable
 from airflow_provider_etlworks.client.retry import (
     LONGEST_BACKOFF,
     LONGEST_RETRY_AFTER,
@@ -21,7 +20,6 @@ from airflow_provider_etlworks.client.retry import (
 )
 
 NOW = 1_800_000_000.0
-LIMITS = (1, 2, 10, 300)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +86,16 @@ def test_growing_delays_stay_at_the_longest() -> None:
 
 
 def test_retry_after_is_obeyed_with_jitter() -> None:
-    error = EtlworksRateLimited("slow down", status=429, retry_after=30)
-    delays = {pause for _ in range(20) for pause in attempts_and_delays(error, idempotent=False)[1]}
+    error = EtlworksServerError("busy", status=503, retry_after=30)
+    delays = {pause for _ in range(20) for pause in attempts_and_delays(error, idempotent=True)[1]}
     assert min(delays) >= 30
     assert max(delays) <= 30 + LONGEST_BACKOFF
     assert len(delays) > 10
+
+
+def test_rate_limiter_waits_after_429() -> None:
+    error = EtlworksRateLimited("slow down", status=429, retry_after=30)
+    assert attempts_and_delays(error, idempotent=False) == (4, [0.0, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
@@ -105,93 +108,3 @@ def test_call_in_doubt_is_repeated_only_if_idempotent(idempotent: bool, not_proc
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours")])
 def test_other_exceptions_are_not_repeated(error: Exception) -> None:
     assert attempts_and_delays(error, idempotent=True)[0] == 1
-
-
-def steady_demand(limiter: RateLimiter, clock: VirtualClock, seconds: float) -> list[float]:
-    """Send as fast as the rate limiter allows, and return the times."""
-    times, end = [], clock.now + seconds
-    while clock.now < end:
-        for wait in limiter.delays():
-            clock.sleep(wait)
-        times.append(clock.now)
-    return times
-
-
-def most_in_a_minute(times: list[float]) -> int:
-    return max(sum(start <= sent_at < start + 60 for sent_at in times) for start in times)
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-def test_rate_limit_holds_in_every_minute(limit: int) -> None:
-    clock = VirtualClock()
-    times = steady_demand(RateLimiter(limit, clock), clock, 600)
-    assert most_in_a_minute(times) <= limit
-    # The limit is also used: a rate limiter that sends nothing would keep it as well.
-    assert len(times) >= 10 * max(1, limit - max(1, limit // 10))
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-def test_rate_limit_holds_after_idle_times_and_bursts(limit: int) -> None:
-    clock = VirtualClock()
-    limiter, times = RateLimiter(limit, clock), []
-    for idle in (0, 59, 60, 61, 5, 1000, 30):
-        clock.sleep(idle)
-        times += steady_demand(limiter, clock, 45)
-    assert most_in_a_minute(times) <= limit
-
-
-def test_burst_is_sent_at_once() -> None:
-    clock = VirtualClock()
-    times = steady_demand(RateLimiter(300, clock), clock, 1)
-    # One may be late by a rounding error.
-    assert 29 <= times.count(times[0]) <= 30
-
-
-@pytest.mark.parametrize("now", [0.0, 1.0])
-def test_rate_limit_holds_on_a_clock_near_zero(now: float) -> None:
-    clock = VirtualClock(now)
-    assert most_in_a_minute(steady_demand(RateLimiter(10, clock), clock, 600)) <= 10
-
-
-def test_no_rate_limit() -> None:
-    clock = VirtualClock()
-    limiter = RateLimiter(0, clock)
-    assert [wait for _ in range(10_000) for wait in limiter.delays()] == []
-
-
-@pytest.mark.parametrize("limit", [0, *LIMITS])
-def test_pause_holds_for_all_waiting_requests(limit: int) -> None:
-    clock = VirtualClock()
-    limiter = RateLimiter(limit, clock)
-    # These already wait, each for its own slot, when the pause begins.
-    waiting = [limiter.delays() for _ in range(5)]
-    wake_at = {number: clock.now + next(waits, 0.0) for number, waits in enumerate(waiting)}
-    pause_begins = clock.now
-    limiter.pause(30)
-    latecomer = limiter.delays()
-    waiting.append(latecomer)
-    wake_at[5] = clock.now + next(latecomer, 0.0)
-    # Those whose slot was now have been sent.
-    sent = [wake_at.pop(number) for number in list(wake_at) if wake_at[number] == pause_begins]
-    while wake_at:
-        number = min(wake_at, key=lambda each: wake_at[each])
-        clock.now = max(clock.now, wake_at[number])
-        wait = next(waiting[number], None)
-        if wait is None:
-            sent.append(wake_at.pop(number))
-        else:
-            wake_at[number] = clock.now + wait
-    after = [sent_at for sent_at in sent if sent_at > pause_begins]
-    assert min(after) >= pause_begins + 30
-    if limit:
-        assert most_in_a_minute(sent) <= limit
-        # One after the other, not all at the end of the pause.
-        assert len(set(after)) == len(after)
-
-
-def test_shorter_pause_does_not_end_a_longer_one() -> None:
-    clock = VirtualClock()
-    limiter = RateLimiter(300, clock)
-    limiter.pause(30)
-    limiter.pause(1)
-    assert sum(limiter.delays()) >= 30

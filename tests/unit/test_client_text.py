@@ -46,10 +46,23 @@ FLOW = {
     "id": 7, "name": "Orders", "description": "d", "flowType": "x", "tags": ["a", "b"], "enabledSchedules": 1,
     "disabledSchedules": 0, "latestFinishedStatus": "success", "created": 1_778_320_800_123, "modified": 1,
 }  # fmt: skip
-SCHEDULE = {"id": 1, "name": "s", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": True}
+SCHEDULE = {
+    "id": 1, "name": "s", "flowId": 7, "schedule": "0 0 4 * * ?", "enabled": True, "description": "d", "tags": ["a"],
+    "emailSuccess": False, "emailFailure": True, "emails": "a@example.com b@example.com", "retries": 2,
+    "delayBetweenRetries": 5, "expectedTime": 60, "debug": True, "logStep": 100, "keepMessage": True,
+    "keepEmptyAudit": True,
+}  # fmt: skip
 CONNECTION = {"id": 1, "name": "db", "connectionType": "x", "description": "d", "tags": ["a"], "properties": {"a": "b"}}
-WEBHOOK = {"id": 1, "name": "w", "url": "https://example.com", "events": ["FLOW_FAILED"], "enabled": True}
+WEBHOOK = {
+    "id": 1, "name": "w", "url": "https://example.com", "events": ["FLOW_FAILED"], "enabled": True, "description": "d",
+    "method": "POST", "contentType": "application/json", "includeEntity": True, "basicUser": "u",
+    "headers": [{"key": "X-A", "value": "v"}], "secret": "s", "basicPass": "p", "flowIncludes": [1],
+}  # fmt: skip
 EVENT = {"timestamp": 1_778_320_800_123, "user": "alice", "action": "execute", "resourceId": "7"}
+SHORT_EVENT = {
+    "id": 5, "an": "etl", "md": "execute", "ur": "alice", "tn": "eu", "rt": False, "in": True, "ex": "disk full",
+    "hip": "10.0.0.1", "cip": "10.0.0.2", "dn": 30, "dt": "1778320800123",
+}  # fmt: skip
 TASK = {"name": "t", "type": "load", "started": 1_778_320_800_123, "duration": 5, "recordsProcessed": 100}
 START = {"flowId": 7, "auditId": 42, "status": 0, "messageUuid": "m", "exception": ""}
 REPORT = {"graph": {"a": ["b"]}, "flows": {"1": {"id": 1, "name": "n"}}, "success": True}
@@ -73,6 +86,8 @@ DOCUMENTED: dict[str, tuple[Call[Any], Any]] = {
     "create_schedule": (endpoints.create_schedule({}), SCHEDULE),
     "list_schedules": (endpoints.list_schedules().first(), [SCHEDULE]),
     "audit_events": (endpoints.audit_events().first(), [EVENT]),
+    "audit_events_legacy": (endpoints.audit_events_legacy(), [SHORT_EVENT]),
+    "health": (endpoints.health(), {"status": "UP", "db": {"status": "UP", "running.flows": 1}}),
     "create_webhook": (endpoints.create_webhook({}), WEBHOOK),
     "send_to_listener": (endpoints.send_to_listener("orders"), {"auditId": 5, "headers": {"Authorization": "x"}}),
 }
@@ -194,7 +209,8 @@ def test_every_field_has_a_reader(model: type[Model]) -> None:
 
 @pytest.mark.parametrize("model", EVERY_MODEL)
 def test_no_field_passes_hostile_text_or_numbers(model: type[Model]) -> None:
-    keys = {*RUN, *FLOW, *SCHEDULE, *CONNECTION, *WEBHOOK, *EVENT, *TASK, *START, "avgDurationMs", "p95DurationMs"}
+    known = (RUN, FLOW, SCHEDULE, CONNECTION, WEBHOOK, EVENT, SHORT_EVENT, TASK, START)
+    keys = {name for each in known for name in each} | {"avgDurationMs", "p95DurationMs"}
     ids = {"id": 7, "auditId": 42, "flowId": 7}
     for hostile in (
         "a\0b\ud83d\n" + "x" * 50_000,

@@ -159,7 +159,7 @@ def test_deleted_run_is_given_up_after_some_polls(etlworks: FlowHistories, caplo
 
     assert tracker.checkpoint.pending == frozenset()
     assert [record.getMessage() for record in caplog.records] == [
-        "Run 1 of flow 7 is gone from Etlworks; its end is not reported."
+        "Run 1 of flow 7 is gone from Etlworks; its end is not reported. Was it deleted by the server's maintenance?"
     ]
     etlworks.asked.clear()
     etlworks.poll(tracker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import MISSING, fields
 from types import SimpleNamespace
@@ -11,12 +12,12 @@ import pytest
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.client.settings import ClientSettings
-from airflow_provider_etlworks.hooks.connection import settings_from
+from airflow_provider_etlworks.hooks.connection import check_extra_field, settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS, FIELD_BEHAVIOUR, get_provider_info
 
 FROM_THE_COMMON_FIELDS = {"root_url", "login", "password"}
-SET_BY_THE_HOOK = {"max_overtime"}
+SET_BY_THE_HOOK = {"max_overtime", "name"}
 
 
 def connection(extra: Any = None, **changes: Any) -> Any:
@@ -49,6 +50,39 @@ def test_form_defaults_match_the_client() -> None:
     for name in ("connect_timeout", "read_timeout", "requests_per_minute", "stop_path"):
         said = CONNECTION_FIELDS[name]["description"].rpartition("Default: ")[2].rstrip(".")
         assert said == f"{defaults[name]:g}" if name != "stop_path" else said == defaults[name]
+
+
+@pytest.mark.parametrize("name", CONNECTION_FIELDS)
+def test_form_offers_and_allows_what_the_client_accepts(name: str) -> None:
+    schema = CONNECTION_FIELDS[name]["schema"]
+    placeholder = [FIELD_BEHAVIOUR["placeholders"][name]] if name in FIELD_BEHAVIOUR["placeholders"] else []
+
+    for value in [*schema.get("examples", []), *placeholder]:
+        check_extra_field(name, value)
+    if "number" in schema["type"] or "integer" in schema["type"]:
+        check_extra_field(name, str(schema["minimum"]))
+        with pytest.raises(EtlworksConfigError, match=name):
+            check_extra_field(name, str(schema["minimum"] - 1))
+
+
+def test_airflow_2_refuses_what_would_fail_later() -> None:
+    wtforms = pytest.importorskip("wtforms")
+    pytest.importorskip("flask_appbuilder")
+    # The names that Airflow 2 gives the fields.
+    widgets = {f"extra__etlworks__{name}": field for name, field in EtlworksHook.get_connection_form_widgets().items()}
+    form_class = type("ConnectionForm", (wtforms.Form,), widgets)
+
+    def submitted(**fields: str) -> Any:
+        data = {f"extra__etlworks__{name}": value for name, value in fields.items()}
+        return form_class(importlib.import_module("werkzeug.datastructures").MultiDict(data))
+
+    assert submitted().validate()
+    assert submitted(read_timeout="60", verify="false", proxy="").validate()
+    wrong = {"read_timeout": "soon", "requests_per_minute": "1.5", "stop_path": "v1/stop", "ui_url": "example.com"}
+    form = submitted(**wrong)
+    assert not form.validate()
+    assert set(form.errors) == {f"extra__etlworks__{name}" for name in wrong}
+    assert all(wrong[name.rpartition("__")[2]] in errors[0] for name, errors in form.errors.items())
 
 
 def test_airflow_2_gets_the_same_form() -> None:

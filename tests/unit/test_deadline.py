@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_provider_etlworks.worker.deadline import TRIGGER_BUFFER, Deadline, trigger_timeout
+from airflow_provider_etlworks.runs.defaults import TRIGGER_BUFFER
+from airflow_provider_etlworks.worker.deadline import Deadline, trigger_timeout
 
 BEGAN = 1_800_000_000.0
 

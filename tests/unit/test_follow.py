@@ -186,10 +186,48 @@ def test_greater_age_of_a_run_counts(caplog: pytest.LogCaptureFixture) -> None:
     assert story.polls[1] >= 50
 
 
-@pytest.mark.parametrize(("age", "interval", "delay"), [(0, 10, 10), (199, 10, 10), (400, 10, 20), (1e6, 10, 60)])
+@pytest.mark.parametrize(
+    ("age", "interval", "delay"),
+    [
+        (0, 10, 10),
+        (199, 10, 10),
+        (400, 10, 20),
+        (24 * HOUR, 10, 60),
+        (24 * HOUR, 300, 300),
+        (48 * HOUR, 10, 120),
+        (48 * HOUR, 300, 300),
+        (240 * HOUR, 10, 600),
+        (1e9, 10, 600),
+        (1e9, 900, 900),
+    ],
+)
 def test_poll_delay(age: float, interval: float, delay: float) -> None:
     assert poll_delay(age, interval) == delay
-    assert poll_delay(1e6, 300) == 300
+
+
+@pytest.mark.parametrize("server_is_ahead_by", [-72 * HOUR, 3 * HOUR])
+def test_own_start_counts_whatever_the_servers_clock_says(
+    caplog: pytest.LogCaptureFixture, server_is_ahead_by: float
+) -> None:
+    began = datetime.fromtimestamp(BEGINNING + server_is_ahead_by, tz=timezone.utc)
+    running = record("running", started_at=began)
+    young = followed(caplog, lambda _: running, started_at=BEGINNING, deadline=BEGINNING + 99)
+    old = followed(caplog, lambda _: running, started_at=BEGINNING - HOUR, deadline=BEGINNING + 299)
+
+    assert 9 <= young.polls[1] <= 10
+    assert 54 <= old.polls[1] <= 60
+
+
+def test_run_that_starts_while_it_is_followed_is_young(caplog: pytest.LogCaptureFixture) -> None:
+    began = datetime.fromtimestamp(BEGINNING - 48 * HOUR, tz=timezone.utc)
+    story = followed(
+        caplog,
+        lambda now: record("queued") if now < 20 else record("running", started_at=began),
+        deadline=BEGINNING + 99,
+    )
+
+    delays = [after - before for before, after in zip(story.polls, story.polls[1:], strict=False)]
+    assert max(delays) <= 10
 
 
 def test_failed_polls_back_off_and_respect_retry_after(caplog: pytest.LogCaptureFixture) -> None:
@@ -220,6 +258,25 @@ def test_deadline_brings_a_last_poll(caplog: pytest.LogCaptureFixture) -> None:
     assert "Connection refused." in unreadable.result.detail
     assert past.result.ending is Ending.DEADLINE
     assert past.polls == [0]
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_record_that_was_read_before_is_deleted_by_maintenance(
+    caplog: pytest.LogCaptureFixture, was_read: bool
+) -> None:
+    gone = api_error("GET /x", 404, "")
+    story = followed(caplog, lambda now: record("running") if was_read and now < 60 else gone)
+
+    assert story.result.ending is Ending.LOST_TOUCH
+    assert story.result.detail.startswith("The run's record is gone.")
+    assert ("deleted by the server's maintenance" in story.result.detail) == was_read
+
+
+def test_stuck_run_names_the_task_that_clears_it(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = followed(caplog, running_until(25 * HOUR)).lines("more than a day")
+
+    assert "crashed" in line
+    assert "Clean running state" in line
 
 
 def test_endless_run_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,8 +32,10 @@ from airflow_provider_etlworks.worker.arguments import (
 USED_ON_THE_WORKER = {
     "flow_name": "looked up before the start",
     "parameters": "part of the start",
+    "parameter_names": "checked before the start",
     "run_options": "part of the start",
     "on_already_running": "part of the start",
+    "on_etlworks_schedule": "asked before the start",
     "durable": "decides about the start",
     "wait_for_completion": "without it nothing is deferred",
     "deferrable": "has been decided then",

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import logging
 import random
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
-from support.clock import VirtualClock
+from support.clock import BEGINNING, VirtualClock
 
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
 from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.rate_limit import Priority
+from airflow_provider_etlworks.runs.find import RunSelector, RunWaiter, SearchPoller
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, RunPoller
 from airflow_provider_etlworks.runs.listings import DayListing, FlowHistoryListing
-from airflow_provider_etlworks.runs.poll_queue import ListingItem, PollQueue, RunItem, Subscriber
+from airflow_provider_etlworks.runs.poll_queue import (
+    LAST_POLL_WITHIN,
+    ListingItem,
+    PolledItem,
+    PollQueue,
+    RunItem,
+    SearchItem,
+    Subscriber,
+)
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 
-Item = RunItem[Subscriber] | ListingItem[Subscriber]
+Item = PolledItem[Subscriber] | ListingItem[Subscriber]
 
+Name = int | str | DayListing | FlowHistoryListing
 
 REFUSED = api_error("GET /x", 403, "Administrators only")
+TODAY = DayListing(datetime.fromtimestamp(BEGINNING, timezone.utc).date())
+YESTERDAY = DayListing(TODAY.day - timedelta(days=1))  # type: ignore[operator]
 
 
 class Queue:
@@ -29,7 +42,7 @@ class Queue:
         self.clock = VirtualClock()
         self.queue: PollQueue[Subscriber] = PollQueue(self.clock, requests_per_minute)
         if not with_lists:
-            self.queue.breaker.record_failure(DayListing(0), REFUSED)
+            self.queue.breaker.record_failure(TODAY, REFUSED)
 
     @property
     def now(self) -> float:
@@ -40,19 +53,30 @@ class Queue:
         deadline = None if within is None else self.clock.time() + within
         policy = PollPolicy(poll_interval=poll_interval, deadline=deadline)
         poller = RunPoller(audit_id, policy, clock=self.clock, log=logging.getLogger("task"))
-        self.subscriber = Subscriber(poller, deadline)
+        self.subscriber = Subscriber(poller)
         return self.queue.push(RunRef(audit_id, audit_id), self.subscriber, self.now)
+
+    def search(self, flow_id: int, *, poll_interval: float = 60.0, is_urgent: bool = False) -> Item:
+        """Search for the newest run of a flow."""
+        policy = PollPolicy(poll_interval=poll_interval)
+        waiter = RunWaiter(RunSelector(flow_id), policy, clock=self.clock, log=logging.getLogger("task"))
+        self.subscriber = Subscriber(SearchPoller(waiter))
+        return self.queue.push_search(flow_id, None, self.subscriber, self.now, is_urgent=is_urgent)
+
+    def urgency(self) -> Priority | None:
+        return self.queue.urgency(self.now)
 
     def pick(self) -> Item | None:
         return self.queue.pick(self.now)
 
-    def picked(self) -> list[int | DayListing | FlowHistoryListing]:
+    def picked(self) -> list[Name]:
         """Pick whatever is due now: audit ids, and lists. All of it stays in flight."""
         return [name_of(item) for item in iter(self.pick, None)]
 
     def sleep(self) -> float:
         """Let time pass until the queue says that something is due, and return for how long."""
-        seconds = max(0.0, self.queue.next_wakeup(self.now) - self.now)
+        due = min(self.queue.next_wakeup(self.now), self.queue.next_deadline())
+        seconds = max(0.0, due - self.now)
         self.clock.sleep(seconds)
         return seconds
 
@@ -81,8 +105,10 @@ class Queue:
         self.queue.after_listing(item, self.now, self.now, error)
 
 
-def name_of(item: Item) -> int | DayListing | FlowHistoryListing:
-    return item.audit_id if isinstance(item, RunItem) else item.listing
+def name_of(item: Item) -> Name:
+    if isinstance(item, ListingItem):
+        return item.listing
+    return item.audit_id if isinstance(item, RunItem) else str(item)
 
 
 def with_day_listing(*audit_ids: int) -> tuple[Queue, ListingItem[Subscriber]]:
@@ -92,7 +118,7 @@ def with_day_listing(*audit_ids: int) -> tuple[Queue, ListingItem[Subscriber]]:
         queue.push(audit_id)
     listing = queue.pick()
     assert isinstance(listing, ListingItem)
-    assert listing.listing == DayListing(0)
+    assert listing.listing == TODAY
     while (item := queue.pick()) is not None:
         queue.record(item)
     return queue, listing
@@ -250,9 +276,9 @@ def test_deadline_is_met_although_the_last_poll_gets_no_answer() -> None:
     assert queue.pick() is item
     queue.clock.sleep(100)
     assert queue.queue.expire(queue.now) == []
-    queue.clock.sleep(19)
+    queue.clock.sleep(LAST_POLL_WITHIN - 1)
     assert queue.queue.expire(queue.now) == []
-    assert queue.queue.next_wakeup(queue.now) <= queue.now + 1
+    assert queue.queue.next_deadline() == queue.now + 1
     queue.clock.sleep(1)
 
     ((who, result),) = queue.queue.expire(queue.now)
@@ -266,13 +292,211 @@ def test_deadline_of_one_subscriber_leaves_the_other_waiting() -> None:
     queue = Queue()
     item = queue.push(1, within=5)
     queue.push(1)
-    assert queue.pick() is item
     queue.clock.sleep(5)
     queue.queue.expire(queue.now)
+    assert queue.pick() is item
 
     assert queue.record(item) == [Ending.DEADLINE]
     assert item.is_open
     assert queue.queue.expire(queue.now + 100) == []
+
+
+def test_poll_that_was_sent_before_the_deadline_is_not_the_last_one() -> None:
+    queue = Queue()
+    item = queue.push(1, within=5)
+    assert queue.pick() is item
+    queue.clock.sleep(5)
+    queue.queue.expire(queue.now)
+
+    assert queue.picked() == []
+    assert queue.record(item) == []
+    queue.queue.expire(queue.now)
+    assert queue.picked() == [1]
+    assert queue.record(item) == [Ending.DEADLINE]
+
+
+def test_poll_that_is_answered_after_the_deadline_counts() -> None:
+    queue = Queue()
+    item = queue.push(1, within=5)
+    assert queue.pick() is item
+    queue.clock.sleep(5 + LAST_POLL_WITHIN - 1)
+    queue.queue.expire(queue.now)
+
+    assert queue.record(item, "success") == [Ending.FINISHED]
+
+
+def test_failed_last_poll_is_repeated_while_there_is_time() -> None:
+    queue = Queue()
+    item = queue.push(1, within=5)
+    deadline = queue.now + 5
+    results: list[FollowResult] = []
+    queue.clock.sleep(5)
+    failures = 0
+    while not results:
+        results = [result for _, result in queue.queue.expire(queue.now)]
+        if queue.pick() is item:
+            results += queue.fail(item, EtlworksUnreachable("Connection refused."))
+            failures += 1
+        queue.clock.sleep(1)
+
+    assert results[0].ending is Ending.DEADLINE
+    assert 10 <= failures <= 20
+    assert deadline + LAST_POLL_WITHIN - 10 <= queue.now <= deadline + LAST_POLL_WITHIN + 2
+
+
+@pytest.mark.parametrize(("retry_after", "waits"), [(30, True), (300, False)])
+def test_last_poll_waits_for_a_retry_after_that_ends_in_time(retry_after: float, waits: bool) -> None:
+    queue = Queue()
+    item = queue.push(1, within=5)
+    queue.clock.sleep(5)
+    queue.queue.expire(queue.now)
+    assert queue.pick() is item
+    refused = api_error("GET /x", 429, "Slow down", retry_after=retry_after)
+
+    ended = [result.ending for _, result in queue.queue.on_error(item, refused, queue.now)]
+
+    assert ended == ([] if waits else [Ending.DEADLINE])
+    if waits:
+        queue.clock.sleep(retry_after - 1)
+        assert queue.queue.expire(queue.now) == []
+        assert queue.picked() == []
+        queue.clock.sleep(1)
+        assert queue.queue.expire(queue.now) == []
+        assert queue.picked() == [1]
+        assert queue.record(item, "success") == [Ending.FINISHED]
+
+
+def test_pause_that_is_too_long_ends_all_who_wait_for_a_last_poll() -> None:
+    queue = Queue()
+    other = queue.push(1)
+    for audit_id in range(2, 6):
+        queue.push(audit_id, within=5)
+    assert queue.pick() is other
+    queue.clock.sleep(5)
+    queue.queue.expire(queue.now)
+    queue.queue.on_error(other, api_error("GET /x", 429, "Slow down", retry_after=300), queue.now)
+
+    assert queue.queue.next_deadline() <= queue.now
+    assert [result.ending for _, result in queue.queue.expire(queue.now)] == [Ending.DEADLINE] * 4
+
+
+def test_jump_of_the_wall_clock_causes_one_last_poll() -> None:
+    queue = Queue()
+    item = queue.push(1, within=3600)
+    assert queue.pick() is item
+    queue.record(item)
+    # Only the wall clock: the queue's own times are the monotonic clock's.
+    now = queue.now
+    queue.clock.sleep(7200)
+    assert queue.queue.on_record(item, Execution(1, 1, status="running"), now + 10) == []  # type: ignore[arg-type]
+    assert queue.queue.expire(now + 10) == []
+    assert queue.queue.pick(now + 10) is item
+
+    results = queue.queue.on_record(item, Execution(1, 1, status="running"), now + 10)  # type: ignore[arg-type]
+    assert [result.ending for _, result in results] == [Ending.DEADLINE]
+
+
+def test_run_that_a_list_reports_as_ended_gets_its_last_poll_first() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    for audit_id in (4, 5, 6):
+        queue.push(audit_id, within=1)
+    queue.list(listing, dict.fromkeys((1, 2, 3, 4, 6), True))
+    queue.clock.sleep(1)
+    queue.queue.expire(queue.now)
+    queue.list(listing, {4: True, 5: True, 6: False})
+
+    assert queue.urgency() is Priority.LAST_POLL
+    assert queue.picked()[:3] == [6, 4, 5]
+
+
+# --- Searches and priorities ----------------------------------------------------------------------------------------
+
+
+def test_each_kind_has_its_priority() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    assert queue.urgency() is None
+    queue.search(50)
+    assert queue.urgency() is Priority.SEARCH
+    queue.push(7)
+    assert queue.urgency() is Priority.POLL
+    queue.list(listing, {1: False, 2: True, 3: True})
+    assert queue.urgency() is Priority.REPORTED_DONE
+    queue.push(8, within=0.0)
+    queue.queue.expire(queue.now)
+    assert queue.urgency() is Priority.LAST_POLL
+
+    assert queue.picked() == [8, 1, 7, "search for a run of flow 50"]
+    assert queue.urgency() is None
+
+
+def test_first_poll_of_a_covered_run_has_the_lowest_priority() -> None:
+    queue, listing = with_day_listing(1, 2, 3)
+    queue.push(4)
+    queue.list(listing, {1: True, 2: True, 3: True, 4: True})
+    for audit_id in (1, 2, 3):
+        queue.queue._runs.move_to_end((audit_id, audit_id))
+    # Not yet: it is also the first one of the resync.
+    assert queue.urgency() is Priority.POLL
+    queue.queue._resynced_at = queue.now
+
+    assert queue.urgency() is Priority.FIRST_POLL
+
+
+def test_searches_and_polls_share_a_budget_that_is_too_small() -> None:
+    queue = Queue()
+    for number in range(1, 101):
+        queue.push(number)
+        queue.search(1000 + number)
+    polls = searches = 0
+    for _ in range(6000):
+        item = queue.pick()
+        if isinstance(item, RunItem):
+            polls += 1
+            queue.record(item)
+        elif isinstance(item, SearchItem):
+            searches += 1
+            queue.queue.on_search(item, [], queue.now)
+        queue.clock.sleep(0.5)
+
+    assert polls > 2 * searches
+    assert searches > 500
+
+
+def test_searches_for_the_same_run_share_an_answer() -> None:
+    queue = Queue()
+    item = queue.search(7)
+    first = queue.subscriber
+    assert queue.search(7) is item
+    second = queue.subscriber
+    assert queue.search(8) is not item
+    assert len(queue.picked()) == 2
+
+    assert isinstance(item, SearchItem)
+    results = queue.queue.on_search(item, [Execution(7, 1, status="running")], queue.now)
+    assert [subscriber for subscriber, _ in results] == [first, second]
+    assert not item.is_open
+
+
+def test_urgent_search_comes_before_due_polls() -> None:
+    queue = Queue()
+    queue.push(1)
+    queue.search(7, is_urgent=True)
+
+    assert queue.urgency() is Priority.REPORTED_DONE
+    assert queue.picked() == ["search for a run of flow 7", 1]
+
+
+def test_abandoned_queue_asks_for_nothing() -> None:
+    queue = Queue()
+    items = [queue.push(1), queue.push(2, within=0.0), queue.search(7, is_urgent=True)]
+    queue.queue.expire(queue.now)
+    for item in items:
+        assert isinstance(item, PolledItem)
+        queue.queue.discard(item, item.subscribers[0])
+
+    assert queue.urgency() is None
+    assert queue.picked() == []
+    assert queue.queue.expire(queue.now + 1000) == []
 
 
 # --- Lists ----------------------------------------------------------------------------------------------------------
@@ -311,7 +535,7 @@ def test_list_comes_before_urgent_runs() -> None:
     queue.list(listing, {1: False, 2: True, 3: True})
     listing.due = queue.now
 
-    assert queue.picked() == [DayListing(0), 1]
+    assert queue.picked() == [TODAY, 1]
 
 
 def test_run_missing_from_a_list_is_polled() -> None:
@@ -356,7 +580,7 @@ def test_stale_list_is_not_used() -> None:
     queue.clock.sleep(10)
     queue.list(listing, {1: True, 2: True, 3: True})
 
-    assert not queue.queue.breaker.is_available(DayListing(0))
+    assert not queue.queue.breaker.is_available(TODAY)
 
 
 def test_slow_list_is_read_less_often() -> None:
@@ -441,4 +665,4 @@ def test_list_of_the_start_day_is_read() -> None:
             queue.list(item, {})
     queue.clock.sleep(11)
 
-    assert queue.picked()[0] == DayListing(1)
+    assert queue.picked()[0] == YESTERDAY

@@ -344,6 +344,50 @@ def test_report_names_the_import_that_failed_in_part() -> None:
         report.execute(context(states, roll_back=rolled_back))
 
 
+@asking
+@pytest.mark.parametrize(("fail_on_reject", "ends"), [(True, AirflowFailException), (False, AirflowSkipException)])
+def test_report_names_who_rejected(fail_on_reject: bool, ends: type[Exception]) -> None:
+    dag, _ = make(approval=True, approval_fail_on_reject=fail_on_reject, smoke_flow_name="Orders")
+    states = {"approve_import": "failed" if fail_on_reject else "success", "import_flows": "skipped"}
+    with pytest.raises(ends, match=r"^Rejected by Ada, nothing was imported\.$"):
+        task_of(dag, "report_result").execute(context(states, approve_import_rejected_by="Ada"))
+
+
+@asking
+def test_rejection_is_red_unless_asked_otherwise() -> None:
+    dag, _ = make(approval=True)
+    assert task_of(dag, "approve_import").fail_on_reject
+    assert task_of(dag, "report_result").fail_on_reject
+
+
+@asking
+@pytest.mark.parametrize(("user", "name"), [({"id": "1", "name": "Ada"}, "Ada"), (None, "somebody")])
+def test_approval_names_who_rejected(user: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    dag, _ = make(approval=True)
+    approve, pushed = task_of(dag, "approve_import"), {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    event = {"chosen_options": ["Reject"], "params_input": {}, "responded_by_user": user}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(approve).__mro__[1], "execute_complete", lambda *_: "skipped")
+        assert approve.execute_complete({"ti": ti}, event) == "skipped"
+    assert pushed == {"rejected_by": name}
+
+
+def test_report_of_a_failed_roll_back_names_the_backup() -> None:
+    report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
+    states = {"import_flows": "success", "smoke_test": "failed", "roll_back": "failed"}
+    with pytest.raises(AirflowFailException, match=r"smoke_test failed, and so did .*roll_back.*/b\.json\.backup"):
+        report.execute(context(states, import_flows=IMPORTED))
+
+
+@pytest.mark.parametrize("state", ["upstream_failed", "failed"])
+def test_report_of_a_promotion_that_did_not_import_is_red(state: str) -> None:
+    report = task_of(make()[0], "report_result")
+    states = {"import_flows": state, "roll_back": "skipped"}
+    with pytest.raises(AirflowFailException, match=r"Nothing was imported|import_flows failed; its log says why"):
+        report.execute(context(states, import_flows=IMPORTED))
+
+
 def test_report_ignores_an_earlier_roll_back() -> None:
     report = task_of(make(smoke_flow_name="Orders")[0], "report_result")
     stale = {"roll_back": {"path": "/b.json.backup", "restored": ["Orders"], "left": []}}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import types
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from airflow_provider_etlworks.sandbox.__main__ import main as sandbox_command
-from airflow_provider_etlworks.sandbox.demo import promotion
+from airflow_provider_etlworks.sandbox.demo import examples, promotion
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.sandbox import Sandbox
@@ -22,6 +23,7 @@ class StandInAirflow:
     """
 
     base_url = "http://airflow"
+    components = ("api-server", "scheduler")
     version: ClassVar[tuple[int, ...]] = (3, 3, 2)
     does: ClassVar[set[str]] = set()
     answers: ClassVar[list[str]] = []
@@ -48,7 +50,7 @@ class StandInAirflow:
         self.states.append("success" if works != ("fails" in self.does) else "failed")
         return f"run-{len(self.states)}"
 
-    def wait_for_question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+    def wait_for_question(self, dag_id: str, run_id: str, task_id: str, timeout: float) -> dict[str, Any]:
         assert self.version >= (3, 1)
         return {"subject": "Import?", "body": "| what | name |\n|---|---|\n| flow | Orders |"}
 
@@ -67,14 +69,14 @@ class StandInAirflow:
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = promotion.Sandbox
+    real = examples.Sandbox
     made: list[Sandbox] = []
 
     def sandbox() -> Sandbox:
         made.append(real())
         return made[-1]
 
-    monkeypatch.setattr(promotion, "Sandbox", sandbox)
+    monkeypatch.setattr(examples, "Sandbox", sandbox)
     monkeypatch.setattr(promotion, "LocalAirflow", StandInAirflow)
     monkeypatch.setattr(StandInAirflow, "sandboxes", made)
     monkeypatch.setattr(StandInAirflow, "answers", [])
@@ -86,6 +88,9 @@ def test_demo_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Import?" in reported
     assert "Orders" in reported
     assert "Everything ended as it should" in reported
+    assert f"has brought back the release before: {promotion.GOOD_RELEASE!r}" in reported
+    assert re.search(r"Waiting until Airflow asks for an approval: \d+ s at most", reported)
+    assert "http://" not in reported  # nothing answers there any more
     assert StandInAirflow.answers == ["promote_flows.approve_import: Approve"] * 2
 
 
@@ -94,6 +99,7 @@ def test_demo_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("fails", "the log of promote_flows.smoke_test in run-1"),
         ("keeps what is broken", "of the warehouse in one pass"),
+        ("keeps what is broken", "The release before should be back"),
         ("leaves a schedule off", "These schedules of production are off: Schedule of Daily warehouse refresh"),
     ],
 )

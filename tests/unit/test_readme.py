@@ -6,8 +6,11 @@ import importlib
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import fields
 from importlib.metadata import metadata
 from pathlib import Path
@@ -33,6 +36,7 @@ from airflow_provider_etlworks.operators.promotion import (
 from airflow_provider_etlworks.operators.schedule import EtlworksScheduleOperator
 from airflow_provider_etlworks.promotion import promote_flows
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
+from airflow_provider_etlworks.sandbox import Sandbox
 from airflow_provider_etlworks.sandbox.__main__ import main as sandbox_command
 from airflow_provider_etlworks.sensors.flow import EtlworksFlowExecutionSensor
 from airflow_provider_etlworks.triggers.flow import EtlworksFlowExecutionTrigger
@@ -46,8 +50,8 @@ CI = (ROOT / ".ci" / "run").read_text()
 GUIDES = {
     path.name: path.read_text() for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
 }
-# The code of these guides belongs in functions, not in DAG files, and is tested with the sandbox.
-PYTHON_GUIDES = [name for name in GUIDES if name not in ("sandbox.md", "hook.md")]
+# The code of these guides belongs in functions and tests, not in DAG files, and runs against the sandbox.
+PYTHON_GUIDES = [name for name in GUIDES if name not in ("sandbox.md", "hook.md", "testing.md")]
 AIRFLOW_3 = not airflow_version.startswith("2.")
 # As the guides explain.
 ON_AIRFLOW_2 = {
@@ -60,6 +64,12 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def for_this_airflow(block: str) -> str:
+    """Return a DAG file as the guides explain it for the installed Airflow."""
+    first, rest = block.split("\n", 1)
+    return f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}"
+
+
 def python_blocks() -> Iterator[Any]:
     for name in PYTHON_GUIDES:
         for number, block in enumerate(blocks(GUIDES[name], "python")):
@@ -69,7 +79,11 @@ def python_blocks() -> Iterator[Any]:
 def commands(program: str | None = None) -> list[list[str]]:
     """Return the guides' commands, or those of one program, split into words and without ``uv run``."""
     lines = (line for text in GUIDES.values() for block in blocks(text, "console") for line in block.splitlines())
-    found = [shlex.split(line[2:].removeprefix("uv run "), comments=True) for line in lines if line.startswith("$ ")]
+    found = [
+        shlex.split(re.sub(r"^uv run (--group \w+ )?", "", line[2:]), comments=True)
+        for line in lines
+        if line.startswith("$ ")
+    ]
     return [words for words in found if program in (None, words[0])]
 
 
@@ -101,11 +115,10 @@ def test_first_dag_takes_twelve_lines() -> None:
 def test_python_block_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "AssetWatcher" in block and not AIRFLOW_3:
         pytest.skip("Airflow 2 has no watchers of assets")
-    first, rest = block.split("\n", 1)
     dag_class = importlib.import_module("airflow.sdk" if AIRFLOW_3 else "airflow").DAG
     made, enter = [], dag_class.__enter__
     monkeypatch.setattr(dag_class, "__enter__", lambda dag: made.append(dag) or enter(dag))
-    code = compile(f"{first if AIRFLOW_3 else ON_AIRFLOW_2[first]}\n{rest}", "<guide>", "exec")
+    code = compile(for_this_airflow(block), "<guide>", "exec")
     if "promote_flows(" in block and airflow_version.startswith(("2.", "3.0.")):
         # As its guide explains.
         with pytest.raises(ValueError, match="approval=False"):
@@ -116,13 +129,50 @@ def test_python_block_is_a_dag_file(block: str, monkeypatch: pytest.MonkeyPatch)
     assert dag.tasks
 
 
+def test_sandbox_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin, in_a_test, faults = blocks(GUIDES["sandbox.md"], "python")
+    names: dict[str, Any] = {}
+    exec(compile(plugin, "<guide>", "exec"), names)  # noqa: S102  # ours
+    assert [importlib.import_module(name).etlworks_sandbox for name in names["pytest_plugins"]]
+    exec(compile(in_a_test, "<guide>", "exec"), names)  # noqa: S102  # ours
+    with Sandbox(requests_per_minute=None) as sandbox:
+        names["test_flow_is_started_once"](sandbox, monkeypatch)
+        exec(compile(faults, "<guide>", "exec"), {"sandbox": sandbox})  # noqa: S102  # ours
+
+
+@pytest.mark.timeout(900)  # it creates a database
+def test_testing_guide_is_a_test_suite_that_passes(tmp_path: Path) -> None:
+    dag_file, conftest, tests = blocks(GUIDES["testing.md"], "python")
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "nightly_billing.py").write_text(for_this_airflow(dag_file))
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_nightly_billing.py").write_text(tests)
+    assert ["pytest"] in commands("pytest")
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTEST"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--rootdir", str(tmp_path)],
+        cwd=tmp_path,
+        env={**environment, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{tests.count('def test_')} passed" in done.stdout
+
+
 def test_commands_are_known() -> None:
-    ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", ".ci/run", "benchmarks/watching.py"}
+    ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", "mkdocs", ".ci/run"}
+    ours |= {f"benchmarks/{name}.py" for name in ("watching", "busy_moments")}
     assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export", "airflow"}
 
 
 def test_sandbox_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for _, subcommand, *arguments in commands("etlworks-sandbox"):
+        if subcommand == "--version":
+            continue
         with pytest.raises(SystemExit) as end:
             sandbox_command([subcommand, "--help"])
         assert end.value.code == 0
@@ -139,7 +189,7 @@ def test_airflow_commands_parse() -> None:
 def test_every_command_option_is_documented() -> None:
     (group,) = get_etlworks_cli_commands()
     flags = {flag for command in group.subcommands for argument in command.args for flag in argument.flags}
-    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"]))
+    shown = set(re.findall(r"--[a-z][a-z-]+", GUIDES["cli.md"] + GUIDES["adopt.md"]))
     assert shown - {"--no-wait"} == {flag for flag in flags if flag.startswith("--")}
 
 
@@ -175,7 +225,7 @@ def test_host_spellings_are_one_instance() -> None:
 
 
 def test_connection_extras_are_documented() -> None:
-    rows = [row for row in table(README, "field", "default", "meaning") if row[0].startswith("extra ")]
+    rows = [row for row in table(GUIDES["connection.md"], "field", "default", "meaning") if row[0].startswith("extra ")]
     assert [row[0] for row in rows] == [f"extra `{name}`" for name in CONNECTION_FIELDS]
     defaults = {each.name: each.default for each in fields(ClientSettings)}
     for field, said, _ in rows:
@@ -243,6 +293,13 @@ def test_hook_reference_has_every_method() -> None:
     public = {name for name, value in vars(EtlworksHook).items() if inspect.isfunction(value) and name[0] != "_"}
     not_for_dag_authors = {"get_conn", "test_connection", "async_client", "read_settings"}
     assert named == public - not_for_dag_authors
+
+
+def test_navigation_has_every_page() -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    from_elsewhere = {"changelog.md", "contributing.md", "security.md", "benchmarks.md"}
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == pages | from_elsewhere
 
 
 @pytest.mark.parametrize("name", GUIDES)

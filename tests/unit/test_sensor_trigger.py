@@ -27,7 +27,9 @@ ARGUMENTS: dict[str, Any] = {
     "deadline": 1_800_000_600.0,
     "patience": 77.0,
     "repetition_grace": 600.0,
+    "root_url": "https://etlworks.example.com",
 }
+OF_0_1_0 = {name: value for name, value in ARGUMENTS.items() if name != "root_url"}
 
 
 def test_all_arguments_are_stored() -> None:
@@ -37,7 +39,7 @@ def test_all_arguments_are_stored() -> None:
 
 
 def test_stored_form_is_the_promised_one() -> None:
-    assert json.loads(GOLDEN.read_text()) == list(EtlworksFlowSensorTrigger(**ARGUMENTS).serialize())
+    assert json.loads(GOLDEN.read_text()) == list(EtlworksFlowSensorTrigger(**OF_0_1_0).serialize())
 
 
 def test_trigger_of_a_newer_release_loads() -> None:

@@ -34,6 +34,8 @@ ARGUMENTS: dict[str, Any] = {
     "deadline": 1_800_000_000.25,
     "cancel_on_kill": False,
     "patience": 60.0,
+    "root_url": "https://etlworks.example.com",
+    "started_at": 1_799_999_000.5,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -14,7 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Column, Table
 
-from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow, LocalAirflowError, TaskInstance
+from airflow_provider_etlworks.sandbox.demo.local_airflow import (
+    START_LIMIT,
+    LocalAirflow,
+    LocalAirflowError,
+    TaskInstance,
+)
 from airflow_provider_etlworks.sandbox.pages import RUN_PATH
 from airflow_provider_etlworks.sandbox.server import Sandbox
 
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 RUNS_LIMIT = 240.0
 WIDTH_WITHOUT_TERMINAL = 160
 LOG_TAIL_LINES = 20
+# The flow whose run of last night an example DAG waits for.
+SCHEDULED_FLOW = 12346
 
 # Each example DAG, and how many of its tasks fail because their flow is meant to end with an error.
 EXAMPLES = {"etlworks_run_flow": 0, "etlworks_fan_out": 1}
@@ -84,10 +92,13 @@ class Reporter:
     """
     Prints the progress of a demo, with the time since its start.
 
+    :param keep: Whether Airflow and the sandbox keep running afterwards. If not, no addresses are printed: nothing
+        would answer there by the time they are read. Default ``False``.
     :ivar console: Where it prints.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
         self._began = time.monotonic()
         self.console = Console()
         if not self.console.is_terminal:
@@ -100,6 +111,14 @@ class Reporter:
         :param text: The line.
         """
         self.console.print(f"{time.monotonic() - self._began:5.1f} s  {text}", highlight=False, markup=False)
+
+    def at(self, url: str) -> str:
+        """
+        Return the end of a line that names an address; empty if nothing will answer there.
+
+        :param url: The address.
+        """
+        return f": {url}" if self.keep else ""
 
     def error(self, text: str) -> None:
         """
@@ -134,7 +153,8 @@ class Demo:
         :raises LocalAirflowError: if Airflow cannot run them.
         """
         self.runs = {dag_id: self.airflow.trigger_dag(dag_id) for dag_id in EXAMPLES}
-        self.reporter.info(f"Running {' and '.join(self.runs)}")
+        flows = f"each flow takes a few seconds, and the wait ends after {RUNS_LIMIT:.0f} s at most"
+        self.reporter.info(f"Waiting until {' and '.join(self.runs)} have ended: {flows}")
         self._follow()
         outcomes = self._outcomes()
         self.console.print(self._table(outcomes))
@@ -188,7 +208,7 @@ class Demo:
             Column("State", no_wrap=True),
             Column("Took", no_wrap=True),
             Column("Run in Etlworks"),
-            Column("Its page", overflow="fold"),
+            *([Column("Its page", overflow="fold")] if self.reporter.keep else []),
         )
         for outcome in outcomes:
             run = outcome.flow_run
@@ -197,7 +217,7 @@ class Demo:
                 f"[{COLORS.get(outcome.state, 'default')}]{outcome.state}",
                 outcome.duration,
                 f"{run.audit_id} of flow {run.flow_id}: {run.status}" if run else "",
-                self._page(run) if run else "",
+                *([self._page(run) if run else ""] if self.reporter.keep else []),
             )
         return table
 
@@ -206,6 +226,8 @@ class Demo:
         return f"[link={url}]{url}[/link]"
 
     def _print_links(self) -> None:
+        if not self.reporter.keep:
+            return
         self.console.print("In the Airflow UI:")
         for dag_id, run_id in self.runs.items():
             self.console.print(f"  {dag_run_url(self.airflow, dag_id, run_id)}", soft_wrap=True)
@@ -248,18 +270,41 @@ def main(keep: bool = False) -> int:
     :param keep: Keep both running afterwards, until Ctrl-C. Default ``False``.
     :return: The exit code: 0 if every task ended as documented, 1 if not, 130 after Ctrl-C.
     """
-    return run_demo(lambda reporter: _run_examples(reporter, keep))
+    return run_demo(_run_examples, keep)
 
 
-def _run_examples(reporter: Reporter, keep: bool) -> bool:
-    with Sandbox() as sandbox:
-        airflow = LocalAirflow(example_dags_folder(), {"AIRFLOW_CONN_ETLWORKS_DEFAULT": sandbox.airflow_connection})
-        reporter.info(f"Etlworks sandbox at {sandbox.url}")
+def _run_examples(reporter: Reporter) -> bool:
+    with environments() as (staging, sandbox, variables):
+        airflow = LocalAirflow(example_dags_folder(), variables)
+        reporter.info(f"Etlworks sandbox is running{reporter.at(sandbox.url)}")
         with running(airflow, reporter):
             good = Demo(reporter, sandbox, airflow).run()
-            if keep:
-                keep_running(reporter)
+            if reporter.keep:
+                keep_running(reporter, {"Airflow": airflow.base_url, "Etlworks": sandbox.url, "staging": staging.url})
     return good
+
+
+@contextmanager
+def environments() -> Iterator[tuple[Sandbox, Sandbox, Mapping[str, str]]]:
+    """
+    Run all that the example DAGs need, so that each of them works: staging, production, and a folder for bundles.
+
+    :return: The source of promotions, the Etlworks of all other DAGs and target of promotions, and the environment
+        variables for Airflow.
+    """
+    with Sandbox() as staging, Sandbox() as production, tempfile.TemporaryDirectory(prefix="bundles-") as bundles:
+        # Last night's run, for the DAG that waits for it.
+        production.run_by_schedule(SCHEDULED_FLOW)
+        yield (
+            staging,
+            production,
+            {
+                "AIRFLOW_CONN_ETLWORKS_DEFAULT": production.airflow_connection,
+                "AIRFLOW_CONN_ETLWORKS_STAGING": staging.airflow_connection,
+                "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
+                "AIRFLOW_VAR_ETLWORKS_BUNDLES": bundles,
+            },
+        )
 
 
 @contextmanager
@@ -270,8 +315,12 @@ def running(airflow: LocalAirflow, reporter: Reporter) -> Iterator[None]:
     :param airflow: The Airflow.
     :param reporter: Prints the progress.
     """
-    reporter.info(f"Starting Airflow {'.'.join(map(str, airflow.version))} at {airflow.base_url}")
+    version = ".".join(map(str, airflow.version))
+    expected = f"a minute or so, and {START_LIMIT * len(airflow.components):.0f} s at most"
+    reporter.info(f"Starting Airflow {version}{reporter.at(airflow.base_url)}")
+    reporter.info(f"Waiting until {', '.join(airflow.components)} have started: {expected}")
     with airflow:
+        reporter.info("Airflow has started")
         yield
 
 
@@ -287,25 +336,29 @@ def dag_run_url(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
     return f"{airflow.base_url}/dags/{dag_id}/{page}"
 
 
-def keep_running(reporter: Reporter) -> None:
+def keep_running(reporter: Reporter, addresses: Mapping[str, str]) -> None:
     """
     Wait until Ctrl-C.
 
     :param reporter: Prints the progress.
+    :param addresses: What keeps running, and its URL.
     :raises KeyboardInterrupt: always.
     """
-    reporter.console.print("Airflow and the sandbox keep running. Ctrl-C stops and removes everything.")
+    for name, url in addresses.items():
+        reporter.console.print(f"  {name}: {url}", soft_wrap=True)
+    reporter.console.print("Every DAG there works: start one. Ctrl-C stops and removes everything.")
     threading.Event().wait()
 
 
-def run_demo(demo: Callable[[Reporter], bool]) -> int:
+def run_demo(demo: Callable[[Reporter], bool], keep: bool) -> int:
     """
     Run a demo, and report its result.
 
     :param demo: The demo; it returns whether everything ended as expected.
+    :param keep: Whether Airflow and the sandbox keep running afterwards.
     :return: The exit code: 0 if so, 1 if not, 130 after Ctrl-C.
     """
-    reporter = Reporter()
+    reporter = Reporter(keep)
     try:
         good = demo(reporter)
     except KeyboardInterrupt:

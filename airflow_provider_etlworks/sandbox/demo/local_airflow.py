@@ -214,29 +214,38 @@ class LocalAirflow:
 
     def _spawn(self, component: str) -> Callable[[], bool]:
         """Start a component; return a function that checks whether it is ready."""
-        job_type = _JOB_TYPES.get(component)
-        last_job = self._last_job(job_type) if job_type else 0
+        ready = self._ready_condition(component)
         with self.component_log(component).open("ab") as log:
             self._running[component] = subprocess.Popen(  # noqa: S603  # no part of it comes from outside
-                [sys.executable, "-m", "airflow", component, *self._arguments(component)],
-                env=self.env,
+                [sys.executable, "-m", "airflow", *self._command(component)],
+                env=self._environment_of(component),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        return ready
+
+    def _ready_condition(self, component: str) -> Callable[[], bool]:
+        """Return a function that checks whether a component that is about to start is ready."""
+        job_type = _JOB_TYPES.get(component)
         if job_type is None:
             return self._ui_is_ready
+        last_job = self._last_job(job_type)
         return lambda: self._has_heartbeat(job_type, last_job)
 
-    def _arguments(self, component: str) -> tuple[str, ...]:
+    def _command(self, component: str) -> tuple[str, ...]:
+        """Return what starts a component, after ``airflow`` on the command line."""
         if component in ("scheduler", "triggerer"):
             # The UI reads the log files directly; a log server would take three more processes.
-            return ("--skip-serve-logs",)
+            return (component, "--skip-serve-logs")
         if component in ("webserver", "api-server"):
-            return ("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
-        return ()
+            return (component, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1")
+        return (component,)
+
+    def _environment_of(self, component: str) -> dict[str, str]:  # a deployment's differ
+        return self.env
 
     def _wait_until_started(self, component: str, ready: Callable[[], bool]) -> None:
         self.wait_until(f"the {component} has started", ready, START_LIMIT)
@@ -609,12 +618,7 @@ class LocalAirflow:
         try_number = {task.task_id: task.try_number for task in self.task_instances(dag_id, run_id)}[task_id]
         one_try = f"{dag_id=}, {task_id=}, {run_id=}, {try_number=}, map_index=-1"
         news = f"Received executor event with state success for task instance TaskInstanceKey({one_try})"
-        scheduler_log = self.component_log("scheduler")
-        self.wait_until(
-            f"the scheduler knows that {task_id} waits",
-            lambda: news in scheduler_log.read_text(errors="replace"),
-            timeout,
-        )
+        self.wait_until(f"the scheduler knows that {task_id} waits", lambda: news in self._scheduler_log(), timeout)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1, key: str = "return_value") -> Any:
         """
@@ -703,6 +707,9 @@ class LocalAirflow:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection:
             connection.row_factory = sqlite3.Row
             return connection.execute(statement, values).fetchall()
+
+    def _scheduler_log(self) -> str:
+        return self.component_log("scheduler").read_text(errors="replace")
 
     def _log_tail(self, component: str) -> str:
         return _tail(self.component_log(component).read_text(errors="replace"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from airflow_provider_etlworks.sandbox.demo.examples import (
     RUNS_LIMIT,
     Reporter,
     dag_run_url,
+    environments,
     example_dags_folder,
     keep_running,
     run_demo,
@@ -23,15 +23,15 @@ from airflow_provider_etlworks.sandbox.demo.examples import (
 )
 from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 from airflow_provider_etlworks.sandbox.flows import SandboxFlow
-from airflow_provider_etlworks.sandbox.server import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from airflow_provider_etlworks.sandbox.server import Sandbox
 
 DAG_ID = "etlworks_promotion"
 GROUP_ID = "promote_flows"
 APPROVAL = f"{GROUP_ID}.approve_import"
 SMOKE_FLOW = 12346
+QUESTION_LIMIT = 120.0
 NEW_FLOW = SandboxFlow(
     12352,
     "Returns to warehouse",
@@ -75,10 +75,16 @@ class PromotionDemo:
         """
         self.release(GOOD_RELEASE)
         promoted = self._promote("a release that works", "success")
+        self._report_production()
         self.release(BROKEN_RELEASE, ends="error", exception="Cannot rebuild fact_sales: column 'region' is missing")
         rolled_back = self._promote("a release that fails", "failed")
-        is_intact = self._production_is(GOOD_RELEASE)
-        return promoted and rolled_back and is_intact
+        flow = self._report_production()
+        is_back = flow.description == GOOD_RELEASE
+        if is_back:
+            self.reporter.info(f"The roll-back has brought back the release before: {GOOD_RELEASE!r}")
+        else:
+            self.reporter.error(f"The release before should be back: {GOOD_RELEASE!r}")
+        return promoted and rolled_back and is_back and self._schedules_are_on()
 
     def release(self, description: str, **behaviour: object) -> None:
         """
@@ -103,12 +109,14 @@ class PromotionDemo:
 
     def _promote(self, what: str, expected: str) -> bool:
         run_id = self.airflow.trigger_dag(DAG_ID)
-        self.reporter.info(f"Promoting {what}: {dag_run_url(self.airflow, DAG_ID, run_id)}")
+        self.reporter.info(f"Promoting {what}{self.reporter.at(dag_run_url(self.airflow, DAG_ID, run_id))}")
         if self.can_ask_people:
-            question = self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL)
+            self.reporter.info(f"Waiting until Airflow asks for an approval: {QUESTION_LIMIT:.0f} s at most")
+            question = self.airflow.wait_for_question(DAG_ID, run_id, APPROVAL, QUESTION_LIMIT)
             self.reporter.console.print(Panel(Markdown(question["body"]), title=question["subject"]))
             self.reporter.info("Approving it, as a person does in the UI")
             self.airflow.answer(DAG_ID, run_id, APPROVAL, "Approve")
+        self.reporter.info(f"Waiting until the promotion has ended: {RUNS_LIMIT:.0f} s at most")
         ended = self.airflow.wait_for_dag_run(DAG_ID, run_id, RUNS_LIMIT)
         self._show(run_id)
         if ended != expected:
@@ -127,13 +135,16 @@ class PromotionDemo:
         logs = {task_id: self.airflow.task_log(DAG_ID, run_id, task_id).splitlines() for task_id in failed}
         return "".join("\n".join(["", f"{name}:", *log[-LOG_TAIL_LINES:]]) for name, log in logs.items())
 
-    def _production_is(self, description: str) -> bool:
+    def _report_production(self) -> SandboxFlow:
         flow = self.production.flows[SMOKE_FLOW]
-        self.reporter.info(f"Production's flow {flow.id} now says: {flow.description}")
+        self.reporter.info(f"Production's flow {flow.id} ({flow.name}) now says: {flow.description}")
+        return flow
+
+    def _schedules_are_on(self) -> bool:
         off = [schedule["name"] for schedule in self.production.schedules.values() if not schedule["enabled"]]
         if off:
             self.reporter.error(f"These schedules of production are off: {', '.join(off)}")
-        return flow.description == description and not off
+        return not off
 
 
 def main(keep: bool = False) -> int:
@@ -144,34 +155,21 @@ def main(keep: bool = False) -> int:
         Default ``False``.
     :return: The exit code: 0 if everything ended as expected, 1 if not, 130 after Ctrl-C.
     """
-    return run_demo(lambda reporter: _promote_releases(reporter, keep))
+    return run_demo(_promote_releases, keep)
 
 
-def _promote_releases(reporter: Reporter, keep: bool) -> bool:
-    with Sandbox() as staging, Sandbox() as production, tempfile.TemporaryDirectory(prefix="bundles-") as bundles:
-        airflow = LocalAirflow(example_dags_folder(), airflow_environment(staging, production, bundles))
-        reporter.info(f"Staging at {staging.url}, production at {production.url}")
+def _promote_releases(reporter: Reporter) -> bool:
+    with environments() as (staging, production, variables):
+        airflow = LocalAirflow(example_dags_folder(), variables)
+        reporter.info(f"Staging is running{reporter.at(staging.url)}")
+        reporter.info(f"Production is running{reporter.at(production.url)}")
         with running(airflow, reporter):
             demo = PromotionDemo(reporter, staging, production, airflow)
             good = demo.run()
-            if keep:
+            if reporter.keep:
                 if demo.can_ask_people:
                     reporter.info(f"This one is for you to approve or reject: {demo.wait_for_approval()}")
-                keep_running(reporter)
+                keep_running(
+                    reporter, {"Airflow": airflow.base_url, "staging": staging.url, "production": production.url}
+                )
     return good
-
-
-def airflow_environment(staging: Sandbox, production: Sandbox, bundles: str) -> Mapping[str, str]:
-    """
-    Return the environment that the example DAG needs.
-
-    :param staging: The source sandbox.
-    :param production: The target sandbox.
-    :param bundles: A folder for the bundles.
-    :return: Environment variables.
-    """
-    return {
-        "AIRFLOW_CONN_ETLWORKS_STAGING": staging.airflow_connection,
-        "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
-        "AIRFLOW_VAR_ETLWORKS_BUNDLES": bundles,
-    }
