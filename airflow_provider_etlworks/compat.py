@@ -85,6 +85,7 @@ __all__ = [
     "get_xcom",
     "is_in_mapped_task",
     "let_commands_read_connections",
+    "read_asset_states",
     "read_checkpoint",
     "task_state_store",
     "task_states",
@@ -156,6 +157,18 @@ async def read_checkpoint(trigger: BaseTrigger, key: str) -> Any | None:
         if checkpoint is not None:
             return checkpoint
     return None
+
+
+async def read_asset_states(trigger: BaseTrigger, key: str) -> list[Any | None]:
+    """
+    Return what each asset that a trigger watches has stored under a key; before Airflow 3.3, nothing.
+
+    :param trigger: the trigger, while Airflow runs it.
+    :param key: the key.
+    """
+    if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
+        return []
+    return [await store.aget(key) for store in _asset_stores(trigger)]
 
 
 async def write_checkpoint(trigger: BaseTrigger, key: str, checkpoint: Any) -> None:

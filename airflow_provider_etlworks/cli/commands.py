@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from datetime import datetime
 from enum import IntEnum
 from functools import wraps
@@ -30,8 +31,10 @@ from airflow_provider_etlworks.bundles.transfer import (
 )
 from airflow_provider_etlworks.cli import terminal
 from airflow_provider_etlworks.cli.terminal import log, plain, print_status, quiet_logging, spinner
+from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
+    EtlworksApiError,
     EtlworksConfigError,
     EtlworksError,
     EtlworksImportUnknown,
@@ -40,26 +43,28 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.client.flow_selection import select_flows
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import redact
-from airflow_provider_etlworks.compat import AirflowNotFoundException, let_commands_read_connections
+from airflow_provider_etlworks.compat import AirflowNotFoundException, conf, let_commands_read_connections
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.runs.follow import Ending, follow
 from airflow_provider_etlworks.runs.outcome import Outcome, failure_message, outcome_of, task_result
 from airflow_provider_etlworks.runs.start import RunStarter
 from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
 from airflow_provider_etlworks.storage import SharedLocalFile, stored_file
+from airflow_provider_etlworks.webhook.settings import WEBHOOK_CONN_ID, webhook_settings, webhook_url
 from airflow_provider_etlworks.worker.run_flow import find_run_at_once
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from airflow_provider_etlworks.adoption.plan import PlannedDag
     from airflow_provider_etlworks.bundles.manifest import Manifest
     from airflow_provider_etlworks.bundles.transfer import OpenBundle
-    from airflow_provider_etlworks.client.models import Schedule
+    from airflow_provider_etlworks.client.models import Schedule, Webhook
     from airflow_provider_etlworks.runs.follow import FollowResult
     from airflow_provider_etlworks.storage import StoredFile
+    from airflow_provider_etlworks.webhook.settings import WebhookSettings
 
 
 class ExitCode(IntEnum):
@@ -514,3 +519,102 @@ def release(args: Namespace) -> ExitCode:
         Path(file.path).unlink()
         print_status(f"Remove {args.file} or pause its DAGs now, or both will start the flows.")
     return _report_switched(switched)
+
+
+# --- webhook --------------------------------------------------------------------------------------------------------
+
+
+@_command
+def create_webhook(args: Namespace) -> ExitCode:
+    """Create a webhook that posts the ends of runs to this Airflow."""
+    settings = _webhook_settings()
+    url = webhook_url(args.url or conf.get("api", "base_url", fallback=""))
+    hook = EtlworksHook(args.conn_id or settings.etlworks_conn_id)
+    body = {
+        "name": args.name,
+        "description": "Reports the ends of runs to Apache Airflow.",
+        "events": args.events or ["Flow.Executed"],
+        "url": url,
+        "method": "POST",
+        "contentType": "application/json",
+        "includeEntity": False,
+        "enabled": True,
+        **settings.webhook_fields(),
+    }
+    if args.flow_ids:
+        body["flowIncludes"] = args.flow_ids
+    with spinner("Creating the webhook"):
+        created = hook.create_webhook(body)
+    terminal.show_record(_webhook_row(created), args.output)
+    return ExitCode.SUCCESS
+
+
+@_command
+def list_webhooks(args: Namespace) -> ExitCode:
+    """List the webhooks in Etlworks."""
+    hook = _webhook_hook(args)
+    with _explained_webhooks(hook):
+        found = list(hook.client.iterate(endpoints.list_webhooks()))
+    terminal.show_rows([_webhook_row(each) for each in found], args.output)
+    return ExitCode.SUCCESS
+
+
+@_command
+def remove_webhook(args: Namespace) -> ExitCode:
+    """Remove a webhook from Etlworks, after asking."""
+    if not (args.yes or sys.stdin.isatty()):
+        print_status(
+            "airflow etlworks webhook remove: nobody can be asked, since the standard input is not a terminal. "
+            "Give --yes."
+        )
+        return ExitCode.USAGE
+    hook = _webhook_hook(args)
+    with _explained_webhooks(hook):
+        known = {each.id: each for each in hook.client.iterate(endpoints.list_webhooks())}
+    webhook = known.get(args.webhook_id)
+    if webhook is None:
+        raise EtlworksConfigError(f"{hook.settings.root_url} has no webhook {args.webhook_id}.")
+    shown = f"webhook {webhook.id}, {webhook.name!r}, which posts to {webhook.url}"
+    if not (args.yes or terminal.confirmed(f"Remove {shown}?")):
+        print_status("Nothing was removed.")
+        return ExitCode.FAILED
+    with _explained_webhooks(hook):
+        hook.client.send(endpoints.delete_webhook(args.webhook_id))
+    print_status(f"Removed {shown}.")
+    return ExitCode.SUCCESS
+
+
+def _webhook_settings() -> WebhookSettings:
+    """Read the connection of the webhook."""
+    connection: Any = EtlworksHook.get_connection(WEBHOOK_CONN_ID)
+    return webhook_settings(connection)
+
+
+def _webhook_hook(args: Namespace) -> EtlworksHook:
+    """Return the hook of the Etlworks that posts; the connection of the webhook need not exist if it is named."""
+    return EtlworksHook(args.conn_id or _webhook_settings().etlworks_conn_id)
+
+
+@contextmanager
+def _explained_webhooks(hook: EtlworksHook) -> Iterator[None]:
+    """Say what to do if Etlworks does not have these calls, which it does not document."""
+    try:
+        yield
+    except EtlworksApiError as error:
+        if error.status not in (404, 405):
+            raise
+        raise EtlworksError(
+            f"{error} This release of Etlworks may not list or delete webhooks by its API: use its page Webhooks."
+        ) from error
+
+
+def _webhook_row(webhook: Webhook) -> dict[str, Any]:
+    return {
+        "id": webhook.id,
+        "name": webhook.name,
+        "url": webhook.url,
+        "events": list(webhook.events),
+        "enabled": webhook.enabled,
+        "flows": list(webhook.flow_includes),
+        "headers": list(webhook.header_names),
+    }

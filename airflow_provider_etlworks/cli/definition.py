@@ -60,6 +60,9 @@ def _command(name: str) -> Callable[..., Any]:
 _CONN_ID = Arg(
     ("--conn-id",), help=f"The Airflow connection. Default: {DEFAULT_CONN_ID}", metavar="ID", default=DEFAULT_CONN_ID
 )
+_OF_WEBHOOK = Arg(
+    ("--conn-id",), help="The Airflow connection to Etlworks. Default: that of the webhook's connection", metavar="ID"
+)
 _FLOW = Arg(("flow",), help="The flow's id, or its exact name", metavar="FLOW")
 
 _FLOWS = ActionCommand(
@@ -260,6 +263,63 @@ _RELEASE = ActionCommand(
         Arg(("--conn-id",), help="The Airflow connection. Default: that of adopt", metavar="ID"),
     ),
 )
+_WEBHOOK = GroupCommand(
+    name="webhook",
+    help="Let Etlworks report the ends of runs to Airflow, instead of polling",
+    subcommands=(
+        ActionCommand(
+            name="create",
+            help="Create a webhook in Etlworks that posts the ends of runs to this Airflow",
+            description="Create a webhook in Etlworks that posts the ends of runs to this Airflow. What it proves "
+            "itself with is read from the connection of the webhook, and is not shown. For administrators of Etlworks.",
+            func=_command("create_webhook"),
+            args=(
+                Arg(
+                    ("--url",),
+                    help="The address of Airflow, as Etlworks reaches it. Default: Airflow's [api] base_url",
+                    metavar="URL",
+                ),
+                Arg(("--name",), help="The webhook's name. Default: Airflow", metavar="NAME", default="Airflow"),
+                Arg(
+                    ("--event",),
+                    help="An event, as this release of Etlworks names it; can be given several times. "
+                    "Default: Flow.Executed",
+                    metavar="EVENT",
+                    dest="events",
+                    action="append",
+                    default=[],
+                ),
+                Arg(
+                    ("--flow",),
+                    help="Only runs of this flow, by its id; can be given several times. Default: all flows",
+                    metavar="ID",
+                    dest="flow_ids",
+                    type=_whole_number,
+                    action="append",
+                    default=[],
+                ),
+                ARG_OUTPUT,
+                _OF_WEBHOOK,
+            ),
+        ),
+        ActionCommand(
+            name="list",
+            help="List the webhooks in Etlworks",
+            func=_command("list_webhooks"),
+            args=(ARG_OUTPUT, _OF_WEBHOOK),
+        ),
+        ActionCommand(
+            name="remove",
+            help="Remove a webhook from Etlworks",
+            func=_command("remove_webhook"),
+            args=(
+                Arg(("webhook_id",), help="The webhook's id", metavar="ID", type=_whole_number),
+                ARG_YES,
+                _OF_WEBHOOK,
+            ),
+        ),
+    ),
+)
 
 
 def get_etlworks_cli_commands() -> list[GroupCommand]:
@@ -268,6 +328,6 @@ def get_etlworks_cli_commands() -> list[GroupCommand]:
         GroupCommand(
             name="etlworks",
             help="Run, watch and promote Etlworks flows",
-            subcommands=(_FLOWS, _RUN, _LOG, _PROMOTE, _ADOPT, _RELEASE),
+            subcommands=(_FLOWS, _RUN, _LOG, _PROMOTE, _ADOPT, _RELEASE, _WEBHOOK),
         )
     ]

@@ -573,6 +573,16 @@ def create_webhook(webhook: Mapping[str, Any]) -> Call[Webhook]:
     )
 
 
+def list_webhooks() -> PagedCall[Webhook]:
+    """List all webhooks. For administrators. Etlworks does not document this call: an assumption."""
+    return PagedCall("/v1/webhooks", Webhook.from_json)
+
+
+def delete_webhook(webhook_id: int) -> Call[None]:
+    """Delete a webhook. For administrators. Etlworks does not document this call: an assumption."""
+    return Call("DELETE", f"/v1/webhooks/{webhook_id}", read_nothing, idempotent=True)
+
+
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
 
 

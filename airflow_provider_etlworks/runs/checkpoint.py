@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+def reported_key(flow_id: int) -> str:
+    """
+    Return the key in an asset's state store under which the webhook lists the runs that it has reported.
+
+    :param flow_id: the flow.
+    """
+    return f"etlworks_webhook.{flow_id}"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """

@@ -488,6 +488,19 @@ def create_webhook(api: Api, request: Request) -> Answer:
     return Answer.json(api.organization.create_webhook(request.json_object(), request.user), 201)
 
 
+@route("GET", "/rest/v1/webhooks", administrator=True)
+def list_webhooks(api: Api, request: Request) -> Answer:
+    """List all webhooks. Etlworks does not document this call."""
+    return Answer.json(list(api.organization.webhooks.values()))
+
+
+@route("DELETE", "/rest/v1/webhooks/{webhook_id}", administrator=True)
+def delete_webhook(api: Api, request: Request, webhook_id: str) -> Answer:
+    """Delete a webhook. Etlworks does not document this call."""
+    api.organization.delete_webhook(parse_number(webhook_id, "webhookId"), request.user)
+    return Answer.json({})
+
+
 @route("GET", "/health", public=True)
 def read_health(api: Api, request: Request) -> Answer:
     """Report that the server works."""

@@ -359,6 +359,12 @@ class Organization:
             raise ApiError(400, "Field 'headers' must be a list of objects with 'key' and 'value'")
         return self._store(self.webhooks, webhook, "webhook", user)
 
+    def delete_webhook(self, webhook_id: int, user: str) -> None:
+        """Delete a webhook; 404 if there is none."""
+        _member(self.webhooks, webhook_id, "Webhook")
+        del self.webhooks[webhook_id]
+        self.record_event("delete", "webhook", webhook_id, user)
+
     def record_event(self, action: str, resource_type: str, resource_id: int | None, user: str) -> None:
         """Add an event to the audit log."""
         self.audit.appendleft(

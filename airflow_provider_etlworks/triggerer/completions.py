@@ -19,7 +19,8 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksUnreachable,
 )
 from airflow_provider_etlworks.client.rate_limit import Priority
-from airflow_provider_etlworks.runs.checkpoint import Checkpoint
+from airflow_provider_etlworks.client.text import as_int
+from airflow_provider_etlworks.runs.checkpoint import Checkpoint, reported_key
 from airflow_provider_etlworks.runs.completion_plan import CompletionPlanner
 from airflow_provider_etlworks.runs.completions import CompletionTracker
 from airflow_provider_etlworks.runs.outcome import task_result
@@ -66,6 +67,7 @@ class FlowToWatch:
     :ivar poll_interval: seconds between two polls.
     :ivar read_checkpoint: reads what Airflow stored under a key; ``None`` if there is nothing yet.
     :ivar write_checkpoint: stores something in Airflow under a key.
+    :ivar read_states: reads what each watched asset has under a key; nothing before Airflow 3.3.
     :ivar log: the trigger's own log.
     """
 
@@ -75,6 +77,7 @@ class FlowToWatch:
     poll_interval: float
     read_checkpoint: Callable[[str], Awaitable[Any]]
     write_checkpoint: Callable[[str, Any], Awaitable[None]]
+    read_states: Callable[[str], Awaitable[list[Any | None]]]
     log: Log
 
 
@@ -143,13 +146,19 @@ class FlowSubscription:
             self.flow_id,
         )
 
-    def events_for(self, completions: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
+    async def events_for(self, completions: Iterable[Completion], settings: ClientSettings) -> list[PendingEvent]:
         """
         Return the events for completed runs with one of the statuses, in the order in which they must be yielded.
+
+        A run that the webhook has reported has no event.
 
         :param completions: the completed runs.
         :param settings: those of the connection, for the address of a run.
         """
+        wanted = [each for each in completions if each.execution.status in self._statuses]
+        # Before anything is awaited: a commit meanwhile must not count these runs as reported.
+        self._pending += len(wanted)
+        reported = await self._reported_by_webhook() if wanted else frozenset()
         events = [
             PendingEvent(
                 self,
@@ -157,11 +166,25 @@ class FlowSubscription:
                 completion.checkpoint,
                 settings.root_url,
             )
-            for completion in completions
-            if (run := completion.execution).status in self._statuses
+            for completion in wanted
+            if (run := completion.execution).audit_id not in reported
         ]
-        self._pending += len(events)
+        self._pending -= len(wanted) - len(events)
         return events
+
+    async def _reported_by_webhook(self) -> frozenset[int | None]:
+        """Return the runs that the webhook has reported to all assets that the trigger watches."""
+        try:
+            states = await self._flow.read_states(reported_key(self.flow_id))
+        except Exception as error:  # noqa: BLE001  # whatever Airflow's own fault is, each run is reported
+            self._flow.log.warning(
+                "Airflow cannot read which runs of flow %s the webhook has reported; they are reported again: %s",
+                self.flow_id,
+                error,
+            )
+            return frozenset()
+        listed = [frozenset(as_int(run) for run in each) if isinstance(each, list) else frozenset() for each in states]
+        return frozenset.intersection(*listed) if listed else frozenset()
 
     def acknowledge(self, event: PendingEvent, *, is_stored: bool) -> None:
         """Record whether Airflow has stored an event."""
@@ -307,7 +330,7 @@ class CompletionStream:
         try:
             # Not at the priority of lists: they would wait without an end while more runs are due than can be polled.
             completed = await client.run(tracker.poll(), priority=Priority.POLL)
-            return subscription.events_for(completed, client.settings)
+            return await subscription.events_for(completed, client.settings)
         except _OUT_OF_REACH:
             raise
         except EtlworksError as error:

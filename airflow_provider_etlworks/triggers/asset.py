@@ -112,7 +112,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
                     yield TriggerEvent(event.payload)
 
     def _flow_to_watch(self, completions: ModuleType) -> FlowToWatch:
-        from airflow_provider_etlworks.compat import read_checkpoint, write_checkpoint
+        from airflow_provider_etlworks.compat import read_asset_states, read_checkpoint, write_checkpoint
 
         flow: FlowToWatch = completions.FlowToWatch(
             flow_id=self.flow_id,
@@ -121,6 +121,7 @@ class EtlworksFlowFinishedTrigger(BaseEventTrigger):
             poll_interval=self.poll_interval,
             read_checkpoint=partial(read_checkpoint, self),
             write_checkpoint=partial(write_checkpoint, self),
+            read_states=partial(read_asset_states, self),
             log=self.log,
         )
         return flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
 LOG_LINES = 100
+WEBHOOK_SECRET = "webhook-secret-of-the-tests"
 
 # What a DAG file may import under one name from Airflow 2 and 3.
 DAG_FILE_HEADER = """
@@ -51,7 +53,7 @@ def local_airflow(
     Run an Airflow whose connections lead to the sandboxes.
 
     ``etlworks_default`` (API key), ``etlworks_staging`` and ``etlworks_login`` to ``sandbox``, ``etlworks_production``
-    to ``production``.
+    to ``production``. The webhook is on, with ``WEBHOOK_SECRET``.
     """
     folder = tmp_path_factory.mktemp("dags")
     connections = {
@@ -60,6 +62,9 @@ def local_airflow(
         "AIRFLOW_CONN_ETLWORKS_PRODUCTION": production.airflow_connection,
         "AIRFLOW_VAR_ETLWORKS_BUNDLES": str(tmp_path_factory.mktemp("bundles")),
         "AIRFLOW_CONN_ETLWORKS_LOGIN": sandbox.airflow_connection_with_login,
+        "AIRFLOW_CONN_ETLWORKS_WEBHOOK": json.dumps({"conn_type": "generic", "password": WEBHOOK_SECRET}),
+        # Without a host, it is this Airflow's own API.
+        "AIRFLOW_CONN_ETLWORKS_WEBHOOK_AIRFLOW": '{"conn_type": "http", "login": "airflow", "password": "airflow"}',
     }
     with LocalAirflow(folder, connections) as airflow:
         yield airflow

@@ -49,9 +49,16 @@ class Triggerer:
 
             self._manager = SharedStreamManager(**settings)
 
-    def start(self, trigger: EtlworksFlowFinishedTrigger, store: AssetStateStore, number: int = 1) -> None:
+    def start(
+        self,
+        trigger: EtlworksFlowFinishedTrigger,
+        store: AssetStateStore,
+        number: int = 1,
+        others: tuple[AssetStateStore, ...] = (),
+    ) -> None:
         loaded = stored_and_loaded(trigger)
-        loaded.asset_state_store = SimpleNamespace(_by_name={"asset": store})
+        by_name = {f"asset_{place}": each for place, each in enumerate((store, *others))}
+        loaded.asset_state_store = SimpleNamespace(_by_name=by_name)
         self.tasks.append(
             asyncio.ensure_future(self._share(loaded, number) if self._manager else self._run(loaded, number))
         )
@@ -220,6 +227,53 @@ async def test_only_wanted_statuses_are_reported(sandbox: Sandbox, triggerers: C
         await until(lambda: str(failed) in store.text, "it is stored")
 
     assert triggerer.runs_reported == [failed]
+
+
+@sharing
+async def test_run_that_the_webhook_has_reported_is_not_repeated(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, triggerer = AssetStateStore(), Triggerer(shares=True)
+    triggerer.start(trigger(), store)
+    await until(lambda: store.kept, "the first checkpoint is stored")
+    by_webhook = sandbox.run_by_schedule(FLOW) + 1
+    store.kept[f"etlworks_webhook.{FLOW}"] = json.dumps([by_webhook, "text", None, []])
+    assert sandbox.run_by_schedule(FLOW) == by_webhook
+    by_watcher = sandbox.run_by_schedule(FLOW)
+    await until(lambda: by_watcher in triggerer.runs_reported, "it is reported")
+    checkpoint = f"etlworks_ends.etlworks_default.{FLOW}.success-warning"
+    await until(lambda: str(by_webhook) in store.kept[checkpoint], "it counts as done")
+    await triggerer.end()
+    assert triggerer.runs_reported == [by_webhook - 1, by_watcher]
+
+
+@sharing
+@pytest.mark.parametrize("listed", ["null", "5", '"text"', "{}"])
+async def test_list_of_the_webhook_that_makes_no_sense_hides_nothing(sandbox: Sandbox, listed: str) -> None:
+    store, triggerer = AssetStateStore(), Triggerer(shares=True)
+    store.kept[f"etlworks_webhook.{FLOW}"] = listed
+    triggerer.start(trigger(), store)
+    await until(lambda: len(store.kept) > 1, "the first checkpoint is stored")
+    audit_id = sandbox.run_by_schedule(FLOW)
+    await until(lambda: triggerer.events, "it is reported")
+    await triggerer.end()
+    assert triggerer.runs_reported == [audit_id]
+
+
+@sharing
+async def test_run_is_reported_unless_all_assets_have_it(sandbox: Sandbox) -> None:
+    stores, triggerer = [AssetStateStore(), AssetStateStore()], Triggerer(shares=True)
+    triggerer.start(trigger(), stores[0])
+    await until(lambda: stores[0].kept, "the first checkpoint is stored")
+    await triggerer.end()
+    audit_id = sandbox.run_by_schedule(FLOW)
+    stores[0].kept[f"etlworks_webhook.{FLOW}"] = json.dumps([audit_id])
+    # The webhook updates the asset with the flow's URI only.
+    restarted = Triggerer(shares=True)
+    restarted.start(trigger(), stores[0], others=(stores[1],))
+    await until(lambda: restarted.events, "it is reported")
+    await restarted.end()
+    assert restarted.runs_reported == [audit_id]
 
 
 FAULTS = (status(503), status(502, body="<html>Bad gateway</html>"), broken_body(), broken_body("{"), hang_up())

@@ -68,6 +68,11 @@ class World:
         return self.drive.send(endpoints.export_flows([7]))
 
     @property
+    def webhook(self) -> int:
+        """The id of a webhook, which is made for it."""
+        return self.drive.send(endpoints.create_webhook(WEBHOOK)).id
+
+    @property
     def dump(self) -> str:
         return self.drive.send(endpoints.export_flows_legacy([7]))
 
@@ -362,6 +367,19 @@ CASES: dict[str, Case] = {
             "flow_excludes": [8],
         },
         body=WEBHOOK,
+    ),
+    "list_webhooks": Case(
+        lambda world: (world.webhook, endpoints.list_webhooks())[1],
+        "GET /rest/v1/webhooks",
+        lambda webhooks: [each.name for each in webhooks],
+        ["Hook"],
+        query=PAGE,
+    ),
+    "delete_webhook": Case(
+        lambda world: endpoints.delete_webhook(world.webhook),
+        "DELETE /rest/v1/webhooks/1",
+        lambda nothing: nothing,
+        None,
     ),
     "send_to_listener": Case(
         lambda _: endpoints.send_to_listener("/orders/new one", b'{"order": 1}'),

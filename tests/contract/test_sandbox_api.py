@@ -991,6 +991,10 @@ def test_webhook_repeats_its_secrets(etlworks):
     assert "'method'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "method": "PUT"})
     assert "'headers'" in etlworks.refused(400, "POST", "/rest/v1/webhooks", json={**body, "headers": [{"key": "a"}]})
     assert etlworks.ask("POST", "/rest/v1/webhooks", json={**body, "url": ""}).status_code == 201
+    assert [each["id"] for each in etlworks.get("/rest/v1/webhooks")] == [1, 2]
+    assert etlworks.ask("DELETE", "/rest/v1/webhooks/1").status_code == 200
+    etlworks.refused(404, "DELETE", "/rest/v1/webhooks/1")
+    assert [each["id"] for each in etlworks.get("/rest/v1/webhooks")] == [2]
 
 
 def test_audit_log_is_newest_first(etlworks):
@@ -1090,6 +1094,8 @@ def test_listener_has_its_own_methods_authentication_and_receipt(etlworks):
         ("GET", "/rest/v1/metrics/executions"),
         ("GET", "/rest/v1/metrics/executions/summary"),
         ("POST", "/rest/v1/webhooks"),
+        ("GET", "/rest/v1/webhooks"),
+        ("DELETE", "/rest/v1/webhooks/1"),
         ("GET", "/etl/rest/v1/tasks/1/"),
         ("POST", "/rest/v1/token-auth/tenants/1"),
     ],

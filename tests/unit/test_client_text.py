@@ -89,6 +89,7 @@ DOCUMENTED: dict[str, tuple[Call[Any], Any]] = {
     "audit_events_legacy": (endpoints.audit_events_legacy(), [SHORT_EVENT]),
     "health": (endpoints.health(), {"status": "UP", "db": {"status": "UP", "running.flows": 1}}),
     "create_webhook": (endpoints.create_webhook({}), WEBHOOK),
+    "list_webhooks": (endpoints.list_webhooks().first(), [WEBHOOK]),
     "send_to_listener": (endpoints.send_to_listener("orders"), {"auditId": 5, "headers": {"Authorization": "x"}}),
 }
 

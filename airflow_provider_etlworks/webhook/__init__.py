@@ -1,0 +1,1 @@
+"""Receives what Etlworks posts when runs end, in Airflow's API server, and updates the flows' assets."""
