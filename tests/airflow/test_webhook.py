@@ -25,7 +25,7 @@ pytestmark = pytest.mark.airflow
 FLOW = 54_001
 SECRET = "webhook-secret-of-the-tests"
 
-DAG_FILE = """
+DAG_FILE = '''
 from airflow.sdk import AssetWatcher
 from airflow_provider_etlworks.assets import flow_asset
 from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
@@ -34,8 +34,13 @@ trigger = EtlworksFlowFinishedTrigger(flow_id={flow_id}, poll_interval=0.5)
 asset = flow_asset({flow_id}, host="{host}", watchers=[AssetWatcher(name="ends", trigger=trigger)])
 
 with DAG("posted", schedule=[asset], start_date=START):
-    BaseOperator(task_id="nothing")
-"""
+
+    @task
+    def nothing():
+        """Succeed."""
+
+    nothing()
+'''
 
 
 def post(airflow: LocalAirflow, audit_id: int, secret: str = SECRET) -> int:
