@@ -89,7 +89,8 @@ class AirflowApi:
 
     async def asset_ids(self, uri: str) -> list[int]:
         """Return the ids of the active assets with exactly this URI. Their names may differ."""
-        query = {"uri_pattern": uri.replace("%", r"\%").replace("_", r"\_"), "order_by": "uri"}
+        # Airflow finds more: URIs that begin with this one come after it.
+        query = {"uri_pattern": uri, "order_by": "uri"}
         return [each["id"] async for each in self._items("/assets", query, "assets") if each.get("uri") == uri]
 
     async def events(self, asset_id: int, since: str) -> AsyncIterator[dict[str, Any]]:

@@ -49,6 +49,8 @@ _REPORTED = 200
 # Seconds for which a post is retried, and between two tries at most.
 _RETRY_WITHIN = 900.0
 _LONGEST_DELAY = 60.0
+# Seconds between two readings of the connections at least, so that refused credentials lock nobody out.
+_RECONNECT_DELAY = 60.0
 # Seconds for which a run may still be going, or have no record, after its end was posted.
 _GOING_WITHIN = 60.0
 # Older ends are the asset watcher's: a late repetition must not start DAGs again.
@@ -89,6 +91,7 @@ class Delivery:
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._open: _Clients | None = None
+        self._opened_at = 0.0
 
     @property
     def pending(self) -> int:
@@ -220,11 +223,13 @@ class Delivery:
         async with self._opening:
             if self._open is None:
                 self._open = await _Clients.open(self._settings)
+                self._opened_at = self._clock.monotonic()
             return self._open
 
     async def _reconnect(self, refused: _Clients | None) -> None:
         """Let the next try read both connections again, once for all: a credential may have been changed."""
-        if refused is not None and self._open is refused:
+        is_due = self._clock.monotonic() - self._opened_at >= _RECONNECT_DELAY
+        if is_due and refused is not None and self._open is refused:
             self._open = None
             # Requests of other tasks fail by this, and are sent again.
             await refused.close()

@@ -448,6 +448,24 @@ async def test_changed_credentials_are_read_again(world: Callable[..., Any], mon
     assert w.airflow.reported == [audit_id]
 
 
+async def test_refused_credentials_are_not_tried_all_the_time(
+    world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    airflow_api = delivery_module._airflow_api
+    monkeypatch.setattr(delivery_module, "_airflow_api", lambda conn_id: read.append(conn_id) or airflow_api(conn_id))
+    async with world() as w:
+        w.hold().set()
+        refused = json.loads(w.sandbox.airflow_connection) | {"password": "an-old-key"}
+        monkeypatch.setenv(CONN_VARIABLE, json.dumps(refused))
+        for run in [w.run() for _ in range(20)]:
+            await w.ended(run)
+        began = w.clock.now
+        await w.settle()
+    assert w.airflow.events == []
+    assert 1 < len(read) <= (w.clock.now - began) / 60 + 1
+
+
 async def test_missing_role_in_airflow_is_final(world: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     async with world() as w:
         refuse = web.json_response

@@ -94,7 +94,7 @@ class FakeAirflow:
         return web.json_response({"access_token": self.token}, status=201)
 
     async def _list_assets(self, request: web.Request) -> web.Response:
-        part = request.query["uri_pattern"].replace("\\", "")
+        part = request.query["uri_pattern"]
         found = [{"id": number, "uri": uri} for number, uri in self.assets.items() if part in uri]
         return self._page(request, "assets", found)
 

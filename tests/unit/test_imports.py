@@ -172,6 +172,7 @@ def of(caught, place):
 needs = {
     "airflow_provider_etlworks.triggers.asset": "airflow.sdk",
     "airflow_provider_etlworks.triggerer.shared_stream": "airflow.triggers.shared_stream",
+    "airflow_provider_etlworks.webhook.app": "fastapi",
 }
 imported = []
 with warnings.catch_warnings(record=True) as caught:
