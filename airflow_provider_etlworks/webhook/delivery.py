@@ -51,6 +51,8 @@ _RETRY_WITHIN = 900.0
 _LONGEST_DELAY = 60.0
 # Seconds between two readings of the connections at least, so that refused credentials lock nobody out.
 _RECONNECT_DELAY = 60.0
+# Seconds for which Airflow may fail to list an asset's events.
+_LISTED_WITHIN = 10.0
 # Seconds for which a run may still be going, or have no record, after its end was posted.
 _GOING_WITHIN = 60.0
 # Older ends are the asset watcher's: a late repetition must not start DAGs again.
@@ -138,7 +140,7 @@ class Delivery:
             try:
                 async with self._slots:
                     clients = await self._clients()
-                    await self._report(post, name, clients)
+                    await self._report(post, name, clients, is_patient=waited < _LISTED_WITHIN)
                 return
             except _StillGoingError:
                 reason, is_final = "it has not ended", waited >= _GOING_WITHIN
@@ -169,7 +171,7 @@ class Delivery:
             await self._sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY)
 
-    async def _report(self, post: Post, name: str, clients: _Clients) -> None:
+    async def _report(self, post: Post, name: str, clients: _Clients, *, is_patient: bool) -> None:
         run = await clients.etlworks.send(endpoints.get_execution(post.flow_id, post.audit_id))
         if run.occupies_flow:
             raise _StillGoingError
@@ -187,22 +189,36 @@ class Delivery:
             log.info("%s ended: %s. No DAG has the asset %s.", name, run.status, uri)
         payload = task_result(run, settings.execution_url(run.flow_id, run.audit_id))
         for asset_id in asset_ids:
-            if await self._is_reported(clients.airflow, asset_id, run):
+            if run.audit_id in await _reported(clients.airflow, asset_id, run.flow_id):
                 log.info("%s is reported already.", name)
+                continue
+            if await self._has_event(clients.airflow, asset_id, run, is_patient=is_patient):
+                log.info("%s is reported already, by a watcher or a task.", name)
             else:
                 await clients.airflow.create_event(asset_id, {"payload": payload})
                 log.info("%s ended: %s. The asset %s is updated.", name, run.status, uri)
             await self._mark_reported(clients.airflow, asset_id, run)
 
     @staticmethod
-    async def _is_reported(airflow: AirflowApi, asset_id: int, run: Execution) -> bool:
-        """Return whether the asset has an event for this run, from a watcher or from us."""
+    async def _has_event(airflow: AirflowApi, asset_id: int, run: Execution, *, is_patient: bool) -> bool:
+        """
+        Return whether the asset has an event for this run, from a watcher or from us.
+
+        :param is_patient: whether to wait for Airflow's list. Airflow 3.3.2 cannot list the events of an asset while a
+            DAG run that one of them has created is queued; a report must not wait for that.
+        """
         since = (run.ended_at or run.started_at or datetime.fromtimestamp(0, timezone.utc)) - _CLOCK_SKEW
-        async for event in airflow.events(asset_id, since.isoformat()):
-            extra = event.get("extra")
-            payload = extra.get("payload") if isinstance(extra, dict) else None
-            if isinstance(payload, dict) and payload.get("audit_id") == run.audit_id:
-                return True
+        try:
+            async for event in airflow.events(asset_id, since.isoformat()):
+                extra = event.get("extra")
+                payload = extra.get("payload") if isinstance(extra, dict) else None
+                if isinstance(payload, dict) and payload.get("audit_id") == run.audit_id:
+                    return True
+        except AirflowApiError as error:
+            if is_patient or error.status != 500:
+                raise
+            text = "%s Run %s of flow %s may be reported twice."
+            log.warning(text, error, run.audit_id, run.flow_id)
         return False
 
     async def _mark_reported(self, airflow: AirflowApi, asset_id: int, run: Execution) -> None:
@@ -210,10 +226,8 @@ class Delivery:
         key = reported_key(run.flow_id)
         try:
             async with self._writing:
-                stored = await airflow.read_state(asset_id, key)
-                before = stored if isinstance(stored, list) else []
-                if run.audit_id not in before:
-                    await airflow.write_state(asset_id, key, [*before, run.audit_id][-_REPORTED:])
+                before = await _reported(airflow, asset_id, run.flow_id)
+                await airflow.write_state(asset_id, key, [*before, run.audit_id][-_REPORTED:])
         except AirflowApiError as error:
             # Airflow before 3.3 has no such store.
             level = logging.DEBUG if error.status in (404, 405) else logging.WARNING
@@ -233,6 +247,12 @@ class Delivery:
             self._open = None
             # Requests of other tasks fail by this, and are sent again.
             await refused.close()
+
+
+async def _reported(airflow: AirflowApi, asset_id: int, flow_id: int) -> list[Any]:
+    """Return the runs that the asset's state store names as reported by us."""
+    stored = await airflow.read_state(asset_id, reported_key(flow_id))
+    return stored if isinstance(stored, list) else []
 
 
 class _Clients:

@@ -248,6 +248,22 @@ async def test_run_that_the_webhook_has_reported_is_not_repeated(
 
 
 @sharing
+async def test_run_that_only_the_webhook_has_reported_counts_as_done(sandbox: Sandbox) -> None:
+    store, first = AssetStateStore(), Triggerer(shares=True)
+    first.start(trigger(), store)
+    await until(lambda: store.kept, "the first checkpoint is stored")
+    await first.end()
+    audit_id = sandbox.run_by_schedule(FLOW)
+    store.kept[f"etlworks_webhook.{FLOW}"] = json.dumps([audit_id])
+    restarted = Triggerer(shares=True)
+    restarted.start(trigger(), store)
+    checkpoint = f"etlworks_ends.etlworks_default.{FLOW}.success-warning"
+    await until(lambda: str(audit_id) in store.kept[checkpoint], "it counts as done")
+    await restarted.end()
+    assert restarted.events == []
+
+
+@sharing
 @pytest.mark.parametrize("listed", ["null", "5", '"text"', "{}"])
 async def test_list_of_the_webhook_that_makes_no_sense_hides_nothing(sandbox: Sandbox, listed: str) -> None:
     store, triggerer = AssetStateStore(), Triggerer(shares=True)
