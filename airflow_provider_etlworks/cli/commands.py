@@ -526,13 +526,13 @@ def release(args: Namespace) -> ExitCode:
 
 @_command
 def create_webhook(args: Namespace) -> ExitCode:
-    """Create a webhook that posts the ends of runs to this Airflow."""
+    """Create a webhook that posts completed runs to this Airflow."""
     settings = _webhook_settings()
     url = webhook_url(args.url or conf.get("api", "base_url", fallback=""))
     hook = EtlworksHook(args.conn_id or settings.etlworks_conn_id)
     body = {
         "name": args.name,
-        "description": "Reports the ends of runs to Apache Airflow.",
+        "description": "Reports completed runs to Apache Airflow.",
         "events": args.events or ["Flow.Executed"],
         "url": url,
         "method": "POST",

@@ -265,18 +265,18 @@ _RELEASE = ActionCommand(
 )
 _WEBHOOK = GroupCommand(
     name="webhook",
-    help="Let Etlworks report the ends of runs to Airflow, instead of polling",
+    help="Let Etlworks report completed runs to Airflow, instead of polling",
     subcommands=(
         ActionCommand(
             name="create",
-            help="Create a webhook in Etlworks that posts the ends of runs to this Airflow",
-            description="Create a webhook in Etlworks that posts the ends of runs to this Airflow. What it proves "
+            help="Create a webhook in Etlworks that posts completed runs to this Airflow",
+            description="Create a webhook in Etlworks that posts completed runs to this Airflow. What it proves "
             "itself with is read from the connection of the webhook, and is not shown. For administrators of Etlworks.",
             func=_command("create_webhook"),
             args=(
                 Arg(
                     ("--url",),
-                    help="The address of Airflow, as Etlworks reaches it. Default: Airflow's [api] base_url",
+                    help="The address of Airflow, as Etlworks reaches it. Default: base_url in Airflow's section api",
                     metavar="URL",
                 ),
                 Arg(("--name",), help="The webhook's name. Default: Airflow", metavar="NAME", default="Airflow"),

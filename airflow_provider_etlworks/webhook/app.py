@@ -49,9 +49,14 @@ def create_app(
         for delivery in deliveries:
             await delivery.close()
 
+    # Some clients send Basic only after they are asked to.
+    challenge = (
+        {"WWW-Authenticate": 'Basic realm="etlworks"'} if settings.login and not settings.signature_header else {}
+    )
+
     async def receive(request: Request) -> Response:
         if not settings.is_credential(request.headers):
-            return Response(status_code=401)
+            return Response(status_code=401, headers=challenge)
         length = request.headers.get("Content-Length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > MAX_BODY_BYTES:
             return Response(status_code=413)

@@ -123,7 +123,7 @@ class Delivery:
         """Give up what is being worked on, and close the connections."""
         tasks = list(self._tasks.values())
         if tasks:
-            log.warning("The API server ends: %s ends of runs are left to the asset watchers.", len(tasks))
+            log.warning("The API server stops: %s posted runs are left to the asset watchers.", len(tasks))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -150,7 +150,8 @@ class Delivery:
             except EtlworksUnauthorized as error:
                 await self._reconnect(clients)
                 reason, is_final = str(error), waited >= _RETRY_WITHIN
-            except EtlworksConfigError as error:
+            except (EtlworksConfigError, AirflowNotFoundException) as error:
+                # The connection may be mended meanwhile.
                 reason, is_final = str(error), waited >= _RETRY_WITHIN
             except EtlworksError as error:
                 reason, is_final = str(error), not error.retryable or waited >= _RETRY_WITHIN
@@ -158,8 +159,6 @@ class Delivery:
                 if error.status == 401:
                     await self._reconnect(clients)
                 reason, is_final = str(error), error.status in _FATAL_STATUSES or waited >= _RETRY_WITHIN
-            except AirflowNotFoundException as error:
-                reason, is_final = str(error), waited >= _RETRY_WITHIN
             except Exception as error:  # noqa: BLE001  # a fault of Airflow's database or ours must not be silent
                 reason, is_final = type(error).__name__, waited >= _RETRY_WITHIN
             if is_final:
@@ -180,7 +179,7 @@ class Delivery:
             return
         now = datetime.fromtimestamp(self._clock.time(), timezone.utc)
         if run.ended_at is None or run.ended_at < now - _OLDEST_END:
-            log.warning("%s ended at %s, which is too long ago. Nothing is reported.", name, run.ended_at)
+            log.warning("%s ended at %s, too long ago for the webhook. Nothing is reported.", name, run.ended_at)
             return
         settings = clients.etlworks.settings
         uri = flow_uri(run.flow_id, settings.root_url)
@@ -193,7 +192,7 @@ class Delivery:
                 log.info("%s is reported already.", name)
                 continue
             if await self._has_event(clients.airflow, asset_id, run, is_patient=is_patient):
-                log.info("%s is reported already, by a watcher or a task.", name)
+                log.info("%s is reported already, by a watcher.", name)
             else:
                 await clients.airflow.create_event(asset_id, {"payload": payload})
                 log.info("%s ended: %s. The asset %s is updated.", name, run.status, uri)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 pytest.importorskip("airflow.sdk", reason="Airflow 2 has no watchers of assets")
 
+from airflow_provider_etlworks.client.models import Execution
+from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.runs.checkpoint import Checkpoint
+from airflow_provider_etlworks.runs.completions import Completion
 from airflow_provider_etlworks.triggerer import completions
 from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 
@@ -261,6 +265,41 @@ async def test_run_that_only_the_webhook_has_reported_counts_as_done(sandbox: Sa
     await until(lambda: str(audit_id) in store.kept[checkpoint], "it counts as done")
     await restarted.end()
     assert restarted.events == []
+
+
+async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandbox: Sandbox) -> None:
+    written: list[Any] = []
+    answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+    async def read_checkpoint(_: str) -> Any:
+        return Checkpoint(40).to_json()
+
+    async def write_checkpoint(_: str, checkpoint: Any) -> None:
+        written.append(checkpoint)
+
+    async def read_states(_: str) -> list[Any]:
+        return await answer
+
+    flow = completions.FlowToWatch(
+        FLOW, ["success"], "etl", 1.0, read_checkpoint, write_checkpoint, read_states, completions.log
+    )
+    subscription = completions.FlowSubscription(flow)
+    tracker = await subscription.open()
+    tracker.checkpoint = Checkpoint(42)
+    ended = [Completion(Execution(FLOW, run, "success"), Checkpoint(run)) for run in (41, 42)]
+    making = asyncio.ensure_future(subscription.events_for(ended, ClientSettings(sandbox.url, "key")))
+    await asyncio.sleep(0)
+    # As the acknowledgement of an earlier event does.
+    await subscription.commit()
+    assert written == []
+    answer.set_result([[41]])
+    (event,) = await making
+    assert event.payload["audit_id"] == 42
+    await subscription.commit()
+    assert written == []
+    event.acknowledge(is_stored=True)
+    await subscription.commit()
+    assert written == [Checkpoint(42).to_json()]
 
 
 @sharing

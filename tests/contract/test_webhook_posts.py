@@ -495,6 +495,21 @@ async def test_missing_role_in_airflow_is_final(world: Callable[..., Any], caplo
     assert "403" in logged_by_us(caplog)
 
 
+async def test_missing_connection_may_be_added_later(
+    world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world() as w:
+        release = w.hold()
+        monkeypatch.delenv("AIRFLOW_CONN_ETLWORKS_WEBHOOK_AIRFLOW")
+        audit_id = w.run()
+        await w.ended(audit_id)
+        await until(lambda: "isn't defined" in logged_by_us(caplog), "it was tried")
+        monkeypatch.setenv("AIRFLOW_CONN_ETLWORKS_WEBHOOK_AIRFLOW", w.airflow.connection)
+        release.set()
+        await w.settle()
+    assert w.airflow.reported == [audit_id]
+
+
 # --- Who may post ---------------------------------------------------------------------------------------------------
 
 
@@ -542,6 +557,8 @@ async def test_secret_comes_in_the_chosen_header(world: Callable[..., Any], head
 
 async def test_secret_comes_as_basic(world: Callable[..., Any]) -> None:
     async with world(login="etl") as w:
+        async with w.session.post(w.url, data=b"{}") as response:
+            assert (response.status, response.headers["WWW-Authenticate"]) == (401, 'Basic realm="etlworks"')
         assert (await w.post(event(w.run()), Authorization=basic("etl", SECRET)))[0] == 202
 
 
