@@ -284,7 +284,7 @@ async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandb
         FLOW, ["success"], "etl", 1.0, read_checkpoint, write_checkpoint, read_states, completions.log
     )
     subscription = completions.FlowSubscription(flow)
-    tracker = await subscription.open()
+    tracker = await subscription.open(sandbox.url)
     tracker.checkpoint = Checkpoint(42)
     ended = [Completion(Execution(FLOW, run, "success"), Checkpoint(run)) for run in (41, 42)]
     making = asyncio.ensure_future(subscription.events_for(ended, ClientSettings(sandbox.url, "key")))
@@ -299,7 +299,7 @@ async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandb
     assert written == []
     event.acknowledge(is_stored=True)
     await subscription.commit()
-    assert written == [Checkpoint(42).to_json()]
+    assert written == [{**Checkpoint(42).to_json(), "root_url": sandbox.url}]
 
 
 @sharing
