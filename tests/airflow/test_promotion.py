@@ -231,7 +231,8 @@ def test_bundle_changed_after_the_preview_is_not_imported(promotions: dict[str, 
     assert states["import_flows"] == "failed"
     assert states["roll_back"] == "skipped"
     assert states["resume_schedules"] == "success"
-    assert states["report_result"] == "upstream_failed"
+    # It reports the failure, and is red.
+    assert states["report_result"] == "failed"
     assert_nothing_happened(changed)
 
 

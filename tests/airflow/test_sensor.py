@@ -70,9 +70,7 @@ def test_each_mode_ends_as_the_run(
     assert (results[0]["audit_id"], results[0]["records"]) == (audit_ids["success"], 7)
     for mode in MODES:
         assert local_airflow.xcom(dag_id, run_id, f"success_{mode}", key="audit_id") == audit_ids["success"]
-    assert f"Run {audit_ids['error']} of flow 51002 ended: error" in local_airflow.task_log(
-        dag_id, run_id, "error_poke"
-    )
+    assert f"(51002), run {audit_ids['error']} ended: error" in local_airflow.task_log(dag_id, run_id, "error_poke")
 
 
 def test_the_example_dags_run_unchanged(local_airflow: LocalAirflow, sandbox: Sandbox) -> None:
