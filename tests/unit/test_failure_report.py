@@ -62,11 +62,11 @@ def test_lines_are_bounded_and_harmless() -> None:
     assert all(each.isprintable() for each in lines)
 
 
-def test_error_is_short_and_logged_once() -> None:
+def test_error_sums_up_and_is_logged_once() -> None:
     task, error = Task(), EtlworksUnreachable("No answer. It did not reach the server.")
     raised = report(task, error)
     assert raised is error
-    assert str(raised) == "Flow 7 was not started."
+    assert str(raised) == "Flow 7 was not started. No answer. It did not reach the server."
     assert raised.report == "\n".join(task.lines)  # type: ignore[union-attr]
     assert report(task, error) is error
     assert len(task.lines) == 5
