@@ -113,7 +113,7 @@ class Failure:
     :ivar then: what another try does, such as ``starts a new run``; empty if it just tries again.
     :ivar to_do: what a person does.
     :ivar is_final: why Airflow does not try again, if the failure is final by its nature.
-    :ivar keeps_message: whether the error keeps its own message, since the block does not say why.
+    :ivar keeps_message: whether the error keeps its own message, which sums up the failure already.
     """
 
     what: str
@@ -364,8 +364,8 @@ class TaskReport:
         self.subject = Subject(operator.etlworks_conn_id, task=about)
 
     def failure_of(self, error: BaseException) -> Failure:
-        """Say that the task failed: the error, which follows in the log, says why and what was done."""
-        return replace(not_done("failed; the error below says why", error), why=(), keeps_message=True)
+        """Say that the task failed, why, and what was done. The error keeps its own words, which name the task."""
+        return replace(not_done("failed", error), keeps_message=True)
 
 
 _WITHOUT_RETRY: dict[type[BaseException], type[BaseException]] = {
