@@ -116,7 +116,7 @@ def test_requests_without_an_answer_count(connect: Connect, sandbox: Sandbox, cl
     sandbox.fault("GET", READ_PATH, hang_up(carried_out=True))
     drive = connect(sandbox.url, clock=clock, requests_per_minute=1)
     drive.send(READ)
-    assert sum(clock.slept) >= 60
+    assert sum(clock.slept) >= 60 - 1e-6  # the clock counts from 1970
 
 
 def test_procedure_has_one_priority(connect: Connect, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
