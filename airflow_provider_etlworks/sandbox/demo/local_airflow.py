@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ START_LIMIT = 180.0
 STOP_LIMIT = 60.0
 POLL_INTERVAL = 0.2
 LOG_TAIL_LINES = 30
+CALL_REPETITIONS = 3
 LOST_TASK_LIMIT = "30"
 
 _JOB_TYPES = {"scheduler": "SchedulerJob", "dag-processor": "DagProcessorJob", "triggerer": "TriggererJob"}
@@ -445,6 +447,12 @@ class LocalAirflow:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         answer = self._api(method, path, json=body)
+        for _ in range(CALL_REPETITIONS):
+            # Another process held sqlite's lock for too long, and nothing was done.
+            if answer.status_code != HTTPStatus.INTERNAL_SERVER_ERROR or "Database error" not in answer.text:
+                break
+            time.sleep(POLL_INTERVAL)
+            answer = self._api(method, path, json=body)
         if not answer.ok:
             raise LocalAirflowError(f"Airflow answered {answer.status_code} to {method} {path}: {answer.text}")
         return answer.json() if answer.content else None
