@@ -31,7 +31,7 @@ class EtlworksWebhookPlugin(AirflowPlugin):
 
         try:
             settings = webhook_settings(BaseHook.get_connection(WEBHOOK_CONN_ID))
-        except AirflowNotFoundException:
+        except (AirflowNotFoundException, ImportError):  # outside of tasks, Airflow 3.1 raises the latter
             return []
         except Exception as error:  # noqa: BLE001  # whatever it is, the API server must start
             log.error("Etlworks's webhook is off: %s", error)  # noqa: TRY400  # a traceback might show the connection

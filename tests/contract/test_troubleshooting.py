@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from airflow import __version__ as airflow_version
 from support.sensor import Waiting
 from support.task import CONN_VARIABLE, RECORD_PATH, RUN_PATH, STOP_PATH
 
@@ -51,6 +52,8 @@ def test_every_message_has_a_scenario() -> None:
 
 @pytest.mark.parametrize("entry", TABLE, ids=[each["id"] for each in TABLE])
 def test_message_is_word_for_word(etlworks: Etlworks, entry: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if entry["id"] == "connection-missing" and airflow_version.startswith("3.1."):
+        pytest.skip("outside of a worker, Airflow 3.1 does not say that a connection is missing")
     said = SCENARIOS[entry["id"]](etlworks, monkeypatch)
 
     lines = said.splitlines()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from airflow import __version__ as airflow_version
 from support.clock import VirtualClock
 from support.task import CONN_VARIABLE
 from support.webhook import AIRFLOW_PASSWORD, FakeAirflow, served
@@ -495,6 +496,7 @@ async def test_missing_role_in_airflow_is_final(world: Callable[..., Any], caplo
     assert "403" in logged_by_us(caplog)
 
 
+@pytest.mark.skipif(airflow_version.startswith("3.1."), reason="Airflow 3.1 does not say what is missing")
 async def test_missing_connection_may_be_added_later(
     world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
