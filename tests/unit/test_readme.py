@@ -140,9 +140,7 @@ def test_sandbox_guide_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         exec(compile(faults, "<guide>", "exec"), {"sandbox": sandbox})  # noqa: S102  # ours
 
 
-@pytest.mark.skipif(
-    airflow_version.startswith("3.1."), reason="its dag.test() takes only DAGs in its database"
-)
+@pytest.mark.skipif(airflow_version.startswith("3.1."), reason="its dag.test() takes only DAGs in its database")
 @pytest.mark.timeout(900)  # it creates a database
 def test_testing_guide_is_a_test_suite_that_passes(tmp_path: Path) -> None:
     dag_file, conftest, tests = blocks(GUIDES["testing.md"], "python")
