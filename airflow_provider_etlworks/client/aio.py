@@ -153,18 +153,20 @@ class AsyncEtlworksClient:
             for item in cursor.advance(await self.send(cursor.call, priority=priority)):
                 yield item
 
-    async def run(self, procedure: Procedure[T], *, priority: Priority | None = None) -> T:
+    async def run(self, procedure: Procedure[T], *, priority: Priority | None = None, turn: Turn | None = None) -> T:
         """
         Run a procedure, and return its result.
 
         :param procedure: the procedure.
         :param priority: that of each of its requests; ``None`` as for :meth:`send`.
+        :param turn: a turn that the caller has taken already, for all its requests: it waits again before each but the
+            first, and its priority counts.
         """
         try:
             step = next(procedure)
             while True:
                 try:
-                    value = await self._perform(step, priority)
+                    value = await self._perform(step, priority, turn)
                 except EtlworksError as error:
                     priority = priority_after(error, priority)
                     step = procedure.throw(error)
@@ -176,18 +178,18 @@ class AsyncEtlworksClient:
         finally:
             procedure.close()
 
-    async def _perform(self, step: Step, priority: Priority | None) -> Any:
+    async def _perform(self, step: Step, priority: Priority | None, turn: Turn | None) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
-            turn = self.dispatcher.turn(Priority.POLL if priority is None else priority)
+            turn = turn or self.dispatcher.turn(Priority.POLL if priority is None else priority)
             return await self._exchange(step.call, step.bearer, turn)
         if isinstance(step, ReadHead):
             # Nothing in an event loop reads a long text, so this one holds it whole.
-            return (await self.send(step.call, attempts=1, priority=priority))[: step.size]
+            return (await self.send(step.call, attempts=1, priority=priority, turn=turn))[: step.size]
         if isinstance(step, SendOnce):
-            return await self.send(step.call, attempts=1, priority=priority)
-        return await self.send(step, priority=priority)
+            return await self.send(step.call, attempts=1, priority=priority, turn=turn)
+        return await self.send(step, priority=priority, turn=turn)
 
     async def _send_once(self, call: Call[T], turn: Turn) -> T:
         if not call.authenticated:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_etlworks.client.errors import EtlworksError
-from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 from airflow_provider_etlworks.client.transport import POOL_SIZE
 from airflow_provider_etlworks.runs.find import SearchPoller, find_newest_runs
 from airflow_provider_etlworks.runs.follow import FollowResult, RunPoller
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.dispatcher import Turn
     from airflow_provider_etlworks.client.models import Execution
-    from airflow_provider_etlworks.client.procedure import Log, Procedure
+    from airflow_provider_etlworks.client.procedure import Log
     from airflow_provider_etlworks.client.rate_limit import Priority
     from airflow_provider_etlworks.runs.find import RunWaiter
     from airflow_provider_etlworks.runs.types import PollPolicy, RunRef
@@ -226,7 +225,7 @@ class Watcher:
                     results = self._queue.on_record(item, execution, self._clock.monotonic())
                 elif isinstance(item, SearchItem):
                     searching = find_newest_runs(item.flow_id, item.message_uuid)
-                    runs = await run_with_turn(self.client, searching, turn)
+                    runs = await self.client.run(searching, turn=turn)
                     results = self._queue.on_search(item, runs, self._clock.monotonic())
             except EtlworksError as error:
                 results = self._queue.on_error(item, error, self._clock.monotonic())
@@ -241,7 +240,7 @@ class Watcher:
         failure: Exception | None = None
         try:
             reading = read_listing(item.listing, self._queue.breaker, item.runs, item.most_pages)
-            listed = await run_with_turn(self.client, reading, turn)
+            listed = await self.client.run(reading, turn=turn)
             for _ in self._queue.on_listing(item, asked_at, listed):
                 await asyncio.sleep(0)
         except EtlworksError as error:
@@ -276,33 +275,3 @@ class Watcher:
     def _check_deadline(self) -> None:
         if self._queue.next_deadline() != self._next_deadline.rings_at:
             self._next_deadline.ring()
-
-
-async def run_with_turn(client: AsyncEtlworksClient, procedure: Procedure[T], turn: Turn) -> T:
-    """
-    Run a procedure that sends its calls a single time each, and return its result.
-
-    :param client: sends the calls.
-    :param procedure: the procedure.
-    :param turn: is used for all calls; it waits again before each but the first.
-    """
-    try:
-        step = next(procedure)
-        while True:
-            try:
-                if isinstance(step, SendOnce):
-                    value: Any = await client.send(step.call, attempts=1, turn=turn)
-                elif isinstance(step, Sleep):
-                    value = None
-                    await client.sleep(step.seconds)
-                else:
-                    raise TypeError(step)
-            except EtlworksError as error:
-                step = procedure.throw(error)
-            else:
-                step = procedure.send(value)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        procedure.close()

@@ -14,7 +14,6 @@ from airflow_provider_etlworks.runs import stop
 from airflow_provider_etlworks.runs.defaults import TRIGGER_BUFFER
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
-from airflow_provider_etlworks.runs.watcher import run_with_turn
 from airflow_provider_etlworks.triggerer.shared_watcher import (
     ConnectionUnreadableError,
     follow_with_shared_watcher,
@@ -130,7 +129,7 @@ class _Stopping:
                     request = stop.stop_run(
                         self._run, client.settings.stop_path, clock=client.clock, patience=_STOP_PATIENCE
                     )
-                    return await run_with_turn(client, request, turn)
+                    return await client.run(request, turn=turn)
         except (EtlworksConfigError, ConnectionUnreadableError) as error:
             return stop.StopResult(accepted=False, detail=f"{stop.not_stopped(self._run)}: {error}")
 
