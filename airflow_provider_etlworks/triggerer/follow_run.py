@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
@@ -16,9 +17,9 @@ from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.triggerer.shared_watcher import (
     ConnectionUnreadableError,
+    SharedWatcher,
     follow_with_shared_watcher,
     shared_watcher,
-    watcher_of,
 )
 
 if TYPE_CHECKING:
@@ -52,20 +53,20 @@ async def follow_run(
     :param cancel_on_kill: whether the run is stopped at the deadline.
     :param log: the trigger's own log, so that the lines are in the task's log.
     """
-
-    async def follow(watcher: Watcher) -> FollowResult:
-        result = await watcher.follow(run, policy, log=log)
-        if result.ending is Ending.DEADLINE and policy.deadline is not None and cancel_on_kill:
-            left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - watcher.client.clock.time()
-            # On the instance that was polled, whatever the connection names by now.
-            stopping = _Stopping(run, watcher_of(watcher.client.settings))
-            result = replace(
-                result, detail=await stopping.report(log, watcher.client.sleep(min(_STOP_WITHIN, max(0.0, left))))
-            )
-        return result.redacted(watcher.client.settings.secrets)
-
+    follow = partial(_follow, run, policy, cancel_on_kill, log)
     followed = await follow_with_shared_watcher(conn_id, log, follow, root_url=root_url, deadline=policy.deadline)
     return ExecutionEvent(run.flow_id, run.audit_id, followed)
+
+
+async def _follow(run: RunRef, policy: PollPolicy, cancel_on_kill: bool, log: Log, watcher: Watcher) -> FollowResult:
+    result = await watcher.follow(run, policy, log=log)
+    if result.ending is Ending.DEADLINE and policy.deadline is not None and cancel_on_kill:
+        left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - watcher.client.clock.time()
+        # On the instance that was polled, whatever the connection names by now.
+        stopping = _Stopping(run, SharedWatcher(watcher.client.settings))
+        stopped = await stopping.report(log, watcher.client.sleep(min(_STOP_WITHIN, max(0.0, left))))
+        result = replace(result, detail=stopped)
+    return result.redacted(watcher.client.settings.secrets)
 
 
 async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log) -> None:

@@ -95,25 +95,44 @@ async def shared_watcher(
     :raises ConnectionUnreadableError: Airflow cannot read it.
     """
     settings = await read_connection(etlworks_conn_id, instead_of=instead_of, root_url=root_url, deadline=deadline)
-    async with watcher_of(settings) as watcher:
+    async with SharedWatcher(settings) as watcher:
         yield watcher
 
 
-@asynccontextmanager
-async def watcher_of(settings: ClientSettings) -> AsyncIterator[Watcher]:
-    """Yield the watcher that all users with these settings in this event loop share; the last one closes it."""
-    watchers = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
-    shared = watchers.setdefault(settings, _Shared())
-    shared.users += 1
-    try:
-        async with shared.opening:
-            if shared.watcher is None:
-                shared.watcher = Watcher(await AsyncEtlworksClient(settings).open())
-        yield shared.watcher
-    finally:
+class SharedWatcher:
+    """
+    The watcher that all users with these settings in this event loop share. An async context manager.
+
+    The last user closes the watcher. A class, since a generator for each of thousands of triggers takes more memory.
+
+    :param settings: what the connection says.
+    """
+
+    __slots__ = ("_settings", "_shared")
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+
+    async def __aenter__(self) -> Watcher:
+        """Open the watcher, unless another user has."""
+        watchers = _BY_LOOP.setdefault(asyncio.get_running_loop(), {})
+        self._shared = shared = watchers.setdefault(self._settings, _Shared())
+        shared.users += 1
+        try:
+            async with shared.opening:
+                if shared.watcher is None:
+                    shared.watcher = Watcher(await AsyncEtlworksClient(self._settings).open())
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return shared.watcher
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the watcher, unless another user has it."""
+        shared = self._shared
         shared.users -= 1
         if shared.users == 0:
-            del watchers[settings]
+            del _BY_LOOP[asyncio.get_running_loop()][self._settings]
             if shared.watcher is not None:
                 await shared.watcher.close()
                 await shared.watcher.client.close()
@@ -139,7 +158,7 @@ async def follow_with_shared_watcher(
     try:
         # Not shared_watcher: a frame more for each of thousands of triggers.
         settings = await read_connection(etlworks_conn_id, root_url=root_url, deadline=deadline)
-        async with watcher_of(settings) as watcher:
+        async with SharedWatcher(settings) as watcher:
             followed = await follow(watcher)
             if not isinstance(followed.error, EtlworksUnauthorized):
                 return followed
