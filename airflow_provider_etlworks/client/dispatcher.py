@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.settings import ClientSettings
 
+# Connections that only stops and last polls use: the others may all hang.
+_RESERVED_CONNECTIONS = 1
+
 
 class _Entry(NamedTuple):
     priority: Priority
@@ -111,7 +114,7 @@ class Dispatcher:
 
     def grant_at_once(self, turn: Turn) -> bool:
         """Grant a turn if nobody waits and it may be used now."""
-        if self._waiting or not self._free_connections or self.rate_limiter.begin(turn.priority) > 0:
+        if self._waiting or not self._has_connection(turn.priority) or self.rate_limiter.begin(turn.priority) > 0:
             return False
         self._free_connections -= 1
         turn.is_granted = True
@@ -146,11 +149,13 @@ class Dispatcher:
             self._grant()
 
     def _grant(self) -> None:
-        while self._waiting and self._free_connections:
+        while self._waiting:
             entry = self._queue[0]
             if entry is not entry.turn.entry:
                 heapq.heappop(self._queue)
                 continue
+            if not self._has_connection(entry.priority):
+                break
             if (delay := self.rate_limiter.begin(entry.priority)) > 0:
                 self._wake_after(delay)
                 return
@@ -164,6 +169,9 @@ class Dispatcher:
         if not self._waiting:
             self._queue.clear()
         self._cancel_timer()
+
+    def _has_connection(self, priority: Priority) -> bool:
+        return self._free_connections > (0 if priority <= Priority.LAST_POLL else _RESERVED_CONNECTIONS)
 
     def _wake_after(self, delay: float) -> None:
         wakes_at = self.rate_limiter.clock.monotonic() + delay

@@ -83,9 +83,24 @@ def test_most_urgent_goes_first_and_equals_in_their_order() -> None:
 def test_no_more_requests_at_once_than_connections() -> None:
     async def main() -> None:
         senders = Senders(dispatcher_with(0), takes=1.0)
-        await asyncio.gather(*[senders.send(str(number)) for number in range(35)])
+        await asyncio.gather(*[senders.send(str(number), Priority.STOP) for number in range(35)])
         assert senders.most_at_once == POOL_SIZE
         assert senders.sent[-1][1] == pytest.approx(3.0)
+
+    in_virtual_time(main())
+
+
+@pytest.mark.parametrize("urgent", [Priority.STOP, Priority.LAST_POLL])
+def test_connection_is_left_for_what_is_urgent(urgent: Priority) -> None:
+    async def main() -> None:
+        senders = Senders(dispatcher_with(0), takes=60.0)
+        polls = [senders.send("poll", priority) for priority in Priority if priority > Priority.LAST_POLL] * 3
+        polls += [senders.send("poll") for _ in range(POOL_SIZE)]
+        await everybody_waits()
+        senders.send("urgent", urgent)
+        await asyncio.gather(*polls)
+        assert senders.names[: POOL_SIZE + 1] == ["poll"] * (POOL_SIZE - 1) + ["urgent", "poll"]
+        assert senders.sent[POOL_SIZE - 1][1] == pytest.approx(0.0)
 
     in_virtual_time(main())
 
@@ -149,14 +164,14 @@ def test_cancelled_waiters_leave_no_hole(limit: int) -> None:
 def test_waiter_cancelled_with_its_turn_granted_gives_it_to_the_next() -> None:
     async def main() -> None:
         senders = Senders(dispatcher_with(0), takes=1.0)
-        going = [senders.send(f"going {number}") for number in range(POOL_SIZE)]
-        waiting = [senders.send(f"waiting {number}") for number in range(3)]
+        going = [senders.send(f"going {number}", Priority.STOP) for number in range(POOL_SIZE)]
+        waiting = [senders.send(f"waiting {number}", Priority.STOP) for number in range(3)]
         await everybody_waits()
         # The answers grant the turns of those that wait, and two are cancelled before they have run again.
         await asyncio.sleep(1.0)
         await cancel(waiting[:2])
         await asyncio.gather(*going, waiting[2])
-        after = [senders.send("after") for _ in range(POOL_SIZE)]
+        after = [senders.send("after", Priority.STOP) for _ in range(POOL_SIZE)]
         await asyncio.gather(*after)
         assert senders.names.count("after") == POOL_SIZE
         assert senders.most_at_once == POOL_SIZE
