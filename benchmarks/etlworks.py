@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_etlworks.sandbox import Sandbox, SandboxFlow
+from airflow_provider_etlworks.sandbox import Fault, Recorded, Sandbox, SandboxFlow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 POLL, DAY, HISTORY, OTHER = "polls", "lists of a day", "histories", "other"
+
+
+class Received(NamedTuple):
+    """A request that came: when, by the machine's monotonic clock, of what kind, and the status of its answer."""
+
+    at: float
+    kind: str
+    status: int | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,14 @@ class EtlworksProcess:
     def revoke_tokens(self) -> None:
         self._ask("revoke_tokens")
 
+    def fault(self, fault: Fault, times: int) -> None:
+        """Let the next requests meet a fault."""
+        self._ask("fault", fault, times)
+
+    def received(self, since: float) -> list[Received]:
+        """Return the requests that came after a moment of the machine's monotonic clock."""
+        return self._ask("received", since)
+
     def log_ins(self) -> int:
         return self._ask("log_ins")
 
@@ -104,10 +121,14 @@ def _serve(pipe: Connection, seconds: list[float], administrator: bool) -> None:
                     pipe.send(sandbox.revoke_tokens())
                 case ("log_ins",):
                     pipe.send(sandbox.log_ins)
+                case ("fault", fault, times):
+                    pipe.send(sandbox.fault("*", "*", fault, times=times))
+                case ("received", since):
+                    pipe.send([Received(each.at, _kind(each.path), each.status) for each in _received(sandbox, since)])
 
 
 def _traffic(sandbox: Sandbox, since: float, until: float) -> Traffic:
-    received = [request for request in list(sandbox.requests) if since <= request.at <= until]
+    received = _received(sandbox, since, until)
     polls: dict[str, list[float]] = defaultdict(list)
     for request in received:
         if _kind(request.path) == POLL:
@@ -119,6 +140,10 @@ def _traffic(sandbox: Sandbox, since: float, until: float) -> Traffic:
         waits=[[later - earlier for earlier, later in pairwise(each)] for each in polls.values() if len(each) > 1],
         polled=len(polls),
     )
+
+
+def _received(sandbox: Sandbox, since: float, until: float = math.inf) -> list[Recorded]:
+    return [request for request in list(sandbox.requests) if since <= request.at <= until]
 
 
 def _kind(path: str) -> str:
