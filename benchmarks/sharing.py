@@ -103,6 +103,10 @@ def plot(requests: list[tuple[float, bool]], processes: list[Process], begun: fl
     done.step([0, *begins], range(len(begins) + 1), where="post", color="grey", label="processes that have begun")
     done.set(xlabel="seconds", ylabel="processes")
     done.legend(fontsize="small")
+    figure.suptitle(
+        f"{PROCESSES} processes that begin within {WITHIN:g} s, and know nothing of one another,\n"
+        f"share a limit of {LIMIT} requests a minute: all of them finish"
+    )
     for axes in (rate, done):
         axes.grid(alpha=0.3)
     figure.savefig(FIGURE, metadata={"Date": None})

@@ -35,10 +35,12 @@ _LONGEST_DELAY = 1.0
 _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
-_LEAST_SHARE = 2.0
+_LEAST_SHARE = 1.0
+# A share below this doubles in each quiet minute: a process that sent little before its first 429 may need much more.
+_SMALL_SHARE = 20.0
 # By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
 _RISE = 6.0
-_RISE_OF_SHARE = 0.1
+_RISE_OF_SHARE = 0.05
 # After so many quiet minutes it rises twice as fast, then three times, and so on.
 _FASTER_AFTER = 10.0
 
@@ -74,6 +76,7 @@ class _State(NamedTuple):
     :ivar next_at: when the next request is due, if requests are evenly spaced.
     :ivar resume_at: until when nothing but stops is sent.
     :ivar share: requests a minute at the end of the last pause.
+    :ivar is_first: whether no share limited this process before that pause.
     :ivar successors: the states that wanted to succeed this one; the first one does.
     """
 
@@ -83,6 +86,7 @@ class _State(NamedTuple):
     next_at: float
     resume_at: float
     share: float
+    is_first: bool
     successors: list[_State]
 
     def used(self, now: float) -> int:
@@ -119,7 +123,7 @@ class RateLimiter:
         self._jitter = jitter
         self._limit = requests_per_minute or math.inf
         self._limits: dict[weakref.ref[object], float] = {}
-        self._state = _State(0, (), 0, -math.inf, -math.inf, math.inf, [])
+        self._state = _State(0, (), 0, -math.inf, -math.inf, math.inf, True, [])
 
     def join(self, client: object, requests_per_minute: int) -> None:
         """
@@ -158,8 +162,8 @@ class RateLimiter:
             elif (delay := state.next_at - slack * (1 - (used / unreserved) ** 2) - now) > 0:
                 return _between(delay)
             # Not with _replace(), which takes as long as all the rest.
-            in_flight, ended, ended_requests, _, resume_at, share, _ = state
-            new = _State(in_flight + 1, ended, ended_requests, next_at, resume_at, share, [])
+            in_flight, ended, ended_requests, _, resume_at, share, is_first, _ = state
+            new = _State(in_flight + 1, ended, ended_requests, next_at, resume_at, share, is_first, [])
             if self._succeed(state, new):
                 return 0.0
 
@@ -167,7 +171,7 @@ class RateLimiter:
         """Record that a request that was sent has been answered, or has failed."""
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            in_flight, ended, ended_requests, next_at, resume_at, share, _ = state
+            in_flight, ended, ended_requests, next_at, resume_at, share, is_first, _ = state
             if ended and now - ended[-1].first < _GROUP:
                 first, last, requests = ended[-1]
                 ended = (*ended[:-1], _Ended(first, max(last, now), requests + 1))
@@ -175,7 +179,7 @@ class RateLimiter:
             else:
                 ended = (*(each for each in ended if each.last > now - WINDOW), _Ended(now, now, 1))
                 ended_requests = sum([each.requests for each in ended])
-            new = _State(in_flight - 1, ended, ended_requests, next_at, resume_at, share, [])
+            new = _State(in_flight - 1, ended, ended_requests, next_at, resume_at, share, is_first, [])
             if self._succeed(state, new):
                 return
 
@@ -198,14 +202,16 @@ class RateLimiter:
         offset = WINDOW * self._jitter()
         while True:
             state, now = self._latest(), self.clock.monotonic()
-            share = state.share
+            share, is_first = state.share, state.is_first
             if now >= state.resume_at:
+                is_first = _share(state, now) >= min([self._limit, *self._limits.values()])
                 # The refused one does not count.
                 share = max((state.used(now) - 1) / 2, _LEAST_SHARE)
             resume_at = max(state.resume_at, now + (retry_after or 0.0) + offset)
             # Evenly from then on, without a burst.
             next_at = max(state.next_at, resume_at + _spacing(share, math.inf)[1])
-            if self._succeed(state, state._replace(next_at=next_at, resume_at=resume_at, share=share, successors=[])):
+            new = state._replace(next_at=next_at, resume_at=resume_at, share=share, is_first=is_first, successors=[])
+            if self._succeed(state, new):
                 return
 
     def is_paused(self, priority: Priority) -> bool:
@@ -240,7 +246,11 @@ def _share(state: _State, now: float) -> float:
     minutes = max(0.0, now - state.resume_at) / 60.0
     if state.share == math.inf or minutes == math.inf:
         return state.share
-    return state.share + min(_RISE, _RISE_OF_SHARE * state.share) * minutes * (1 + minutes / _FASTER_AFTER)
+    share = state.share
+    if state.is_first and share < _SMALL_SHARE:
+        doubling = min(minutes, math.log2(_SMALL_SHARE / share))
+        share, minutes = share * math.pow(2, doubling), minutes - doubling
+    return share + min(_RISE, _RISE_OF_SHARE * share) * minutes * (1 + minutes / _FASTER_AFTER)
 
 
 def _spacing(share: float, limit: float) -> tuple[float, float]:

@@ -223,6 +223,23 @@ def test_share_rises_slowly_in_quiet_time(limit: int) -> None:
     assert (150 < in_each_quarter[-1] <= 180) if limit else in_each_quarter[-1] > 180
 
 
+def test_process_that_is_refused_at_its_first_request_soon_sends_much() -> None:
+    clock = VirtualClock()
+    limiter = RateLimiter(300, clock, jitter=lambda: 0.0)
+    send(limiter, clock)
+    limiter.refuse(60)
+    send(limiter, clock)
+    in_each_minute = [sent_in(limiter, clock, 60) for _ in range(15)]
+    assert in_each_minute[0] <= 3
+    assert in_each_minute[5] >= 15
+    assert in_each_minute[-1] >= 40
+    # From now on, it knows that others are there.
+    limiter.refuse(60)
+    send(limiter, clock)
+    in_each_minute = [sent_in(limiter, clock, 60) for _ in range(5)]
+    assert 15 <= in_each_minute[0] <= in_each_minute[-1] <= 35
+
+
 def test_processes_come_back_at_their_own_moments_after_a_pause() -> None:
     moments = []
     for _ in range(200):
