@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 import zlib
 from contextvars import ContextVar
@@ -380,7 +379,6 @@ async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
 
 
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
-    """Read certificates and find the proxy; import what the first token needs."""
-    importlib.import_module("jwt")
+    """Read certificates and find the proxy."""
     verify = ca_bundle(settings)
     return (tls_context(verify) if isinstance(verify, str) else verify), proxy_for(settings)

@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jwt
+
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksBadRequest, EtlworksError, EtlworksNotFound
 from airflow_provider_etlworks.client.procedure import RequestToken
@@ -141,8 +143,6 @@ class Authenticator:
 
     def _read_token(self, bearer: str) -> _Token:
         """Read the lifetime of a token from its claims. The server checks its signature, not we."""
-        import jwt
-
         try:
             claims = jwt.decode(bearer, options={"verify_signature": False})
         except (jwt.InvalidTokenError, RecursionError):

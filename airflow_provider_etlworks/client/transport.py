@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import certifi
+from requests.utils import get_environ_proxies, select_proxy
+
 from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client.call import basic_token
 from airflow_provider_etlworks.client.errors import (
@@ -193,9 +196,7 @@ def proxy_for(settings: ClientSettings) -> str | None:
     """
     if settings.proxy:
         return proxy_url(settings.proxy)
-    # A DAG file's import must not load requests. It reads more forms of NO_PROXY than Python itself: ports, networks.
-    from requests.utils import get_environ_proxies, select_proxy
-
+    # requests reads more forms of NO_PROXY than Python itself: ports, networks.
     found: str | None = select_proxy(settings.root_url, get_environ_proxies(settings.root_url))
     return found and proxy_url(found, "The proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)")
 
@@ -225,8 +226,6 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
         except ssl.SSLError as error:
             raise EtlworksConfigError(f"{name} names {path!r}, which is not a CA bundle: {error}") from error
         return path
-    import certifi
-
     return certifi.where()
 
 

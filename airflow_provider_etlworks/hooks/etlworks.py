@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
+
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import JSON_TYPE
 from airflow_provider_etlworks.client.errors import (
@@ -167,15 +169,11 @@ class EtlworksHook(BaseHook):
     @asynccontextmanager
     async def async_client(self) -> AsyncIterator[AsyncEtlworksClient]:
         """Give a client for an event loop: ``async with hook.async_client() as client``."""
-        from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-
-        async with AsyncEtlworksClient(await self.read_settings()) as client:
+        async with clients.async_client(await self.read_settings()) as client:
             yield client
 
     async def read_settings(self) -> ClientSettings:
         """Read :attr:`settings` without holding the event loop: in Airflow, reading a connection is I/O."""
-        from asgiref.sync import sync_to_async
-
         return await sync_to_async(lambda: self.settings)()
 
     def test_connection(self) -> tuple[bool, str]:

@@ -36,7 +36,7 @@ from airflow_provider_etlworks.worker.arguments import (
 from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -367,6 +367,19 @@ def wait_out_outage(hook: EtlworksHook, log: Log, action: Callable[[], T], goal:
     client = hook.client
     outage = OutageWait(PollPolicy(), clock=client.clock, log=log, goal=goal)
     return client.run(wait_out(lambda: perform(action), outage))
+
+
+def flow_ids_named(names: Collection[str], hook: EtlworksHook, log: Log) -> list[int]:
+    """
+    Return the ids of the flows that have these names.
+
+    :param names: the names.
+    :param hook: the hook of the task's connection.
+    :param log: the task's log.
+    """
+    with fail_without_retry_on_config_error():
+        flows = wait_out_outage(hook, log, lambda: list(hook.list_flows()), "No schedule is paused yet")
+    return [flow.id for flow in flows if flow.name in names]
 
 
 def _told_by(imported: Imported) -> str:
