@@ -49,7 +49,7 @@ def flow_asset(flow_id: int | str, host: str = "app.etlworks.com", **more: Any) 
 
 def normalized(parts: SplitResult) -> SplitResult:
     """
-    Check a URI, and return its normal form. Airflow calls this for every asset with our scheme.
+    Check a URI, and return its normal form. Airflow calls this for each asset with our scheme.
 
     :param parts: the URI.
     :return: the URI with the host in lower case, and without leading zeros in the id.

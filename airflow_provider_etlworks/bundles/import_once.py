@@ -3,7 +3,7 @@ An import happens once.
 
 An import that Etlworks certainly did not process is sent again. An import in doubt never is: the target's flows are
 compared with what they were before. A changed flow proves the import only if it shows our user or has the bundle's
-content. Without proof for every flow the import stays in doubt, and the error names both possibilities.
+content. Without proof for each flow the import stays in doubt, and the error names both possibilities.
 """
 
 from __future__ import annotations

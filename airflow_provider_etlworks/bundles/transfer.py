@@ -63,7 +63,7 @@ class BundleFile(Protocol):
 MANIFEST_ENDING = ".meta.json"
 PREVIEW_ENDING = ".preview.json"
 
-# A longer answer to a preview is stored, and not read.
+# A longer answer to a preview is stored, but not read.
 _LONGEST_PREVIEW = 4 * 1024 * 1024
 # A longer bundle is not parsed, so its content cannot prove an import.
 _LONGEST_PARSED = 4 * 1024 * 1024
@@ -237,7 +237,7 @@ def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenB
         try:
             source = stack.enter_context(file.open_read())
         except FileNotFoundError as error:
-            raise EtlworksConfigError(f"There is no bundle at {file.path!r}. Export one there first.") from error
+            raise EtlworksConfigError(f"The bundle {file.path!r} does not exist. Export it first.") from error
         manifest = _manifest_beside(file)
         inspected = BundleInspector(Format(manifest.format) if manifest else None)
         for chunk in read_chunks(source):

@@ -80,7 +80,7 @@ class AsyncEtlworksClient:
         self._renewing = asyncio.Lock()
         self._dispatcher: Dispatcher | None = None
         self._session: aiohttp.ClientSession | None = None
-        # For requests that must not be repeated: a server may drop a kept-alive connection any time.
+        # For requests that must not be repeated: a server may drop a kept-alive connection at any time.
         self._fresh_session: aiohttp.ClientSession | None = None
         self._watchdog = _Watchdog()
         self._proxy: str | None = None
@@ -95,7 +95,7 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # It takes hundreds of milliseconds, which must not block the event loop.
+        # Reading certificates takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
         self._dispatcher = dispatcher_for(self.settings, self.clock, self.sleep)
         self._dispatcher.rate_limiter.join(self, self.settings.requests_per_minute)
@@ -184,7 +184,7 @@ class AsyncEtlworksClient:
             turn = turn or self.dispatcher.turn(Priority.POLL if priority is None else priority)
             return await self._exchange(step.call, step.bearer, turn)
         if isinstance(step, ReadHead):
-            # Nothing in an event loop reads a long text, so this one holds it whole.
+            # Nothing in an event loop reads long texts, so the whole text is held.
             return (await self.send(step.call, attempts=1, priority=priority, turn=turn))[: step.size]
         if isinstance(step, SendOnce):
             return await self.send(step.call, attempts=1, priority=priority, turn=turn)
@@ -309,7 +309,7 @@ class _Watchdog:
             self._exchanges.discard(exchange)
             exchange.is_aborted = True
             if exchange.transport is not None:
-                # It ends the wait for the response.
+                # This ends the wait for the response.
                 exchange.transport.abort()
         if self._exchanges:
             self._check_at(min(exchange.deadline for exchange in self._exchanges))
@@ -365,7 +365,7 @@ async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
         raise aiohttp.ClientPayloadError(f"more than {MAX_HEADERS} header lines")
     length = response.content_length
     if length is not None and length <= MAX_ERROR_BYTES and "Content-Encoding" not in response.headers:
-        # Almost every response: nothing to decompress, and short enough for every limit.
+        # Almost every response: nothing to decompress, and within all limits.
         return await response.read()
     body = ResponseBody(str(call), call.max_bytes, response.status, response.headers)
     chunks: list[bytes] = []

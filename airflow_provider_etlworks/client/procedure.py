@@ -38,14 +38,14 @@ class Sleep:
 
 @dataclass(frozen=True)
 class SendOnce:
-    """Send a call a single time: the procedure itself decides what to do about a failure."""
+    """Send a call once, without retries: the procedure decides what to do about a failure."""
 
     call: Call[Any]
 
 
 @dataclass(frozen=True)
 class RequestToken:
-    """Send a call that gets a token, a single time, with the given bearer or without credentials."""
+    """Send a call for a token once, with the given bearer or without credentials."""
 
     call: Call[str]
     bearer: str | None = None
@@ -53,7 +53,7 @@ class RequestToken:
 
 @dataclass(frozen=True)
 class ReadHead:
-    """Send a call for a text that may be long, a single time, and read no more than its first ``size`` bytes."""
+    """Send a call for a text once, and read no more than its first ``size`` bytes."""
 
     call: Call[str]
     size: int

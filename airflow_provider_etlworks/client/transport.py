@@ -63,7 +63,7 @@ _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
 class SendingPaused(Exception):
-    """A request was not sent over its connection, since Etlworks has asked for a pause since its turn came."""
+    """The request was not sent: Etlworks asked for a pause after the request had got its turn."""
 
 
 def default_priority(call: Call[Any]) -> Priority:
@@ -72,7 +72,7 @@ def default_priority(call: Call[Any]) -> Priority:
 
 
 def priority_after(error: EtlworksError, priority: Priority | None) -> Priority | None:
-    """Return the priority with which to go on after an error: a stop ignores a pause only once."""
+    """Return the priority for the time after an error: a stop ignores a pause only once."""
     is_refused = isinstance(error, EtlworksRateLimited) and priority is Priority.STOP
     return Priority.LAST_POLL if is_refused else priority
 
@@ -135,7 +135,7 @@ def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
 
 class Exchange:
     """
-    One request on the wire, and what we observed of it. Both transports decide by it what a failure means.
+    One request on the wire, and what we observed of it. It decides what a failure means, for both transports.
 
     :param call: the call.
     :param settings: the connection.
@@ -220,7 +220,7 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
                 )
             return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
         try:
             tls_context(path)
         except ssl.SSLError as error:

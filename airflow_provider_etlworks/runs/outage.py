@@ -1,9 +1,9 @@
 """
-How an Etlworks that is busy or unreachable is waited for before a task has started anything: one rule for all requests.
+How long a task that has started nothing yet waits for a busy or unreachable Etlworks: one rule for all requests.
 
 No task fails because others are busy: a 429, an unreachable server and a server's fault that may pass (5xx, 408, 425)
-are waited out, for as long as the status of a run may be unreadable later. Any other failure is not: a refusal, or an
-answer that cannot be read, as of a host that is not an Etlworks.
+are waited out, for as long as the status of a run may be unreadable later. Any other failure is raised: a refusal, or
+an answer that cannot be read, such as that of a host that is not an Etlworks.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _LONGEST_BETWEEN_LINES = 600.0
 
 class OutageWait:
     """
-    Decides how long to wait before a request is sent again that certainly did nothing.
+    Decides how long to wait before a request that certainly did nothing is sent again.
 
     :param policy: ``patience`` limits one outage, and ``deadline`` the whole wait.
     :param clock: reads the time.
     :param log: receives a line when an outage begins and ends, and now and then in between.
-    :param goal: what waits for Etlworks, for messages, such as ``Flow 7 is not started yet``.
+    :param goal: what is not done yet, for messages, such as ``Flow 7 is not started yet``.
     :param idempotent: whether a request may be sent again that Etlworks may have processed.
     :param check: is called before and after each wait; raises if the task must not go on.
     """

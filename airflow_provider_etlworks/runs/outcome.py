@@ -46,7 +46,7 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
 
 def failure_message(execution: Execution, url: str) -> str:
     """
-    Say in a sentence how a run ended badly, and why as far as the server says.
+    Return a sentence: how a run ended badly, and why, if the server says it.
 
     :param execution: the run's last record.
     :param url: where a person sees the run.

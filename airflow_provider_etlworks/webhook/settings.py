@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.connection import AirflowConnection
 
 WEBHOOK_CONN_ID = "etlworks_webhook"
-"""The Airflow connection whose password is the shared secret. Without it, there is no webhook."""
+"""The Airflow connection whose password is the shared secret. Without it, the webhook is off."""
 
 URL_PREFIX = "/etlworks"
 PATH = "/webhook"

@@ -184,7 +184,7 @@ class ImportTask:
                     imported, record = wait_out_outage(
                         self.hook, self.log, lambda: self._import(bundle, backup_file), "Nothing is imported yet"
                     )
-                # The next try would import once more, or find the same.
+                # The next try would import once more, or fail in the same way.
                 except EtlworksImportFailed as error:
                     raise AirflowFailException(str(error)) from error
                 except EtlworksImportUnknown as error:
@@ -211,15 +211,15 @@ class ImportTask:
 
     def _check_target_untouched(self, importing: BundleImport, flows: Sequence[Flow]) -> None:
         """
-        Make sure that no earlier try of this task has imported: all that can be done before Airflow 3.3.
+        Make sure that no earlier try of this task has imported, as far as that is possible before Airflow 3.3.
 
-        :raises EtlworksImportUnknown: one may have.
+        :raises EtlworksImportUnknown: an earlier try may have imported the bundle.
         """
         began = self.context["dag_run"].start_date
         if self.context["ti"].try_number <= 1 or began is None:
             return
         since = began.timestamp() - _CLOCK_SKEW
-        # If it is not known which flows the bundle has, it may be any.
+        # If it is not known which flows the bundle has, each flow may be in it.
         names = set(importing.flow_names) or {flow.name for flow in flows}
         changed = [
             flow.name
@@ -243,7 +243,7 @@ class ImportTask:
             if sent:
                 store.save(record)
             elif earlier is not None:
-                # It is certain that this import did nothing; nothing new is known of the earlier one.
+                # This import certainly did nothing, but the earlier one may have: its record comes back.
                 store.save(earlier)
             else:
                 store.clear()
@@ -293,7 +293,7 @@ class ImportTask:
         return imported, record
 
     def _resume(self, importing: BundleImport, earlier: ImportRecord, store: ImportRecordStore) -> Imported:
-        """Return what an earlier try of this task imported; it sent the same bundle."""
+        """Return what an earlier try of this task imported. That try sent the same bundle."""
         if earlier.failure is not None:
             self._push_failure(earlier, importing.flow_names)
             raise EtlworksImportFailed(earlier.failure)

@@ -267,7 +267,7 @@ async def test_run_that_only_the_webhook_has_reported_counts_as_done(sandbox: Sa
     assert restarted.events == []
 
 
-async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandbox: Sandbox) -> None:
+async def test_checkpoint_waits_for_events_not_made_yet(sandbox: Sandbox) -> None:
     written: list[Any] = []
     answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
