@@ -19,7 +19,7 @@ from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.dispatcher import dispatcher_for
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, RunOnce, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.streaming import MAX_ERROR_BYTES, ResponseBody
 from airflow_provider_etlworks.client.transport import (
@@ -152,7 +152,14 @@ class AsyncEtlworksClient:
             for item in cursor.advance(await self.send(cursor.call, priority=priority)):
                 yield item
 
-    async def run(self, procedure: Procedure[T], *, priority: Priority | None = None, turn: Turn | None = None) -> T:
+    async def run(
+        self,
+        procedure: Procedure[T],
+        *,
+        priority: Priority | None = None,
+        turn: Turn | None = None,
+        attempts: int = retry.ATTEMPTS,
+    ) -> T:
         """
         Run a procedure, and return its result.
 
@@ -160,12 +167,13 @@ class AsyncEtlworksClient:
         :param priority: that of each of its requests; ``None`` as for :meth:`send`.
         :param turn: a turn that the caller has taken already, for all its requests: it waits again before each but the
             first, and its priority counts.
+        :param attempts: the most times to send each of its calls, if it may be repeated.
         """
         try:
             step = next(procedure)
             while True:
                 try:
-                    value = await self._perform(step, priority, turn)
+                    value = await self._perform(step, priority, turn, attempts)
                 except EtlworksError as error:
                     priority = priority_after(error, priority)
                     step = procedure.throw(error)
@@ -177,7 +185,7 @@ class AsyncEtlworksClient:
         finally:
             procedure.close()
 
-    async def _perform(self, step: Step, priority: Priority | None, turn: Turn | None) -> Any:
+    async def _perform(self, step: Step, priority: Priority | None, turn: Turn | None, attempts: int) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
@@ -188,7 +196,9 @@ class AsyncEtlworksClient:
             return (await self.send(step.call, attempts=1, priority=priority, turn=turn))[: step.size]
         if isinstance(step, SendOnce):
             return await self.send(step.call, attempts=1, priority=priority, turn=turn)
-        return await self.send(step, priority=priority, turn=turn)
+        if isinstance(step, RunOnce):
+            return await self.run(step.procedure, priority=priority, turn=turn, attempts=1)
+        return await self.send(step, attempts=attempts, priority=priority, turn=turn)
 
     async def _send_once(self, call: Call[T], turn: Turn) -> T:
         if not call.authenticated:

@@ -59,7 +59,14 @@ class ReadHead:
     size: int
 
 
-Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead
+@dataclass(frozen=True)
+class RunOnce:
+    """Run a procedure that sends each of its calls once, without retries. Its result is the step's value."""
+
+    procedure: Generator[Any, Any, Any]
+
+
+Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead | RunOnce
 Procedure = Generator[Step, Any, ResultT]
 
 

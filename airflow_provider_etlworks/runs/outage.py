@@ -12,7 +12,6 @@ import random
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_etlworks.client.call import Call
 from airflow_provider_etlworks.client.clock import growing_delays
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -21,12 +20,13 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksServerError,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import RunOnce, Sleep
 from airflow_provider_etlworks.client.retry import is_retryable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.procedure import Log, Procedure
     from airflow_provider_etlworks.runs.types import PollPolicy
@@ -133,8 +133,10 @@ def wait_out(procedure: Callable[[], Procedure[T]], outage: OutageWait | None) -
     while True:
         try:
             # Between two attempts the outage decides how long to wait, not the client.
-            is_again = outage is not None and outage.is_going
-            value = yield from _each_once(procedure()) if is_again else procedure()
+            if outage is not None and outage.is_going:
+                value: T = yield RunOnce(procedure())
+            else:
+                value = yield from procedure()
         except EtlworksError as error:
             if outage is None:
                 raise
@@ -157,21 +159,3 @@ def perform(action: Callable[[], T]) -> Procedure[T]:
     """Run an action that sends its requests itself, such as an export into a file, as a procedure."""
     yield from ()
     return action()
-
-
-def _each_once(procedure: Procedure[T]) -> Procedure[T]:
-    """Run a procedure so that the client itself repeats none of its calls."""
-    try:
-        step = next(procedure)
-        while True:
-            try:
-                value = yield SendOnce(step) if isinstance(step, Call) else step
-            except EtlworksError as error:
-                step = procedure.throw(error)
-            else:
-                step = procedure.send(value)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        procedure.close()
