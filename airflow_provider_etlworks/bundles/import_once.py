@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.bundles.definition import shows_definition
+from airflow_provider_etlworks.bundles.flow_content import shows_definition
 from airflow_provider_etlworks.bundles.preview import one_line
 from airflow_provider_etlworks.bundles.report import Item, ItemAction, is_failure, parse_items, parse_remarks
 from airflow_provider_etlworks.client import endpoints

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector
-from airflow_provider_etlworks.bundles.definition import definitions_in
+from airflow_provider_etlworks.bundles.flow_content import definitions_in
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest, instance_of
 from airflow_provider_etlworks.bundles.preview import Preview, escaped, preview_of
 from airflow_provider_etlworks.bundles.report import ItemAction, names_in

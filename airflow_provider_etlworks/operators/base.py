@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.worker.follow import RunTask
+    from airflow_provider_etlworks.worker.follow_run import RunTask
 
 ExecuteT = TypeVar("ExecuteT", bound=Callable[..., Any])
 TaskT = TypeVar("TaskT", bound="RunTask")

@@ -1,4 +1,8 @@
-"""What a run means for a task. One function decides it, and every path goes through it."""
+"""
+What a run means for a task. One function decides it, and every path goes through it.
+
+Whether a run is over is decided by :class:`~airflow_provider_etlworks.client.models.Execution`.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ The queue decides. It sends nothing and never waits.
 It decides at the moment when something may be sent, so nothing urgent waits behind anything less urgent. A run's own
 record is polled when its interval is over, when a list reports that it ended, at a deadline, and now and then as a
 resync, so a stale list can delay the report of an end, but cannot hide it. Lists are hints (see
-:mod:`airflow_provider_etlworks.runs.listings`): they only move the time of a run's next poll.
+:mod:`airflow_provider_etlworks.runs.listings`): they only move the time of a run's next poll. The interval of a run is
+decided in :mod:`airflow_provider_etlworks.runs.follow`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter, c
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
 from airflow_provider_etlworks.worker.etlworks_schedule import check_etlworks_schedule
-from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
+from airflow_provider_etlworks.worker.follow_run import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 from airflow_provider_etlworks.worker.state import Phase
 

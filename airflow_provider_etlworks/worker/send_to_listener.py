@@ -21,7 +21,7 @@ from airflow_provider_etlworks.runs.outage import wait_out
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.storage import stored_file
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
-from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
+from airflow_provider_etlworks.worker.follow_run import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from airflow_provider_etlworks.worker.failure_report import (
     sensor_time_out,
     watched_run_ended_badly,
 )
-from airflow_provider_etlworks.worker.follow import run_with_fresh_connection
+from airflow_provider_etlworks.worker.follow_run import run_with_fresh_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
