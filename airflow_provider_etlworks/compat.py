@@ -101,8 +101,8 @@ _IMPORTED_LATE = {
     "ObjectStoragePath": ("airflow.sdk:ObjectStoragePath", "airflow.io.path:ObjectStoragePath"),
     "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
     "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),
-    "Variable": ("airflow.sdk:Variable", "airflow.models:Variable"),
     "XCom": ("airflow.sdk.execution_time.xcom:XCom", "airflow.models.xcom:XCom"),
+    "Variable": ("airflow.sdk:Variable", "airflow.models:Variable"),
     "get_current_context": ("airflow.sdk:get_current_context", "airflow.operators.python:get_current_context"),
 }
 """What not every DAG file needs: where the newest Airflow has it, and where an older one does."""

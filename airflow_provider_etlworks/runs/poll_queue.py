@@ -258,7 +258,7 @@ class PollQueue(Generic[SubscriberT]):
     subscriber by then.
 
     :param clock: gives the time.
-    :param requests_per_minute: the budget of all polls; 0 means no limit.
+    :param requests_per_minute: the budget for everything that is polled; 0 means no limit.
     :ivar breaker: which kinds of list can be used at present.
     """
 

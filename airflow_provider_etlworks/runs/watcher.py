@@ -95,7 +95,7 @@ class Watcher:
         self.client = client
         self._clock = client.clock
         self._queue: PollQueue[_Waiter] = PollQueue(client.clock, client.settings.requests_per_minute)
-        # Its holder waits for a turn, and chooses what to poll when it has the turn.
+        # Whoever holds it waits for a turn; what to poll is chosen once the turn is there.
         self._choosing = asyncio.Lock()
         self._turn: Turn | None = None
         self._next_poll = _Alarm(client.sleep)

@@ -348,7 +348,7 @@ class RunTask(ABC):
         """Turn the result of following the run into the task's end: one place for all paths."""
         self.state.done()
         is_here = root_url in (None, self.hook.settings.root_url)
-        # Another instance may have another run with this id, so neither ui_url nor log is this run's.
+        # The connection's own ui_url, and its log, may be those of another run with an equal id.
         url = self.hook.execution_url(run.flow_id, run.audit_id) if is_here else str(root_url)
         execution = followed.execution
         name = f"Run {run.audit_id} of flow {run.flow_id}"
@@ -372,7 +372,7 @@ class RunTask(ABC):
                 self._show_log(execution)
             else:
                 self.log.warning("The connection names another instance by now, so the run's log is not read.")
-            # If we stopped the run because the worker shuts down, Airflow may try again.
+            # If we stopped it ourselves, since the worker goes down, Airflow may try again.
             is_final = outcome is Outcome.CANCELED and not self.state.killed
             kind = RunCanceled if is_final else EtlworksExecutionFailed
             failure = run_ended_badly(execution, url, killed=self.state.killed)
