@@ -144,7 +144,7 @@ class CompletionTracker:
         return is_known or len(runs) <= 1 or len(page.items) > _PAGE
 
     def _warn_about_deleted(self, runs: Mapping[int, Execution]) -> None:
-        """Warn if a history that was read to its end lacks all known runs: other runs may be gone as well."""
+        """Warn if a history that was read to its end has no run that was known: others may be gone with those."""
         known = self.checkpoint.newest_known if self.checkpoint is not None else 0
         if known and min(runs, default=0) > known:
             self._warn_once(
