@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from airflow_provider_etlworks import client
 from airflow_provider_etlworks.compat import Asset
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def flow_uri(flow_id: int | str, host: str = "app.etlworks.com") -> str:
     :return: such as ``etlworks://app.etlworks.com/flows/12345``.
     :raises ValueError: the flow or the host is not valid; the message says which.
     """
-    from airflow_provider_etlworks.client.settings import root_url
-
-    netloc = urlsplit(root_url(host)).netloc
+    netloc = urlsplit(client.root_url(host)).netloc
     return normalized(urlsplit(f"{SCHEME}://{netloc}/flows/{flow_id}")).geturl()
 
 
@@ -50,7 +49,7 @@ def flow_asset(flow_id: int | str, host: str = "app.etlworks.com", **more: Any) 
 
 def normalized(parts: SplitResult) -> SplitResult:
     """
-    Check a URI, and return its normal form. Airflow calls this for every asset with our scheme.
+    Check a URI, and return its normal form. Airflow calls this for each asset with our scheme.
 
     :param parts: the URI.
     :return: the URI with the host in lower case, and without leading zeros in the id.

@@ -102,6 +102,7 @@ _IMPORTED_LATE = {
     "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
     "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),
     "XCom": ("airflow.sdk.execution_time.xcom:XCom", "airflow.models.xcom:XCom"),
+    "Variable": ("airflow.sdk:Variable", "airflow.models:Variable"),
     "get_current_context": ("airflow.sdk:get_current_context", "airflow.operators.python:get_current_context"),
 }
 """What not every DAG file needs: where the newest Airflow has it, and where an older one does."""
@@ -151,7 +152,7 @@ async def read_checkpoint(trigger: BaseTrigger, key: str) -> Any | None:
     :param key: names the checkpoint.
     """
     if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
-        return await _in_thread(_variable().get, key, default=None, deserialize_json=True)
+        return await _in_thread(_import_late("Variable").get, key, default=None, deserialize_json=True)
     for store in _asset_stores(trigger):
         checkpoint = await store.aget(key)
         if checkpoint is not None:
@@ -180,7 +181,7 @@ async def write_checkpoint(trigger: BaseTrigger, key: str, checkpoint: Any) -> N
     :param checkpoint: JSON, not ``None``.
     """
     if not hasattr(trigger, "asset_state_store"):  # before Airflow 3.3
-        await _in_thread(_variable().set, key, checkpoint, serialize_json=True)
+        await _in_thread(_import_late("Variable").set, key, checkpoint, serialize_json=True)
         return
     for store in _asset_stores(trigger):
         await store.aset(key, checkpoint)
@@ -190,12 +191,6 @@ def _asset_stores(trigger: Any) -> list[Any]:
     """Return the state stores of all assets that a trigger watches."""
     # Airflow has no public way to list them.
     return [] if trigger.asset_state_store is None else list(trigger.asset_state_store._by_name.values())  # noqa: SLF001
-
-
-def _variable() -> Any:
-    from airflow.sdk import Variable
-
-    return Variable
 
 
 async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ class EtlworksWebhookPlugin(AirflowPlugin):
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # Airflow declares a variable
-        """The app, once: the connection is read when the API server starts; without it, there is no app."""
+        """The app, once: the connection is read when the API server starts; without it, the list is empty."""
         if not find_spec("fastapi"):  # Airflow 2
             return []
         from airflow_provider_etlworks.compat import AirflowNotFoundException, BaseHook

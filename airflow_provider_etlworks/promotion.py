@@ -238,14 +238,10 @@ class PromotionPauseOperator(EtlworksScheduleOperator):
     @reports_failure
     def execute(self, context: Context) -> list[int]:
         """Find the flows in the target, and pause their schedules."""
-        from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error
-        from airflow_provider_etlworks.worker.promote import wait_out_outage
+        from airflow_provider_etlworks.worker.promote import flow_ids_named
 
-        hook = self.hook
-        names = set(context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"])
-        with fail_without_retry_on_config_error():
-            flows = wait_out_outage(hook, self.log, lambda: list(hook.list_flows()), "No schedule is paused yet")
-            self.flow_ids = [flow.id for flow in flows if flow.name in names]
+        names = context["ti"].xcom_pull(task_ids=self.export_task_id)["flow_names"]
+        self.flow_ids = flow_ids_named(set(names), self.hook, self.log)
         return super().execute(context)
 
 

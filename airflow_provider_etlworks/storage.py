@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import fsspec
+
+from airflow_provider_etlworks import compat
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 
 if TYPE_CHECKING:
@@ -172,18 +175,14 @@ def _located(url: str) -> tuple[Any, str]:
 
     :raises EtlworksConfigError: the store does not exist, or its package is not installed.
     """
-    from airflow_provider_etlworks.compat import ObjectStoragePath
-
     try:
-        path = ObjectStoragePath(url)
+        path = compat.ObjectStoragePath(url)
         try:
             return path.fs, path.path
         except ValueError:
             # Airflow does not know this scheme. fsspec may, without a connection.
             if "@" in urlsplit(url).netloc:
                 raise
-            import fsspec
-
             return fsspec.filesystem(path.protocol), path.path
     except (ValueError, ImportError) as error:
         raise EtlworksConfigError(f"{url!r} is not in a store that Airflow can reach: {error}") from error

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_etlworks import compat
 from airflow_provider_etlworks.client.errors import EtlworksError
 
 _LONGEST_WAIT = 300.0
@@ -55,9 +56,7 @@ def check_dag_file(text: str, dag_ids: list[str]) -> None:
 
 
 def _parse(path: str) -> dict[str, Any]:
-    from airflow_provider_etlworks.compat import DagBag
-
-    bag = DagBag(path)
+    bag = compat.DagBag(path)
     return {"dag_ids": sorted(bag.dags), "errors": list(bag.import_errors.values())}
 
 

@@ -3,7 +3,7 @@ An import happens once.
 
 An import that Etlworks certainly did not process is sent again. An import in doubt never is: the target's flows are
 compared with what they were before. A changed flow proves the import only if it shows our user or has the bundle's
-content. Without proof for every flow the import stays in doubt, and the error names both possibilities.
+content. Without proof for each flow the import stays in doubt, and the error names both possibilities.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_etlworks.bundles.definition import shows_definition
+from airflow_provider_etlworks.bundles.flow_content import shows_definition
 from airflow_provider_etlworks.bundles.preview import one_line
 from airflow_provider_etlworks.bundles.report import Item, ItemAction, is_failure, parse_items, parse_remarks
 from airflow_provider_etlworks.client import endpoints

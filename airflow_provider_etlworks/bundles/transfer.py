@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from airflow_provider_etlworks.bundles.bundle import BundleBody, BundleInspector
-from airflow_provider_etlworks.bundles.definition import definitions_in
+from airflow_provider_etlworks.bundles.flow_content import definitions_in
 from airflow_provider_etlworks.bundles.manifest import Format, Manifest, instance_of
 from airflow_provider_etlworks.bundles.preview import Preview, escaped, preview_of
 from airflow_provider_etlworks.bundles.report import ItemAction, names_in
@@ -63,7 +63,7 @@ class BundleFile(Protocol):
 MANIFEST_ENDING = ".meta.json"
 PREVIEW_ENDING = ".preview.json"
 
-# A longer answer to a preview is stored, and not read.
+# A longer answer to a preview is stored, but not read.
 _LONGEST_PREVIEW = 4 * 1024 * 1024
 # A longer bundle is not parsed, so its content cannot prove an import.
 _LONGEST_PARSED = 4 * 1024 * 1024
@@ -237,7 +237,7 @@ def open_bundle(file: BundleFile, expected_sha256: str | None) -> Iterator[OpenB
         try:
             source = stack.enter_context(file.open_read())
         except FileNotFoundError as error:
-            raise EtlworksConfigError(f"There is no bundle at {file.path!r}. Export one there first.") from error
+            raise EtlworksConfigError(f"The bundle {file.path!r} does not exist. Export it first.") from error
         manifest = _manifest_beside(file)
         inspected = BundleInspector(Format(manifest.format) if manifest else None)
         for chunk in read_chunks(source):

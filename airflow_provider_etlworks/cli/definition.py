@@ -57,6 +57,10 @@ def _command(name: str) -> Callable[..., Any]:
     return lazy_load_command(f"airflow_provider_etlworks.cli.commands.{name}")
 
 
+def _list_of(flag: str, dest: str, text: str, metavar: str, read: Callable[[str], Any] = str) -> Arg:
+    return Arg((flag,), help=text, metavar=metavar, dest=dest, type=read, action="append", default=[])
+
+
 _CONN_ID = Arg(
     ("--conn-id",), help=f"The Airflow connection. Default: {DEFAULT_CONN_ID}", metavar="ID", default=DEFAULT_CONN_ID
 )
@@ -71,14 +75,7 @@ _FLOWS = ActionCommand(
     func=_command("flows"),
     args=(
         Arg(("--query",), help="Only flows with this text in their name", metavar="TEXT"),
-        Arg(
-            ("--tag",),
-            help="Only flows with this tag; given several times, with all of them",
-            metavar="TAG",
-            dest="tags",
-            action="append",
-            default=[],
-        ),
+        _list_of("--tag", "tags", "Only flows with this tag; given several times, with all of them", "TAG"),
         ARG_OUTPUT,
         _CONN_ID,
     ),
@@ -93,15 +90,7 @@ _RUN = ActionCommand(
     func=_command("run"),
     args=(
         _FLOW,
-        Arg(
-            ("--param",),
-            help="A parameter of the flow; can be given several times",
-            metavar="NAME=VALUE",
-            dest="params",
-            type=_parameter,
-            action="append",
-            default=[],
-        ),
+        _list_of("--param", "params", "A parameter of the flow; can be given several times", "NAME=VALUE", _parameter),
         Arg(
             ("--wait",),
             help="Wait for the run to end. Default: yes",
@@ -162,31 +151,17 @@ _PROMOTE = ActionCommand(
             required=True,
         ),
         Arg(("--backup-path",), help="The path of the backup. Default: the path with .backup added", metavar="PATH"),
-        Arg(
-            ("--flow-id",),
-            help="A flow to promote, by its id in the source; can be given several times",
-            metavar="ID",
-            dest="flow_ids",
-            type=_whole_number,
-            action="append",
-            default=[],
+        _list_of(
+            "--flow-id",
+            "flow_ids",
+            "A flow to promote, by its id in the source; can be given several times",
+            "ID",
+            _whole_number,
         ),
-        Arg(
-            ("--flow-name",),
-            help="A flow to promote, by its exact name; can be given several times",
-            metavar="NAME",
-            dest="flow_names",
-            action="append",
-            default=[],
+        _list_of(
+            "--flow-name", "flow_names", "A flow to promote, by its exact name; can be given several times", "NAME"
         ),
-        Arg(
-            ("--tag",),
-            help="All flows with this tag; can be given several times",
-            metavar="TAG",
-            dest="tags",
-            action="append",
-            default=[],
-        ),
+        _list_of("--tag", "tags", "All flows with this tag; can be given several times", "TAG"),
         Arg(
             ("--include-connections",),
             help="Also promote the connections that the flows use, which overwrites those of the target, credentials "
@@ -205,23 +180,14 @@ _ADOPT = ActionCommand(
     "interrupted.",
     func=_command("adopt"),
     args=(
-        Arg(
-            ("--flow",),
-            help="The schedules of this flow, by its id; can be given several times",
-            metavar="ID",
-            dest="flow_ids",
-            type=_whole_number,
-            action="append",
-            default=[],
+        _list_of(
+            "--flow",
+            "flow_ids",
+            "The schedules of this flow, by its id; can be given several times",
+            "ID",
+            _whole_number,
         ),
-        Arg(
-            ("--tag",),
-            help="The schedules of all flows with this tag; can be given several times",
-            metavar="TAG",
-            dest="tags",
-            action="append",
-            default=[],
-        ),
+        _list_of("--tag", "tags", "The schedules of all flows with this tag; can be given several times", "TAG"),
         Arg(("--all",), help="All schedules", action="store_true"),
         Arg(
             ("--timezone",),
@@ -280,23 +246,19 @@ _WEBHOOK = GroupCommand(
                     metavar="URL",
                 ),
                 Arg(("--name",), help="The webhook's name. Default: Airflow", metavar="NAME", default="Airflow"),
-                Arg(
-                    ("--event",),
-                    help="An event, as this release of Etlworks names it; can be given several times. "
+                _list_of(
+                    "--event",
+                    "events",
+                    "An event, as this release of Etlworks names it; can be given several times. "
                     "Default: Flow.Executed",
-                    metavar="EVENT",
-                    dest="events",
-                    action="append",
-                    default=[],
+                    "EVENT",
                 ),
-                Arg(
-                    ("--flow",),
-                    help="Only runs of this flow, by its id; can be given several times. Default: all flows",
-                    metavar="ID",
-                    dest="flow_ids",
-                    type=_whole_number,
-                    action="append",
-                    default=[],
+                _list_of(
+                    "--flow",
+                    "flow_ids",
+                    "Only runs of this flow, by its id; can be given several times. Default: all flows",
+                    "ID",
+                    _whole_number,
                 ),
                 ARG_OUTPUT,
                 _OF_WEBHOOK,

@@ -9,6 +9,8 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from airflow.cli.simple_table import AirflowConsole
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -129,8 +131,6 @@ def show_rows(rows: Sequence[dict[str, Any]], output: str, *, as_status: bool = 
     if output in ("json", "yaml"):
         _show_data(list(rows), output)
     else:
-        from airflow.cli.simple_table import AirflowConsole
-
         console = AirflowConsole(markup=False, highlight=False, emoji=False, stderr=as_status)
         console.print_as([{name: _cell(value) for name, value in row.items()} for row in rows], output)
 
@@ -153,8 +153,6 @@ def _show_data(data: Any, output: str) -> None:
     if output == "json":
         sys.stdout.write(json.dumps(data, indent=2) + "\n")
     else:
-        import yaml
-
         yaml.safe_dump(data, sys.stdout, sort_keys=False, allow_unicode=True)
 
 

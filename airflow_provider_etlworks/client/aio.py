@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import time
 import zlib
 from contextvars import ContextVar
@@ -20,7 +19,7 @@ from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.dispatcher import dispatcher_for
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
-from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, RunOnce, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.streaming import MAX_ERROR_BYTES, ResponseBody
 from airflow_provider_etlworks.client.transport import (
@@ -81,7 +80,7 @@ class AsyncEtlworksClient:
         self._renewing = asyncio.Lock()
         self._dispatcher: Dispatcher | None = None
         self._session: aiohttp.ClientSession | None = None
-        # For requests that must not be repeated: a server may drop a kept-alive connection any time.
+        # For requests that must not be repeated: a server may drop a kept-alive connection at any time.
         self._fresh_session: aiohttp.ClientSession | None = None
         self._watchdog = _Watchdog()
         self._proxy: str | None = None
@@ -96,7 +95,7 @@ class AsyncEtlworksClient:
 
     async def open(self) -> AsyncEtlworksClient:
         """Open the pool, and return this client. ``async with`` does it too."""
-        # It takes hundreds of milliseconds, which must not block the event loop.
+        # Reading certificates takes hundreds of milliseconds, which must not block the event loop.
         tls, self._proxy = await asyncio.to_thread(_prepare, self.settings)
         self._dispatcher = dispatcher_for(self.settings, self.clock, self.sleep)
         self._dispatcher.rate_limiter.join(self, self.settings.requests_per_minute)
@@ -153,7 +152,14 @@ class AsyncEtlworksClient:
             for item in cursor.advance(await self.send(cursor.call, priority=priority)):
                 yield item
 
-    async def run(self, procedure: Procedure[T], *, priority: Priority | None = None, turn: Turn | None = None) -> T:
+    async def run(
+        self,
+        procedure: Procedure[T],
+        *,
+        priority: Priority | None = None,
+        turn: Turn | None = None,
+        attempts: int = retry.ATTEMPTS,
+    ) -> T:
         """
         Run a procedure, and return its result.
 
@@ -161,12 +167,13 @@ class AsyncEtlworksClient:
         :param priority: that of each of its requests; ``None`` as for :meth:`send`.
         :param turn: a turn that the caller has taken already, for all its requests: it waits again before each but the
             first, and its priority counts.
+        :param attempts: the most times to send each of its calls, if it may be repeated.
         """
         try:
             step = next(procedure)
             while True:
                 try:
-                    value = await self._perform(step, priority, turn)
+                    value = await self._perform(step, priority, turn, attempts)
                 except EtlworksError as error:
                     priority = priority_after(error, priority)
                     step = procedure.throw(error)
@@ -178,18 +185,20 @@ class AsyncEtlworksClient:
         finally:
             procedure.close()
 
-    async def _perform(self, step: Step, priority: Priority | None, turn: Turn | None) -> Any:
+    async def _perform(self, step: Step, priority: Priority | None, turn: Turn | None, attempts: int) -> Any:
         if isinstance(step, Sleep):
             return await self.sleep(step.seconds)
         if isinstance(step, RequestToken):
             turn = turn or self.dispatcher.turn(Priority.POLL if priority is None else priority)
             return await self._exchange(step.call, step.bearer, turn)
         if isinstance(step, ReadHead):
-            # Nothing in an event loop reads a long text, so this one holds it whole.
+            # Nothing in an event loop reads long texts, so the whole text is held.
             return (await self.send(step.call, attempts=1, priority=priority, turn=turn))[: step.size]
         if isinstance(step, SendOnce):
             return await self.send(step.call, attempts=1, priority=priority, turn=turn)
-        return await self.send(step, priority=priority, turn=turn)
+        if isinstance(step, RunOnce):
+            return await self.run(step.procedure, priority=priority, turn=turn, attempts=1)
+        return await self.send(step, attempts=attempts, priority=priority, turn=turn)
 
     async def _send_once(self, call: Call[T], turn: Turn) -> T:
         if not call.authenticated:
@@ -310,7 +319,7 @@ class _Watchdog:
             self._exchanges.discard(exchange)
             exchange.is_aborted = True
             if exchange.transport is not None:
-                # It ends the wait for the response.
+                # This ends the wait for the response.
                 exchange.transport.abort()
         if self._exchanges:
             self._check_at(min(exchange.deadline for exchange in self._exchanges))
@@ -366,7 +375,7 @@ async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
         raise aiohttp.ClientPayloadError(f"more than {MAX_HEADERS} header lines")
     length = response.content_length
     if length is not None and length <= MAX_ERROR_BYTES and "Content-Encoding" not in response.headers:
-        # Almost every response: nothing to decompress, and short enough for every limit.
+        # Almost every response: nothing to decompress, and within all limits.
         return await response.read()
     body = ResponseBody(str(call), call.max_bytes, response.status, response.headers)
     chunks: list[bytes] = []
@@ -380,7 +389,6 @@ async def _read(call: Call[Any], response: aiohttp.ClientResponse) -> bytes:
 
 
 def _prepare(settings: ClientSettings) -> tuple[ssl.SSLContext | bool, str | None]:
-    """Read certificates and find the proxy; import what the first token needs."""
-    importlib.import_module("jwt")
+    """Read certificates and find the proxy."""
     verify = ca_bundle(settings)
     return (tls_context(verify) if isinstance(verify, str) else verify), proxy_for(settings)

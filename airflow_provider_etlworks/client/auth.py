@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jwt
+
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksBadRequest, EtlworksError, EtlworksNotFound
 from airflow_provider_etlworks.client.procedure import RequestToken
@@ -84,7 +86,7 @@ class Authenticator:
         return True
 
     def failure_since(self, renewals: int) -> EtlworksError | None:
-        """Return why the last renewal failed, if it ended after ``renewals`` others: all who waited for it share it."""
+        """Return why the last renewal failed, if it ended after ``renewals`` others: its waiters share the error."""
         return self._last_failure if self.renewals > renewals else None
 
     def renewal(self) -> Procedure[None]:
@@ -103,7 +105,7 @@ class Authenticator:
                 retry_at = self._clock.monotonic() + _RENEWAL_RETRY_DELAY
                 self._token = _Token(present.bearer, retry_at, present.expires_at)
                 return
-            # Whatever happened to the log-in, the call that waits for it was not sent.
+            # The call that waits for the log-in was certainly not sent.
             error.not_processed = True
             self._last_failure = error
             raise
@@ -140,9 +142,7 @@ class Authenticator:
         return bearer
 
     def _read_token(self, bearer: str) -> _Token:
-        """Read the lifetime of a token from its claims. The server checks its signature, not we."""
-        import jwt
-
+        """Read the lifetime of a token from its claims. Its signature is the server's to check."""
         try:
             claims = jwt.decode(bearer, options={"verify_signature": False})
         except (jwt.InvalidTokenError, RecursionError):

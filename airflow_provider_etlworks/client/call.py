@@ -41,7 +41,7 @@ PAGE_SIZE = 200
 _LONGEST_REFUSAL = 65_536
 _LONGEST_TYPE = 100
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
-# Python knows encodings that are not charsets of the web. Some of them are slow, or raise what no other does.
+# Python knows encodings that are not charsets of the web. Some are slow, or raise errors of their own.
 _NO_CHARSETS = ("idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf-7")
 # Digits that certainly make a number of 64 bits.
 _SAFE_DIGITS = 18
@@ -170,7 +170,7 @@ def _charset(content_type: str | None) -> str | None:
 @dataclass(frozen=True, eq=False)
 class Call(Generic[T]):
     """
-    One Etlworks request, described but not sent. Equal to itself only, so that a client can keep what it made of it.
+    One Etlworks request, described but not sent. It equals only itself: a client can keep what it derived from it.
 
     :ivar method: the HTTP method.
     :ivar path: percent-encoded path, below ``/rest``.
@@ -185,7 +185,7 @@ class Call(Generic[T]):
     :ivar basic: login and password that it carries instead, as HTTP Basic.
     :ivar status_is_certain: whether the status is Etlworks's own, so that some prove that nothing was done. The author
         of a listener's flow chooses any status, also after the flow has run.
-    :ivar secrets: texts of the request that nothing that is read of its answer may repeat.
+    :ivar secrets: texts of the request that must not appear in anything read from the answer.
     :ivar max_bytes: the longest response that is read, decompressed. A longer one is an ``EtlworksReplyError``.
     :ivar overtime: seconds beyond the read time-out that the whole response may take, however little arrives at a time.
         A slower one is an ``EtlworksReplyError``.
@@ -264,7 +264,7 @@ class Call(Generic[T]):
 
 
 def read_json(read: Callable[[Any], T]) -> Callable[[Response], T]:
-    """Read the body as JSON, and that with ``read``."""
+    """Read the body as JSON, and the JSON with ``read``."""
     return lambda response: read(response.json)
 
 
@@ -277,7 +277,7 @@ def list_of(read: Callable[[Any], ItemT]) -> Callable[[Any], list[ItemT]]:
     """
     Read a JSON array, and each of its items with ``read``.
 
-    An item that cannot be read is left out with a warning. An array in which none can be read is not this list.
+    An item that cannot be read is left out with a warning. If no item can be read, the array is not this list.
     """
 
     def read_list(value: Any) -> list[ItemT]:
@@ -310,7 +310,7 @@ def read_text(response: Response) -> str:
 
 
 def read_nothing(_: Response) -> None:
-    """Read nothing: the status says all."""
+    """Read nothing: the status is the whole answer."""
 
 
 def read_anything(response: Response) -> Any:
@@ -367,7 +367,7 @@ class Page(Generic[ItemT]):
 
     def repeats(self, previous: Page[ItemT] | None) -> bool:
         """
-        Whether this is the page before it once more: a server that ignores ``offset`` returns the same without end.
+        Whether this page is the previous one again: a server that ignores ``offset`` returns the same page without end.
 
         Between two requests a run may end or a new one may start, so most of the items count, by their ids.
         """

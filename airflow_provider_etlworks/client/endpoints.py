@@ -587,6 +587,11 @@ def delete_webhook(webhook_id: int) -> Call[None]:
 # --- HTTP listener, and everything else -----------------------------------------------------------------------------
 
 
+# As much as a header may hold.
+_CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
+_LISTENER_METHODS = ("GET", "POST", "PUT", "DELETE")
+
+
 def send_to_listener(
     path: str,
     payload: bytes | Body | None = None,
@@ -612,41 +617,6 @@ def send_to_listener(
     :return: the author's own answer, or a receipt that may have the run's ``auditId`` or a ``messageUuid``: JSON if it
         is JSON, else text.
     """
-    return _listener("/v1/httplistener", path, payload, content_type, method, query, basic, from_root=False)
-
-
-def send_to_listener_legacy(
-    path: str,
-    payload: bytes | Body | None = None,
-    content_type: str = JSON_TYPE,
-    *,
-    method: str = "POST",
-    query: Mapping[str, Any] | None = None,
-    basic: tuple[str, str] | None = None,
-) -> Call[Any]:
-    """Send a payload to a user-defined endpoint, by the legacy path."""
-    prefix = "/plugins/schedules/rest/v1/httplistener"
-    return _listener(prefix, path, payload, content_type, method, query, basic, from_root=True)
-
-
-# As much as a header may hold.
-_CONTENT_TYPE = re.compile(r"[!-~]+/[ -~]+")
-
-
-_LISTENER_METHODS = ("GET", "POST", "PUT", "DELETE")
-
-
-def _listener(
-    prefix: str,
-    path: str,
-    payload: bytes | Body | None,
-    content_type: str,
-    method: str,
-    query: Mapping[str, Any] | None,
-    basic: tuple[str, str] | None,
-    *,
-    from_root: bool,
-) -> Call[Any]:
     segments = path.strip("/").split("/")
     if not all(segments) or not {".", ".."}.isdisjoint(segments):
         raise EtlworksConfigError(f"A listener's path looks like 'orders/new'; this is {path!r}.")
@@ -660,17 +630,30 @@ def _listener(
         raise EtlworksConfigError("Basic authentication takes a login without a colon, and a password.")
     return Call(
         method,
-        "/".join([prefix, *map(path_segment, segments)]),
+        "/".join(["/v1/httplistener", *map(path_segment, segments)]),
         read_anything,
         query=url_query(**(query or {})),
         body=payload,
         content_type=None if payload is None else content_type,
-        from_root=from_root,
         authenticated=basic is None,
         basic=basic,
         secrets=() if basic is None else (basic_token(*basic), basic[1]),
         status_is_certain=False,
     )
+
+
+def send_to_listener_legacy(
+    path: str,
+    payload: bytes | Body | None = None,
+    content_type: str = JSON_TYPE,
+    *,
+    method: str = "POST",
+    query: Mapping[str, Any] | None = None,
+    basic: tuple[str, str] | None = None,
+) -> Call[Any]:
+    """Send a payload to a user-defined endpoint, by the legacy path."""
+    call = send_to_listener(path, payload, content_type, method=method, query=query, basic=basic)
+    return replace(call, path=f"/plugins/schedules/rest{call.path}", from_root=True)
 
 
 _UNSAFE_IN_PATH = re.compile(r"[^!-~]|[#\\]")

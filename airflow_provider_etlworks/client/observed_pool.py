@@ -43,7 +43,7 @@ class ObservedAdapter(HTTPAdapter):
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket, each time for no longer than the response may still take."""
+    """Reads a socket. Each read may last as long as the response may still take."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, exchange: Exchange) -> None:
         self._raw = raw
@@ -85,7 +85,7 @@ class _ObservedConnection(HTTPConnection):
     _is_established = False
 
     def connect(self) -> None:
-        # A CONNECT is sent in here, so nothing counts as sent before the tunnel stands.
+        # The CONNECT is sent here. Nothing counts as sent until the tunnel is established.
         self._is_established = False
         super().connect()
         self._is_established = True

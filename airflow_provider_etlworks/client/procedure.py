@@ -38,14 +38,14 @@ class Sleep:
 
 @dataclass(frozen=True)
 class SendOnce:
-    """Send a call a single time: the procedure itself decides what to do about a failure."""
+    """Send a call once, without retries: the procedure decides what to do about a failure."""
 
     call: Call[Any]
 
 
 @dataclass(frozen=True)
 class RequestToken:
-    """Send a call that gets a token, a single time, with the given bearer or without credentials."""
+    """Send a call for a token once, with the given bearer or without credentials."""
 
     call: Call[str]
     bearer: str | None = None
@@ -53,13 +53,20 @@ class RequestToken:
 
 @dataclass(frozen=True)
 class ReadHead:
-    """Send a call for a text that may be long, a single time, and read no more than its first ``size`` bytes."""
+    """Send a call for a text once, and read no more than its first ``size`` bytes."""
 
     call: Call[str]
     size: int
 
 
-Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead
+@dataclass(frozen=True)
+class RunOnce:
+    """Run a procedure that sends each of its calls once, without retries. Its result is the step's value."""
+
+    procedure: Generator[Any, Any, Any]
+
+
+Step = Call[Any] | SendOnce | Sleep | RequestToken | ReadHead | RunOnce
 Procedure = Generator[Step, Any, ResultT]
 
 

@@ -86,7 +86,7 @@ def redact_json(value: Any, secrets: Iterable[str] = ()) -> Any:
     :param secrets: the secrets that are known.
     """
     secrets = tuple(secrets)
-    # Names and most values stand there many times.
+    # Names and most values occur many times.
     return map_json(value, cache(lambda text: storable(redact_data(text, secrets))))
 
 

@@ -8,6 +8,8 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from tenacity import retry_if_exception, stop_after_attempt, wait_random_exponential
+
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited
 
 if TYPE_CHECKING:
@@ -71,9 +73,6 @@ def tenacity_options(*, idempotent: bool, attempts: int = ATTEMPTS) -> dict[str,
     :param idempotent: whether the server may safely receive the call twice.
     :param attempts: the most times that it is sent.
     """
-    # A DAG file's import must not load tenacity.
-    from tenacity import retry_if_exception, stop_after_attempt, wait_random_exponential
-
     backoff = wait_random_exponential(min=1, max=LONGEST_BACKOFF)
 
     def wait(state: RetryCallState) -> float:

@@ -1,4 +1,4 @@
-"""Bodies of requests and responses in chunks: many are too long to hold in memory."""
+"""Bodies of requests and responses, in chunks: many are too long for the memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 CHUNK_SIZE = 65_536
-"""Bytes that are held at a time."""
+"""Bytes that are held in memory at a time."""
 
 
 class Body(Protocol):

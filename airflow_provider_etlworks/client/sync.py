@@ -22,7 +22,7 @@ from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
 from airflow_provider_etlworks.client.observed_pool import CURRENT_EXCHANGE, ObservedAdapter
-from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, RunOnce, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import Priority, rate_limiter_for
 from airflow_provider_etlworks.client.streaming import CHUNK_SIZE, ResponseBody, head_of
 from airflow_provider_etlworks.client.transport import (
@@ -116,12 +116,13 @@ class EtlworksClient:
         while cursor.call is not None:
             yield from cursor.advance(self.send(cursor.call, priority=priority))
 
-    def run(self, procedure: Procedure[T], *, priority: Priority | None = None) -> T:
+    def run(self, procedure: Procedure[T], *, priority: Priority | None = None, attempts: int = retry.ATTEMPTS) -> T:
         """
         Run a procedure, and return its result.
 
         :param procedure: the procedure.
         :param priority: that of each of its requests; ``None`` is the client's.
+        :param attempts: the most times to send each of its calls, if it may be repeated.
         """
         if priority is None:
             priority = self._priority
@@ -129,7 +130,7 @@ class EtlworksClient:
             step = next(procedure)
             while True:
                 try:
-                    value = self._perform(step, priority)
+                    value = self._perform(step, priority, attempts)
                 except EtlworksError as error:
                     priority = priority_after(error, priority)
                     step = procedure.throw(error)
@@ -205,7 +206,7 @@ class EtlworksClient:
         value: T = Retrying(sleep=self._sleep, **options)(attempt_with_priority)
         return value
 
-    def _perform(self, step: Step, priority: Priority | None) -> Any:
+    def _perform(self, step: Step, priority: Priority | None, attempts: int) -> Any:
         if isinstance(step, Sleep):
             return self._sleep(step.seconds)
         if isinstance(step, RequestToken):
@@ -215,7 +216,9 @@ class EtlworksClient:
                 return head_of(pieces, step.size)
         if isinstance(step, SendOnce):
             return self.send(step.call, attempts=1, priority=priority)
-        return self.send(step, priority=priority)
+        if isinstance(step, RunOnce):
+            return self.run(step.procedure, priority=priority, attempts=1)
+        return self.send(step, attempts=attempts, priority=priority)
 
     def _send_once(self, call: Call[T], priority: Priority | None) -> T:
         if not call.authenticated:

@@ -34,7 +34,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _TRACE = re.compile(r"^[ \t]*(?:at[ \t]+\S+\(|Caused by:)", re.MULTILINE)
 _TRACE_CAUSE = re.compile(r"\s*Caused by:")
-# Enough for every real chain of causes. Of a longer one the last are kept: the root cause is the last.
+# Enough for any real chain of causes. A longer chain keeps its last causes, with the root cause.
 _MOST_CAUSES = 8
 
 
@@ -66,7 +66,7 @@ def cut(text: str, limit: int) -> str:
 
 def clean(text: str, limit: int, keep: str = "") -> str:
     """
-    Return somebody else's text, bounded and harmless. Remove secrets first: a part of one is not recognized.
+    Return somebody else's text, bounded and harmless. Remove secrets first: a part of a secret is not recognized.
 
     :param text: any text.
     :param limit: the most characters of the result.
@@ -140,7 +140,7 @@ def as_error(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         value = shorten_trace(value.strip().replace("\r\n", "\n"), LONGEST_DESCRIPTION)
-    # Once more, since a control character may have become a space: what is read twice stays the same.
+    # Once more, since a control character may have become a space. So reading a text twice changes nothing.
     return (as_str(value, LONGEST_DESCRIPTION, "\n\t") or "").strip() or None
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import certifi
+from requests.utils import get_environ_proxies, select_proxy
+
 from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client.call import basic_token
 from airflow_provider_etlworks.client.errors import (
@@ -60,7 +63,7 @@ _URL_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
 class SendingPaused(Exception):
-    """A request was not sent over its connection, since Etlworks has asked for a pause since its turn came."""
+    """The request was not sent: Etlworks asked for a pause after the request had got its turn."""
 
 
 def default_priority(call: Call[Any]) -> Priority:
@@ -69,7 +72,7 @@ def default_priority(call: Call[Any]) -> Priority:
 
 
 def priority_after(error: EtlworksError, priority: Priority | None) -> Priority | None:
-    """Return the priority with which to go on after an error: a stop ignores a pause only once."""
+    """Return the priority for the time after an error: a stop ignores a pause only once."""
     is_refused = isinstance(error, EtlworksRateLimited) and priority is Priority.STOP
     return Priority.LAST_POLL if is_refused else priority
 
@@ -132,7 +135,7 @@ def _is_same_host(here: SplitResult, there: SplitResult) -> bool:
 
 class Exchange:
     """
-    One request on the wire, and what we observed of it. Both transports decide by it what a failure means.
+    One request on the wire, and what we observed of it. It decides what a failure means, for both transports.
 
     :param call: the call.
     :param settings: the connection.
@@ -193,9 +196,7 @@ def proxy_for(settings: ClientSettings) -> str | None:
     """
     if settings.proxy:
         return proxy_url(settings.proxy)
-    # A DAG file's import must not load requests. It reads more forms of NO_PROXY than Python itself: ports, networks.
-    from requests.utils import get_environ_proxies, select_proxy
-
+    # requests reads more forms of NO_PROXY than Python itself: ports, networks.
     found: str | None = select_proxy(settings.root_url, get_environ_proxies(settings.root_url))
     return found and proxy_url(found, "The proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)")
 
@@ -219,14 +220,12 @@ def ca_bundle(settings: ClientSettings) -> bool | str:
                 )
             return path
         if not Path(path).is_file():
-            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}; there is no such file on this machine.")
+            raise EtlworksConfigError(f"{name} names the CA bundle {path!r}, which does not exist on this machine.")
         try:
             tls_context(path)
         except ssl.SSLError as error:
             raise EtlworksConfigError(f"{name} names {path!r}, which is not a CA bundle: {error}") from error
         return path
-    import certifi
-
     return certifi.where()
 
 

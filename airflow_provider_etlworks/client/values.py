@@ -54,7 +54,7 @@ def parse_seconds(name: str, value: Any, *, allow_zero: bool = False) -> float:
     if not 0 <= seconds < math.inf or (seconds == 0 and not allow_zero):
         least = ", 0 or more" if allow_zero else " greater than 0"
         raise _refused(f"{name} is {quoted(value)}; it is a number of seconds{least}.")
-    # What is a whole number stays one: messages show it.
+    # A whole number stays a whole number, since messages show it.
     return value if type(value) is int else seconds
 
 

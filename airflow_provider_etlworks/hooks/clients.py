@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# The transports are imported when they are used: a DAG file may import the hook.
+from airflow_provider_etlworks import client
+from airflow_provider_etlworks.client.rate_limit import Priority
+
 if TYPE_CHECKING:
+    from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
@@ -20,10 +25,12 @@ _BUNDLE_READ_TIMEOUT = 600.0
 
 def standard_client(settings: ClientSettings) -> EtlworksClient:
     """Return a client with the connection's own time-outs."""
-    # A triggerer never needs requests, and importing it would hold up its event loop.
-    from airflow_provider_etlworks.client.sync import EtlworksClient
+    return client.EtlworksClient(settings)
 
-    return EtlworksClient(settings)
+
+def async_client(settings: ClientSettings) -> AsyncEtlworksClient:
+    """Return a client for an event loop, with the connection's own time-outs."""
+    return client.AsyncEtlworksClient(settings)
 
 
 def bundle_client(settings: ClientSettings) -> EtlworksClient:
@@ -39,13 +46,10 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     It has connections of its own, so that it works while a signal has interrupted another call. Its requests go before
     all others, once also during a ``Retry-After``.
     """
-    from airflow_provider_etlworks.client.rate_limit import Priority
-    from airflow_provider_etlworks.client.sync import EtlworksClient
-
     settings = settings.with_timeouts(
         connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME
     )
-    return EtlworksClient(settings, priority=Priority.STOP, longest_wait=_URGENT_WAIT)
+    return client.EtlworksClient(settings, priority=Priority.STOP, longest_wait=_URGENT_WAIT)
 
 
 def test_client(settings: ClientSettings, seconds: float) -> EtlworksClient:
@@ -54,8 +58,6 @@ def test_client(settings: ClientSettings, seconds: float) -> EtlworksClient:
 
     It does not wait for the rate limit.
     """
-    from airflow_provider_etlworks.client.sync import EtlworksClient
-
     each = seconds / 2 - _SHORT_OVERTIME
     settings = settings.with_timeouts(connect=each * 3 / 7, read=each * 4 / 7, max_overtime=_SHORT_OVERTIME)
-    return EtlworksClient(settings, longest_wait=0.0)
+    return client.EtlworksClient(settings, longest_wait=0.0)

@@ -20,7 +20,7 @@ from airflow_provider_etlworks.client.values import quoted
 from airflow_provider_etlworks.provider_info import CONNECTION_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from airflow_provider_etlworks.client.errors import EtlworksError
     from airflow_provider_etlworks.client.models import Health
@@ -51,7 +51,7 @@ def settings_from(connection: AirflowConnection) -> ClientSettings:
             login=login,
             password=password if login else password.strip(),
             name=connection.conn_id,
-            **_extra(connection.extra),
+            **_settings_in_extra(connection.extra),
         )
     except EtlworksConfigError as error:
         raise EtlworksConfigError(f"Connection {connection.conn_id!r} cannot work. {error}") from None
@@ -66,7 +66,7 @@ def check_extra_field(name: str, value: str) -> None:
     :raises EtlworksConfigError: it cannot work; the message says what to put there.
     """
     # The other fields do not matter here.
-    ClientSettings(root_url="https://etlworks", password="-", **_extra(json.dumps({name: value})))  # noqa: S106
+    ClientSettings(root_url="https://etlworks", password="-", **_settings_in_extra(json.dumps({name: value})))  # noqa: S106
 
 
 def basic_credentials(connection: AirflowConnection) -> tuple[str, str]:
@@ -138,24 +138,34 @@ def _credentials_to_correct(text: str, settings: ClientSettings, *, is_known: bo
     return "Login or Password is wrong. For an API key, leave Login empty."
 
 
-def _extra(text: str | None) -> dict[str, Any]:
-    """Read Extra; fields that are left empty keep their defaults."""
+def read_extra(text: str | None, known: Collection[str], example: str) -> dict[str, Any]:
+    """
+    Read the fields of Extra that are filled in.
+
+    :param text: the JSON in Extra.
+    :param known: the names that a field may have.
+    :param example: what Extra may look like, for the message.
+    :raises EtlworksConfigError: it is not a JSON object, or has another field.
+    """
     try:
         extra = json.loads(text or "{}")
     except ValueError:
         extra = None
     if not isinstance(extra, dict):
         # Its text is not repeated: it may hold secrets.
-        raise EtlworksConfigError('Extra is not a JSON object. Write it like {"read_timeout": 60}.')
+        raise EtlworksConfigError(f"Extra is not a JSON object. Write it like {example}.")
     given = {name: value for name, value in extra.items() if value is not None and value != ""}
-    if unknown := [name for name in given if name not in CONNECTION_FIELDS]:
-        close = difflib.get_close_matches(unknown[0], CONNECTION_FIELDS, n=1)
+    if unknown := [name for name in given if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
-        raise EtlworksConfigError(
-            f"Extra has the unknown field {unknown[0]!r}.{meant} Known are: {', '.join(CONNECTION_FIELDS)}."
-        )
+        raise EtlworksConfigError(f"Extra has the unknown field {unknown[0]!r}.{meant} Known are: {', '.join(known)}.")
+    return given
+
+
+def _settings_in_extra(text: str | None) -> dict[str, Any]:
+    """Read Extra; fields that are left empty keep their defaults."""
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in read_extra(text, CONNECTION_FIELDS, '{"read_timeout": 60}').items():
         read = _READERS.get(name, _read_text)
         values[name] = read(name, value)
     return values

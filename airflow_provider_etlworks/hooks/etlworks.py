@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from asgiref.sync import sync_to_async
+
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.call import JSON_TYPE
 from airflow_provider_etlworks.client.errors import (
@@ -167,15 +169,11 @@ class EtlworksHook(BaseHook):
     @asynccontextmanager
     async def async_client(self) -> AsyncIterator[AsyncEtlworksClient]:
         """Give a client for an event loop: ``async with hook.async_client() as client``."""
-        from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
-
-        async with AsyncEtlworksClient(await self.read_settings()) as client:
+        async with clients.async_client(await self.read_settings()) as client:
             yield client
 
     async def read_settings(self) -> ClientSettings:
         """Read :attr:`settings` without holding the event loop: in Airflow, reading a connection is I/O."""
-        from asgiref.sync import sync_to_async
-
         return await sync_to_async(lambda: self.settings)()
 
     def test_connection(self) -> tuple[bool, str]:
@@ -218,9 +216,7 @@ class EtlworksHook(BaseHook):
         :return: the connection's ``ui_url``, filled in; without one, the instance's address. Nothing is asked.
         :source: Etlworks documents no address of a single run.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        audit_id = parse_id("audit_id", audit_id)
-        return self.settings.execution_url(flow_id, audit_id)
+        return self.settings.execution_url(parse_id("flow_id", flow_id), parse_id("audit_id", audit_id))
 
     # --- Flows and their runs -------------------------------------------------------------------------------------
 
@@ -254,8 +250,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none, or this user cannot see it.
         :source: code examples, ``GET /v1/flows/{id}``.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        return self.client.send(endpoints.get_flow(flow_id))
+        return self.client.send(endpoints.get_flow(parse_id("flow_id", flow_id)))
 
     def find_flow(self, name: str) -> Flow:
         """
@@ -279,8 +274,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Editor.
         :source: code examples, ``PUT /v1/flows/{id}``.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        return self.client.send(endpoints.replace_flow(flow_id, flow))
+        return self.client.send(endpoints.replace_flow(parse_id("flow_id", flow_id), flow))
 
     def update_flow(self, flow_id: int | str, changes: Mapping[str, Any]) -> Flow:
         """
@@ -296,8 +290,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksForbidden: it takes the role Editor.
         :source: code examples, ``PUT /v1/flows/{id}``; quickstart, "409".
         """
-        flow_id = parse_id("flow_id", flow_id)
-        return self._changed(flow_id, lambda _: changes)
+        return self._changed(parse_id("flow_id", flow_id), lambda _: changes)
 
     def tag_flows(
         self,
@@ -494,8 +487,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: the flow does not exist.
         :source: quickstart, ``GET /v1/executions/{flowId}/history``.
         """
-        flow_id = parse_id("flow_id", flow_id)
-        return self.client.iterate(endpoints.execution_history(flow_id, since=_iso(since)))
+        return self.client.iterate(endpoints.execution_history(parse_id("flow_id", flow_id), since=_iso(since)))
 
     def execution_log(self, flow_id: int | str, audit_id: int | str, *, last_lines: int | None = None) -> str:
         """
@@ -528,8 +520,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: the run does not exist.
         :source: support pages, ``GET /etl/rest/v1/tasks/{auditId}/``, below the bare host.
         """
-        audit_id = parse_id("audit_id", audit_id)
-        return self.client.send(endpoints.execution_tasks(audit_id, type=type))
+        return self.client.send(endpoints.execution_tasks(parse_id("audit_id", audit_id), type=type))
 
     def executions_of_day(
         self,
@@ -670,7 +661,7 @@ class EtlworksHook(BaseHook):
             description=description,
             connection_type=connection_type,
             properties=properties,
-            tags=None if tags is None else _each(tags),
+            tags=tags,
         )
         return self.client.send(endpoints.create_connection(body))
 
@@ -683,8 +674,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``GET /v1/connections/{id}``.
         """
-        connection_id = parse_id("connection_id", connection_id)
-        return self.client.send(endpoints.get_connection(connection_id))
+        return self.client.send(endpoints.get_connection(parse_id("connection_id", connection_id)))
 
     def test_etlworks_connection(
         self,
@@ -715,7 +705,7 @@ class EtlworksHook(BaseHook):
             description=description,
             connection_type=connection_type,
             properties=properties,
-            tags=None if tags is None else _each(tags),
+            tags=tags,
         )
         return self.client.send(endpoints.test_connection(body))
 
@@ -751,7 +741,7 @@ class EtlworksHook(BaseHook):
             flow_id=None if flow_id is None else parse_id("flow_id", flow_id),
             schedule=schedule if is_expression else None,
             enabled=enabled,
-            tags=None if tags is None else _each(tags),
+            tags=tags,
         )
         return self.client.send(endpoints.create_schedule(body))
 
@@ -776,8 +766,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``PUT /v1/schedules/{id}/disable``.
         """
-        schedule_id = parse_id("schedule_id", schedule_id)
-        self.client.send(endpoints.pause_schedule(schedule_id))
+        self.client.send(endpoints.pause_schedule(parse_id("schedule_id", schedule_id)))
 
     def resume_schedule(self, schedule_id: int | str) -> None:
         """
@@ -787,8 +776,7 @@ class EtlworksHook(BaseHook):
         :raises EtlworksNotFound: there is none.
         :source: code examples, ``PUT /v1/schedules/{id}/enable``.
         """
-        schedule_id = parse_id("schedule_id", schedule_id)
-        self.client.send(endpoints.resume_schedule(schedule_id))
+        self.client.send(endpoints.resume_schedule(parse_id("schedule_id", schedule_id)))
 
     def create_webhook(
         self,
@@ -838,7 +826,7 @@ class EtlworksHook(BaseHook):
             webhook,
             name=name,
             description=description,
-            events=None if events is None else _each(events),
+            events=events,
             url=url,
             method=method,
             secret=secret,
@@ -915,8 +903,11 @@ def _ids(flow_ids: int | str | Iterable[int | str]) -> list[int]:
 
 def _body(mapping: Any, **fields: Any) -> Mapping[str, Any]:
     """Return the body of a creation: one mapping, or fields by their names in snake_case."""
-    given = {re.sub("_(.)", lambda letter: letter[1].upper(), name): value for name, value in fields.items()}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {
+        re.sub("_(.)", lambda letter: letter[1].upper(), name): _each(value) if name in ("tags", "events") else value
+        for name, value in fields.items()
+        if value is not None
+    }
     if mapping is None and given:
         return given
     if not isinstance(mapping, Mapping) or given:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
-    from airflow_provider_etlworks.worker.follow import RunTask
+    from airflow_provider_etlworks.worker.follow_run import RunTask
 
 ExecuteT = TypeVar("ExecuteT", bound=Callable[..., Any])
 TaskT = TypeVar("TaskT", bound="RunTask")
@@ -36,15 +36,18 @@ def reports_failure(execute: ExecuteT) -> ExecuteT:
         try:
             return execute(self, *args, **kwargs)
         except (Exception, AirflowTaskTimeout) as error:  # all of them, to report those that are ours
-            from airflow_provider_etlworks.worker.failure_report import TaskReport, report
-
-            context = kwargs["context"] if "context" in kwargs else args[0]
-            failed = report(self._execution or TaskReport(self, context, self._about), error)
+            failed = _reported(self, kwargs["context"] if "context" in kwargs else args[0], error)
             if failed is None:
                 raise
             raise failed from None
 
     return cast("ExecuteT", wrapper)
+
+
+def _reported(operator: HookMixin, context: Context, error: BaseException) -> BaseException | None:
+    from airflow_provider_etlworks.worker.failure_report import TaskReport, report
+
+    return report(operator._execution or TaskReport(operator, context, operator._about), error)  # noqa: SLF001
 
 
 class HookMixin:

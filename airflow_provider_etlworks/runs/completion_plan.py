@@ -34,7 +34,7 @@ class CompletionPlanner:
     """
     Chooses whose history is read at a poll: everybody's, or that of the flows that today's list reports on.
 
-    Around midnight, "today" is two days: a run that started since the last poll is in the list of the one or the other.
+    Around midnight, "today" is two days: a run that started since the last poll is in one of the two lists.
 
     :param clock: gives the time.
     :param log: receives a line, once, if the list cannot be used.
@@ -115,7 +115,7 @@ class CompletionPlanner:
                 raise
             return None
         self._listed_until = now
-        # Flows that are not watched any more must not make it look as if the day were over.
+        # Runs of flows that are not watched any more must not make the day seem to be over.
         self._listed = {flow_id: runs for flow_id, runs in self._listed.items() if flow_id in today}
         return today
 
@@ -136,7 +136,7 @@ class CompletionPlanner:
                 if not going and flow.checkpoint is not None and not flow.checkpoint.is_done(audit_id)
             }
             self._unconfirmed[flow] = unconfirmed
-            # What no record confirms is read less and less often: at the 1st, 2nd, 4th, 8th, … poll.
+            # An end that no record confirms is read less and less often: at the 1st, 2nd, 4th, 8th, … poll.
             flow.reported_done = frozenset(each for each, times in unconfirmed.items() if times & (times - 1) == 0)
 
     def _distrust_stale_list(self, today: _Today, now: float) -> None:

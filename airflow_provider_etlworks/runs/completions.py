@@ -31,7 +31,7 @@ _PAGE = 50
 _ABOVE_WATERMARK = 25
 # A history that is not newest first must be read to its end; at most this many pages of it are.
 _PAGES_OF_UNORDERED = 20
-# If a gap in the history cannot be read while this many runs end, it is given up: a checkpoint must stay small.
+# If a gap in the history stays unreadable while this many runs end, we give the gap up: a checkpoint must stay small.
 _DONE_AT_MOST = 500
 _POLLS_BEFORE_GONE = 3
 
@@ -80,7 +80,7 @@ class CompletionTracker:
         The watermark rises only past what was read. If something may lie in between, a warning says so.
 
         :return: the runs that have ended since the last poll, in the order of their audit ids.
-        :raises EtlworksError: Etlworks cannot be asked. The next poll finds what this one would have.
+        :raises EtlworksError: Etlworks cannot be asked. The next poll finds the same runs.
         """
         runs, is_complete = yield from self._read_history()
         over = {run.audit_id: run for run in runs.values() if not run.occupies_flow}
@@ -125,7 +125,7 @@ class CompletionTracker:
                     lowest,
                 )
                 return runs, True
-            # Pages overlap by one run, so that it shows if a run was deleted meanwhile and the others moved up.
+            # Pages overlap by one run, to notice if a run was deleted meanwhile and the others moved up.
             previous, page = page, (yield paged.page_at(len(runs) - 1))
             new = {run.audit_id: run for run in page.items if run.audit_id not in runs}
             if not new and 0 < len(page.items) < len(previous.items):
@@ -139,7 +139,7 @@ class CompletionTracker:
             pages += 1
 
     def _is_end(self, runs: Mapping[int, Execution], page: Page[Execution]) -> bool:
-        """Whether a short page ends the history. It may also be short because the server allows no longer ones."""
+        """Whether a short page ends the history. A page may also be short because the server has a lower limit."""
         is_known = self.checkpoint is not None and min(runs, default=0) <= self.checkpoint.newest_known
         return is_known or len(runs) <= 1 or len(page.items) > _PAGE
 
@@ -257,7 +257,7 @@ def _looks_last(page: Page[Execution], read: int) -> bool:
 
 def _complete_from(audit_ids: Sequence[int]) -> int | None:
     """
-    Return the audit id from which on the beginning of a history is complete; ``None`` if it is not newest first.
+    Return the audit id from which the runs that were read are complete; ``None`` if the history is not newest first.
 
     Some runs may be out of place: those that were not read are assumed to be no further out of place than the others.
     """

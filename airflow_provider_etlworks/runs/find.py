@@ -105,7 +105,7 @@ class RunSelector:
 
 def find_newest_runs(flow_id: int, message_uuid: str | None = None) -> Procedure[list[Execution]]:
     """
-    Search for the newest run of a flow. All who search for a run of it can share the answer.
+    Search for the newest run of a flow. All searches for a run of the flow can share the answer.
 
     :param flow_id: the flow.
     :param message_uuid: the message that started the run; ``None`` searches among all runs.
@@ -124,7 +124,7 @@ def find_newest_runs(flow_id: int, message_uuid: str | None = None) -> Procedure
 @dataclass
 class ReadOutage:
     """
-    Since when the run cannot be read, as Unix times: all that a poll needs from the polls before it.
+    The Unix times since which the run cannot be read: all that a poll needs from the polls before it.
 
     :ivar unreadable_since: since when every poll has failed, or returned an unknown status.
     :ivar missing_since: since when Etlworks has not known the audit id.
@@ -249,7 +249,7 @@ class RunWaiter:
 
 class SearchPoller:
     """
-    Decides what the answers to a search mean for one sensor. A result that is ``FINISHED`` has the run that counts.
+    Decides what the answers to a search mean for one sensor. A ``FINISHED`` result contains the run that counts.
 
     :param waiter: knows which run counts, and how long it may be unreadable.
     """

@@ -74,8 +74,8 @@ class FollowResult:
         """
         Return the same without what looks like a secret in the server's error text.
 
-        The client has removed the known secrets from the whole record. A person reads this text, so that also
-        whatever else looks like a secret goes.
+        The client has removed the known secrets from the whole record. A person reads this text, so
+        everything that looks like a secret is removed as well.
 
         :param secrets: texts that must not be shown.
         """
@@ -136,10 +136,10 @@ def follow(
 
 class RunPoller:
     """
-    What is remembered between two polls of a run, what is logged about it, and what each poll means.
+    Keeps what is known between two polls of a run, logs what is new, and decides what each poll means.
 
-    It sends nothing itself: whoever polls the run passes the record or the error to it, and gets the result, or the
-    seconds until the next poll. The parameters are those of :func:`follow`.
+    It sends nothing. Its caller polls the run, passes the record or the error, and receives the result or the seconds
+    until the next poll. The parameters are those of :func:`follow`.
 
     :ivar execution: the run's last record that could be read.
     """
@@ -216,7 +216,7 @@ class RunPoller:
         self._remember(execution, now)
         if self._is_over(execution):
             return FollowResult(Ending.FINISHED, execution)
-        # A little early, and not everybody at once.
+        # A little early, and at a random moment, so that polls spread.
         early: float = random.uniform(*_JITTER)  # noqa: S311  # no secret
         return self._delay_or_result(self.interval(now) * early, None)
 

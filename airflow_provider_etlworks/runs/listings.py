@@ -53,7 +53,7 @@ _REFUSED_FOR = 3600.0
 _FAILED_FOR = 60.0
 _FAILED_FOR_AT_MOST = 900.0
 _STALE_FOR = 600.0
-# The list is refused, though single runs may be readable. If the credentials are refused, polling a run shows it.
+# The list is refused, but single runs may be readable. Polling a run shows whether the credentials are refused.
 _REFUSALS = (EtlworksUnauthorized, EtlworksForbidden, EtlworksNotFound, EtlworksBadRequest)
 
 
@@ -114,7 +114,7 @@ class FlowHistoryListing:
 Listing = DayListing | FlowHistoryListing
 
 
-# What local time is ahead of UTC at the most eastern and at the most western place, and by how much it is put forward.
+# How far local time is ahead of UTC, at most and at least, and how far summer time moves it.
 _EASTERNMOST = 14 * 3600.0
 _WESTERNMOST = -12 * 3600.0
 _SUMMER_TIME = 3600.0
@@ -176,7 +176,7 @@ class Days:
         """
         begins = datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp()
         moments = [each / 1000 for each in starts]
-        # A run of another day is listed, too, if it was still going: it shows nothing.
+        # A run of another day that was still going is listed, too; it says nothing about where the day begins.
         moments = [each for each in moments if _WESTERNMOST - _DAY < begins - each <= _EASTERNMOST]
         if not moments:
             return
@@ -249,7 +249,7 @@ def listed_runs(flows: Iterable[_ListedFlow | None]) -> Iterator[tuple[RunKey, b
     Yield each run of a list, and whether the list reports it as certainly going.
 
     It reads the raw fields, since an Execution for each of tens of thousands of runs would hold the event loop. The
-    statuses are those of ExecutionStatus; whatever is doubtful is not going, so that the run's own record decides.
+    statuses are those of ExecutionStatus; a doubtful run is not going, so that its own record decides.
     """
     for flow in flows:
         if flow is None:
@@ -301,7 +301,7 @@ class ListingPlan(Generic[WatchedT]):
     :ivar runs: the runs that it should contain.
     :ivar interval: seconds between two reads.
     :ivar pages: how many requests a read takes, at least.
-    :ivar most_pages: with how many a read still saves requests.
+    :ivar most_pages: the most requests with which a read still saves requests.
     """
 
     runs: list[WatchedT]
@@ -314,7 +314,7 @@ def choose_listings(
     runs: Iterable[WatchedT], is_usable: Callable[[Listing], bool]
 ) -> dict[Listing, ListingPlan[WatchedT]]:
     """
-    Choose the lists with which the fewest requests follow the runs.
+    Choose the lists with which following the runs takes the fewest requests.
 
     :param runs: what is watched.
     :param is_usable: whether a list can be used at present.
@@ -376,7 +376,7 @@ def _is_worth_it(interval: float, rate: float) -> bool:
 
 class ListingBreaker:
     """
-    Which kinds of list can be used at present. The first time that a kind cannot, it logs so, once.
+    Which kinds of list can be used at present. It logs once when a kind cannot be used.
 
     :param clock: gives the time.
     :param log: receives that line.
@@ -432,7 +432,7 @@ def _read_with(read: Callable[[Response], list[_ListedFlow | None]], call: Call[
 
 
 def _as_id(value: Any) -> int:
-    # -1 is not an id of anything: an id that cannot be read is one that nobody watches.
+    # No run has the id -1, so nobody watches a run whose id cannot be read.
     found = as_int(value)
     return -1 if found is None else found
 
@@ -443,12 +443,12 @@ def _decoder(shape: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _decode(answer: Response, shape: Any) -> Any:
-    """Read a list. This is ten times as fast as reading it into Python objects, and the event loop waits meanwhile."""
+    """Read a list, ten times as fast as into Python objects: the event loop stands still meanwhile."""
     try:
         try:
             return _decoder(shape).decode(answer.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            # Perhaps it has another charset, or a number or a text that this decoder refuses: the slow way takes them.
+            # Another charset, or a number or a text that this decoder refuses: the slow one reads them.
             return msgspec.convert(answer.json, shape)
     except (msgspec.MsgspecError, EtlworksReplyError, RecursionError) as error:
         raise EtlworksReplyError(f"Expected a list of runs: {error}") from error

@@ -1,9 +1,9 @@
 """
-How an Etlworks that is busy or unreachable is waited for before a task has started anything: one rule for all requests.
+How long a task that has started nothing yet waits for a busy or unreachable Etlworks: one rule for all requests.
 
 No task fails because others are busy: a 429, an unreachable server and a server's fault that may pass (5xx, 408, 425)
-are waited out, for as long as the status of a run may be unreadable later. Any other failure is not: a refusal, or an
-answer that cannot be read, as of a host that is not an Etlworks.
+are waited out, for as long as the status of a run may be unreadable later. Any other failure is raised: a refusal, or
+an answer that cannot be read, such as that of a host that is not an Etlworks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeVar
 
-from airflow_provider_etlworks.client.call import Call
 from airflow_provider_etlworks.client.clock import growing_delays
 from airflow_provider_etlworks.client.errors import (
     EtlworksError,
@@ -21,12 +20,13 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksServerError,
     EtlworksUnreachable,
 )
-from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
+from airflow_provider_etlworks.client.procedure import RunOnce, Sleep
 from airflow_provider_etlworks.client.retry import is_retryable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.clock import Clock
     from airflow_provider_etlworks.client.procedure import Log, Procedure
     from airflow_provider_etlworks.runs.types import PollPolicy
@@ -44,12 +44,12 @@ _LONGEST_BETWEEN_LINES = 600.0
 
 class OutageWait:
     """
-    Decides how long to wait before a request is sent again that certainly did nothing.
+    Decides how long to wait before a request that certainly did nothing is sent again.
 
     :param policy: ``patience`` limits one outage, and ``deadline`` the whole wait.
     :param clock: reads the time.
     :param log: receives a line when an outage begins and ends, and now and then in between.
-    :param goal: what waits for Etlworks, for messages, such as ``Flow 7 is not started yet``.
+    :param goal: what is not done yet, for messages, such as ``Flow 7 is not started yet``.
     :param idempotent: whether a request may be sent again that Etlworks may have processed.
     :param check: is called before and after each wait; raises if the task must not go on.
     """
@@ -133,8 +133,10 @@ def wait_out(procedure: Callable[[], Procedure[T]], outage: OutageWait | None) -
     while True:
         try:
             # Between two attempts the outage decides how long to wait, not the client.
-            is_again = outage is not None and outage.is_going
-            value = yield from _each_once(procedure()) if is_again else procedure()
+            if outage is not None and outage.is_going:
+                value: T = yield RunOnce(procedure())
+            else:
+                value = yield from procedure()
         except EtlworksError as error:
             if outage is None:
                 raise
@@ -157,21 +159,3 @@ def perform(action: Callable[[], T]) -> Procedure[T]:
     """Run an action that sends its requests itself, such as an export into a file, as a procedure."""
     yield from ()
     return action()
-
-
-def _each_once(procedure: Procedure[T]) -> Procedure[T]:
-    """Run a procedure so that the client itself repeats none of its calls."""
-    try:
-        step = next(procedure)
-        while True:
-            try:
-                value = yield SendOnce(step) if isinstance(step, Call) else step
-            except EtlworksError as error:
-                step = procedure.throw(error)
-            else:
-                step = procedure.send(value)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        procedure.close()

@@ -1,4 +1,8 @@
-"""What a run means for a task. One function decides it, and every path goes through it."""
+"""
+What a run means for a task. One function decides it, and every path goes through it.
+
+Whether a run is over is decided by :class:`~airflow_provider_etlworks.client.models.Execution`.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +50,7 @@ def outcome_of(execution: Execution, *, fail_on_warning: bool = False) -> Outcom
 
 def failure_message(execution: Execution, url: str) -> str:
     """
-    Say in a sentence how a run ended badly, and why as far as the server says.
+    Return a sentence: how a run ended badly, and why, if the server says it.
 
     :param execution: the run's last record.
     :param url: where a person sees the run.

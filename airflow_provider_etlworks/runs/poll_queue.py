@@ -1,11 +1,13 @@
 """
-What a watcher polls next: a run's own record, a list that covers many runs, or a search for a run. It decides, sends
-nothing, never waits.
+What a watcher polls next: a run's own record, a list that covers many runs, or a search for a run.
 
-It decides at the moment when something may be sent, so nothing that is more urgent waits behind it. A run's own record
-is polled when its interval is over, when a list reports that it ended, at a deadline, and now and then as a resync, so
-that a stale list delays an end and loses none. Lists are hints (see :mod:`airflow_provider_etlworks.runs.listings`):
-they only move the time of a run's next poll.
+The queue decides. It sends nothing and never waits.
+
+It decides at the moment when something may be sent, so nothing urgent waits behind anything less urgent. A run's own
+record is polled when its interval is over, when a list reports that it ended, at a deadline, and now and then as a
+resync, so a stale list can delay the report of an end, but cannot hide it. Lists are hints (see
+:mod:`airflow_provider_etlworks.runs.listings`): they only move the time of a run's next poll. The interval of a run is
+decided in :mod:`airflow_provider_etlworks.runs.follow`.
 """
 
 from __future__ import annotations
@@ -252,8 +254,8 @@ class PollQueue(Generic[SubscriberT]):
     """
     Decides what is polled when, and what each answer means. One call in, one answer out: it never waits.
 
-    Where a method takes ``now``, that is the clock's ``monotonic``. Results come back as pairs of a subscriber, which
-    the queue has forgotten by then, and its result.
+    ``now`` is the clock's ``monotonic``. Results are pairs of a subscriber and its result; the queue has forgotten the
+    subscriber by then.
 
     :param clock: gives the time.
     :param requests_per_minute: the budget for everything that is polled; 0 means no limit.
@@ -273,7 +275,7 @@ class PollQueue(Generic[SubscriberT]):
         self._urgent: deque[PolledItem[SubscriberT]] = deque()
         self._scheduled: list[tuple[float, int, RunItem[SubscriberT] | ListingItem[SubscriberT]]] = []
         self._due_searches: list[tuple[float, int, SearchItem[SubscriberT]]] = []
-        # When last polls are due, and when those who wait for one give up.
+        # When last polls are due, and when the wait for a last poll ends.
         self._deadlines: list[tuple[float, int, PolledItem[SubscriberT], SubscriberT]] = []
         self._giving_up: list[tuple[float, int, PolledItem[SubscriberT], SubscriberT]] = []
         self._paused_until = _NEVER
@@ -287,7 +289,7 @@ class PollQueue(Generic[SubscriberT]):
 
     def push(self, run: RunRef, subscriber: SubscriberT, now: float, *, after: float = 0.0) -> RunItem[SubscriberT]:
         """
-        Have a run polled, for one more subscriber. Subscribers of the same run share one poll.
+        Add a subscriber to a run's polls. Subscribers of the same run share one poll.
 
         :param after: seconds until the first poll: its record has just been read.
         """
@@ -307,7 +309,7 @@ class PollQueue(Generic[SubscriberT]):
         self, flow_id: int, message_uuid: str | None, subscriber: SubscriberT, now: float, *, is_urgent: bool = False
     ) -> SearchItem[SubscriberT]:
         """
-        Have a run searched, for one more subscriber. Subscribers with the same search share its answers.
+        Add a subscriber to a search. Subscribers with the same search share its answers.
 
         :param is_urgent: whether this answer decides at once: it counts like a run that a list reports as ended.
         """
@@ -331,7 +333,7 @@ class PollQueue(Generic[SubscriberT]):
             heapq.heappush(self._deadlines, (subscriber.deadline, next(self._order), item, subscriber))
 
     def discard(self, item: PolledItem[SubscriberT], subscriber: SubscriberT) -> None:
-        """Forget a subscriber; what the last one waited for is not polled any more."""
+        """Forget a subscriber. An item without subscribers is not polled any more."""
         if subscriber.is_waiting:
             subscriber.is_waiting = False
             item.subscribers.remove(subscriber)
@@ -364,8 +366,8 @@ class PollQueue(Generic[SubscriberT]):
         2. the list of a day's runs: a few requests a minute, which report what is urgent;
         3. runs that a list reports as ended;
         4. the resync: the run whose own record was read longest ago, for a tenth of the budget;
-        5. whatever has been due longest: runs, histories of flows, and, one interval later, searches: so none of them
-           waits without an end, however many there are of the others;
+        5. what has been due longest: runs, histories of flows, and, one interval later, searches. So each is polled
+           at some time, however many others there are;
         6. runs that only a list has reported on.
         """
         self.refresh(now)
@@ -422,7 +424,7 @@ class PollQueue(Generic[SubscriberT]):
 
     def expire(self, now: float) -> list[tuple[SubscriberT, FollowResult]]:
         """
-        Have runs polled a last time if a deadline has come, and give up on those without an answer to that.
+        Schedule the last polls of runs whose deadline has come, and give up on last polls without an answer.
 
         A last poll has the time until Airflow ends the trigger, less what the stop and the event need. If Etlworks asks
         us to send nothing for longer than that, we give up at once.
@@ -455,10 +457,10 @@ class PollQueue(Generic[SubscriberT]):
             self._last_polls.append(item)
 
     def _find(self, now: float) -> tuple[Priority, PolledItem[SubscriberT] | ListingItem[SubscriberT]] | None:
-        """Return what is polled now, and its priority. What is outdated is removed on the way."""
+        """Return what is polled now, and its priority. Outdated entries are removed."""
         while self._last_polls:
             last = self._last_polls[0]
-            # Whatever is in flight comes back here if its answer decides nothing.
+            # An item in flight returns to the queue if its answer decides nothing.
             if last.is_open and last.needs_last_poll and not last.in_flight:
                 return Priority.LAST_POLL, last
             self._last_polls.popleft()
@@ -625,9 +627,9 @@ class PollQueue(Generic[SubscriberT]):
         # Too many requests are not a fault of the list, and everything waits then.
         if error is not None and not isinstance(error, EtlworksRateLimited):
             self._choose_by(asked_at)
-            # If it is read again at all, then while it still covers its runs.
+            # The next read must come while the list still covers its runs.
             interval *= _COVERS - 1
-        # A list that takes long is read less often.
+        # A slow list is read less often.
         self._schedule(item, max(asked_at + interval, 2 * now - asked_at))
 
     def _on_listed(
@@ -640,7 +642,7 @@ class PollQueue(Generic[SubscriberT]):
             run.fresh_until = asked_at + _COVERS * max(run.interval, item.interval)
             return
         run.fresh_until = asked_at
-        # Once: a list that is wrong about a run must not have it polled again and again.
+        # Once only: a list that is wrong about a run must not cause a poll each time it is read.
         if not run.reported_done:
             run.reported_done = True
             self._urgent.append(run)

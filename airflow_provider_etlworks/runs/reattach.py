@@ -34,7 +34,7 @@ def decide_reattach(
     :param execution: that run's record; ``None`` if it is gone.
     :param stop_asked: whether we asked Etlworks to stop it: then it counts as ended badly, whatever its status says
         later, since a stopped streaming flow ends as ``success``.
-    :param cleared: whether somebody cleared the task since, which asks for a new run.
+    :param cleared: whether somebody cleared the task since, and so wants a new run.
     :param cancel_on_kill: whether a run is stopped when its task is cleared.
     :param fail_on_warning: whether ``warning`` is a failure.
     :return: follow it; it is done; start a new one; or stop it and start a new one.

@@ -97,7 +97,7 @@ def new_token() -> str:
 @dataclass(frozen=True)
 class SentStart:
     """
-    A start that was sent, and of which it is not known whether it started a run.
+    A start that was sent and may or may not have started a run.
 
     :ivar flow_id: the flow.
     :ivar watermark: the flow's newest audit id before the start.
@@ -224,7 +224,7 @@ def _newer_runs(start: SentStart) -> Procedure[tuple[list[Execution], bool]]:
     """Return the runs above the watermark, and whether these are all."""
     latest: Execution | None = yield endpoints.latest_execution(start.flow_id)
     newer = [run for run in (yield from _history(start.flow_id)) if run.audit_id > start.watermark]
-    # That the history begins with the newest run is not documented, and it may lag.
+    # It is not documented that the history begins with the newest run, and it may lag.
     if latest is None or latest.audit_id <= start.watermark or latest.audit_id in {run.audit_id for run in newer}:
         return newer, len(newer) < _HISTORY_PAGE
     return [latest, *newer], False
@@ -240,7 +240,7 @@ def _history(flow_id: int) -> Procedure[list[Execution]]:
 
 
 def _identify(runs: list[Execution], key: RunKey, known: dict[int, bool]) -> Procedure[None]:
-    """Record which runs show the key, or another one, in the history, in their record or in their log."""
+    """Record which runs show this key or another key: in the history, in their record or in their log."""
     for run in runs:
         if run.audit_id in known:
             continue
@@ -254,7 +254,7 @@ def _identify(runs: list[Execution], key: RunKey, known: dict[int, bool]) -> Pro
             try:
                 read = yield more
             except EtlworksError:
-                # What cannot be read proves nothing. The next poll tries again.
+                # A log that cannot be read proves nothing. The next poll tries again.
                 continue
             is_shown = key.is_shown_by(read if isinstance(read, str) else read.raw)
         if is_shown is not None:

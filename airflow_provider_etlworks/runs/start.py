@@ -209,7 +209,7 @@ class RunStarter:
                 if other is not None and not other.is_stopping and not in_doubt:
                     self.before_waiting(RunRef(self.flow_id, other.audit_id))
                 hidden_since = yield from self._wait_for_turn(other, audit_id, hidden_since)
-                # Our own start may have been what was in the way.
+                # The run in the way may be our own start's.
                 if in_doubt and (found := (yield from self.reconcile(watermark, self.key, grace=0.0))) is not None:
                     return Started(found)
             elif not _is_worth_repeating(response):
@@ -386,7 +386,7 @@ def check_turn(other: RunRef, followed: FollowResult) -> None:
 
 
 def _is_worth_repeating(response: FlowStart | EtlworksError) -> TypeGuard[EtlworksError]:
-    """Whether a start in doubt may be sent once more if no run appears: a fault may pass, an answer stays the same."""
+    """Whether a start in doubt may be sent once more if no run appears: only a fault may pass."""
     return isinstance(response, EtlworksError) and response.retryable
 
 

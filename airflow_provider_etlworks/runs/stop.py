@@ -50,7 +50,7 @@ def stop_run(
     run: RunRef, stop_path: str, *, clock: Clock = SYSTEM_CLOCK, patience: float = 0.0
 ) -> Procedure[StopResult]:
     """
-    Ask Etlworks to stop one run. Raises nothing that Etlworks causes: the result says what happened.
+    Ask Etlworks to stop one run. Errors of Etlworks are not raised: the result says what happened.
 
     :param run: the run.
     :param stop_path: the path of the stop call. Without ``{audit_id}`` in it, Etlworks stops the flow's newest run, so
@@ -95,7 +95,7 @@ def _send_until(until: float, clock: Clock, call: Call[T]) -> Procedure[T]:
         except EtlworksError as error:
             if not error.retryable or not (is_first or clock.monotonic() < until):
                 raise
-            # Whoever has no time does not wait as long as Etlworks asks.
+            # A caller without time does not wait as long as Etlworks asks.
             retry_after = (getattr(error, "retry_after", None) or 0.0) if clock.monotonic() < until else 0.0
             yield Sleep(max(next(delays), retry_after))
             is_first = False

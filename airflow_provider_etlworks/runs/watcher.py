@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Whatever is due within this many seconds is polled in one go: thousands of runs must not set thousands of timers.
+# What is due within this many seconds is polled together: thousands of runs must not set thousands of timers.
 _TICK = 0.05
 _PAUSE_AFTER_BUG = 1.0
 
@@ -108,7 +108,7 @@ class Watcher:
         """
         Follow a run until it ends, as :func:`~airflow_provider_etlworks.runs.follow.follow` does.
 
-        Two who follow the same run share one poll. The other parameters are those of that function.
+        Callers that follow the same run share one poll. The other parameters are those of that function.
 
         :param found: the run's record, if it has just been read: then the first poll comes one interval later.
         """
@@ -126,7 +126,7 @@ class Watcher:
 
     async def search(self, sensor: RunWaiter, *, is_urgent: bool = False) -> FollowResult:
         """
-        Search for the run that a sensor waits for, until there is one. All who search alike share one search.
+        Search for the run that a sensor waits for, until there is one. Equal searches share one poll.
 
         :param sensor: knows which run counts.
         :param is_urgent: whether the run that the sensor followed has ended, so that this answer decides.
@@ -163,7 +163,7 @@ class Watcher:
         self._check_deadline()
 
     async def _keep_deadlines(self) -> None:
-        """Keep the deadlines, whatever the workers wait for."""
+        """Keep the deadlines, also while all workers wait."""
         while True:
             now = self._clock.monotonic()
             try:
@@ -195,7 +195,7 @@ class Watcher:
         """
         Wait until something is due and may be sent. Return the turn, and what is most urgent at that moment.
 
-        That may be nothing: whoever waited for it has left.
+        It may be ``None``: the subscribers may have left meanwhile.
         """
         turn = self._turn = self.client.dispatcher.turn(await self._next_priority())
         try:
@@ -263,7 +263,7 @@ class Watcher:
                 waiter.done.set_exception(error)
 
     def _wake(self) -> None:
-        """Let whoever sleeps or waits for a turn know if something is due earlier or more urgent than before."""
+        """Wake the worker that sleeps or waits for a turn if something is due earlier, or more urgent, than before."""
         now = self._clock.monotonic()
         self._check_deadline()
         if self._turn is None:

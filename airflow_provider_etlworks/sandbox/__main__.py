@@ -104,7 +104,7 @@ def control(url: str, path: str, form: Mapping[str, str] | None) -> int:
 
 
 def _message(body: bytes) -> str:
-    """Return what a refusal says; a program that is no sandbox may answer anything."""
+    """Return what a refusal says; a program that is not a sandbox may answer anything."""
     try:
         return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):

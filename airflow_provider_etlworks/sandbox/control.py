@@ -85,7 +85,7 @@ def _refuse_other_sites(request: Request) -> None:
 def _start(form: Mapping[str, str], organization: Organization) -> Run:
     plan = organization.plans().get(flow_id := parse_number(form.get("flow", ""), "flow"))
     if plan is None:
-        raise ApiError(404, f"There is no flow {flow_id}")
+        raise ApiError(404, f"Flow {flow_id} does not exist")
     by = form.get("by", SCHEDULE)
     return organization.run_by_schedule(plan) if by == SCHEDULE else organization.begin_run(plan, by)
 

@@ -85,7 +85,7 @@ async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log)
 
 class _Stopping:
     """
-    The stop of one run. It goes on when nobody waits for it any more, and its result is logged here then.
+    The stop of one run. It goes on if its caller stops waiting; then it logs its result itself.
 
     :param run: the run.
     :param watching: opens the watcher whose client sends the stop, and keeps it open.
@@ -104,7 +104,7 @@ class _Stopping:
         self._task.add_done_callback(self._in_background.discard)
 
     async def report(self, log: Log, time_is_over: Awaitable[None]) -> str:
-        """Wait some time for the result, log what is known by then, and return it as a sentence for a person."""
+        """Wait some time for the result. Log what is known by then, and return it as a sentence for people."""
         waiting = asyncio.ensure_future(time_is_over)
         try:
             await asyncio.wait((self._task, waiting), return_when=asyncio.FIRST_COMPLETED)

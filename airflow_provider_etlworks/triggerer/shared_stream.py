@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import AdvanceItem
 
-    from airflow_provider_etlworks.triggerer.completions import PendingEvent
+    from airflow_provider_etlworks.triggerer.completion_stream import PendingEvent
 
 # Events that Airflow has not stored yet. Airflow fails a trigger that has too many of them.
 _MAX_PENDING = 32
@@ -33,7 +33,7 @@ class SharedCompletions(SharedStreamProducer):
 
     async def open_stream(self) -> AsyncIterator[tuple[PendingEvent, PendingEvent]]:
         """Yield an event for each completed run, without end."""
-        completions = await import_in_thread("airflow_provider_etlworks.triggerer.completions")
+        completions = await import_in_thread("airflow_provider_etlworks.triggerer.completion_stream")
         async for event in completions.stream_for(self._conn_id).events():
             await self._slots.acquire()
             yield event, event

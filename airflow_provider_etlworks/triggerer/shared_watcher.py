@@ -1,8 +1,8 @@
 """
 One watcher for all triggers of a connection in one event loop: one pool, one log-in, one rate limit.
 
-What is shared belongs to what the connection says, not to its id: triggers that start after the connection was changed
-get another watcher, and those that follow a run by then follow it where it is.
+The key is what the connection says, not its id. Triggers that start after the connection was changed get another
+watcher; triggers that already follow a run keep theirs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Shared:
 @dataclass(frozen=True)
 class _Reading:
     """
-    A reading of a connection, which all who want it at about the same time share.
+    A reading of a connection. Triggers that need it at about the same time share it.
 
     :ivar settings: what it says, or why it cannot be read.
     :ivar began_at: when it began, by the machine's monotonic clock.
@@ -156,7 +156,7 @@ async def follow_with_shared_watcher(
     :param deadline: Unix time of the last poll; if the connection cannot be read in time, the result is ``deadline``.
     """
     try:
-        # Not shared_watcher: a frame more for each of thousands of triggers.
+        # Not shared_watcher: it would keep one more frame for each of thousands of triggers.
         settings = await read_connection(etlworks_conn_id, root_url=root_url, deadline=deadline)
         async with SharedWatcher(settings) as watcher:
             followed = await follow(watcher)

@@ -35,7 +35,7 @@ def startup_delay(poll_interval: float, *, for_task: bool) -> float:
     the resumed task, and fails it.
 
     :param poll_interval: seconds between two polls of the trigger.
-    :param for_task: whether a task has deferred to the trigger: only then it waits for the scheduler.
+    :param for_task: whether a task has deferred to the trigger: only then does it wait for the scheduler.
     """
     seconds = max(SHORTEST_STARTUP_DELAY, min(LONGEST_STARTUP_DELAY, poll_interval))
     if for_task:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import SharedStreamProducer
 
-    from airflow_provider_etlworks.triggerer.completions import FlowToWatch
+    from airflow_provider_etlworks.triggerer.completion_stream import FlowToWatch
 
-_COMPLETIONS = "airflow_provider_etlworks.triggerer.completions"
+_COMPLETIONS = "airflow_provider_etlworks.triggerer.completion_stream"
 
 DEFAULT_STATUSES = ("success", "warning")
 FINAL_STATUSES = ("success", "warning", "error", "canceled")

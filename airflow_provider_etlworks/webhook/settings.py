@@ -6,13 +6,13 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
+from airflow_provider_etlworks.hooks.connection import read_extra
 from airflow_provider_etlworks.provider_info import DEFAULT_CONN_ID
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_etlworks.hooks.connection import AirflowConnection
 
 WEBHOOK_CONN_ID = "etlworks_webhook"
-"""The Airflow connection whose password is the shared secret. Without it, there is no webhook."""
+"""The Airflow connection whose password is the shared secret. Without it, the webhook is off."""
 
 URL_PREFIX = "/etlworks"
 PATH = "/webhook"
@@ -141,17 +141,11 @@ def webhook_settings(connection: AirflowConnection) -> WebhookSettings:
 
 
 def _read_extra(text: str | None) -> dict[str, Any]:
-    try:
-        extra = json.loads(text or "{}")
-    except ValueError:
-        extra = None
-    if not isinstance(extra, dict):
-        raise EtlworksConfigError("Extra is not a JSON object.")
     known = ("header", "signature_header", "etlworks_conn_id", "airflow_conn_id", "statuses")
-    given = {name: value for name, value in extra.items() if value not in (None, "", [])}
+    given = read_extra(text, known, '{"header": "X-Etlworks"}')
+    if given.get("statuses") == []:
+        del given["statuses"]
     for name, value in given.items():
-        if name not in known:
-            raise EtlworksConfigError(f"Extra has the unknown field {name!r}. Known are: {', '.join(known)}.")
         texts = value if name == "statuses" and isinstance(value, list) else [value]
         if not all(isinstance(each, str) for each in texts):
             raise EtlworksConfigError(f"Extra field {name!r} must be text, and 'statuses' a list of texts.")

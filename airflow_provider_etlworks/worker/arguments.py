@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _MOST_DIGITS = 1_000
 _MOST_BITS = 3_000
-# Python's own, and NumPy's.
+# Python's boolean type, and NumPy's.
 _BOOLEANS = ("bool", "bool_")
 
 
 @contextmanager
 def fail_without_retry_on_config_error() -> Iterator[None]:
-    """Fail without a retry if an argument or the connection cannot work: the next try would have the same."""
+    """Fail without a retry if an argument or the connection cannot work: the next try would meet the same one."""
     try:
         yield
     except EtlworksConfigError as error:

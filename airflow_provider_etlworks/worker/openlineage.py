@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attrs import make_class
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -37,8 +39,6 @@ def lineage_of(flow_id: Any, run: Mapping[str, Any] | None) -> OperatorLineage[A
         from openlineage.client.facet_v2 import JobFacet, RunFacet, external_query_run
     except ImportError:
         return None
-    from attrs import make_class
-
     digits = str(flow_id)
     known_run = run or {"flow_id": int(digits) if digits.isascii() and digits.isdigit() else None}
     known = {name: known_run[ours] for name, ours in _RUN_FIELDS.items() if known_run.get(ours) is not None}

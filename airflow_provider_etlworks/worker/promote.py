@@ -36,7 +36,7 @@ from airflow_provider_etlworks.worker.arguments import (
 from airflow_provider_etlworks.worker.launch_record import ImportRecord, ImportRecordStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -184,7 +184,7 @@ class ImportTask:
                     imported, record = wait_out_outage(
                         self.hook, self.log, lambda: self._import(bundle, backup_file), "Nothing is imported yet"
                     )
-                # The next try would import once more, or find the same.
+                # The next try would import once more, or fail in the same way.
                 except EtlworksImportFailed as error:
                     raise AirflowFailException(str(error)) from error
                 except EtlworksImportUnknown as error:
@@ -211,15 +211,15 @@ class ImportTask:
 
     def _check_target_untouched(self, importing: BundleImport, flows: Sequence[Flow]) -> None:
         """
-        Make sure that no earlier try of this task has imported: all that can be done before Airflow 3.3.
+        Make sure that no earlier try of this task has imported, as far as that is possible before Airflow 3.3.
 
-        :raises EtlworksImportUnknown: one may have.
+        :raises EtlworksImportUnknown: an earlier try may have imported the bundle.
         """
         began = self.context["dag_run"].start_date
         if self.context["ti"].try_number <= 1 or began is None:
             return
         since = began.timestamp() - _CLOCK_SKEW
-        # If it is not known which flows the bundle has, it may be any.
+        # If it is not known which flows the bundle has, each flow may be in it.
         names = set(importing.flow_names) or {flow.name for flow in flows}
         changed = [
             flow.name
@@ -243,7 +243,7 @@ class ImportTask:
             if sent:
                 store.save(record)
             elif earlier is not None:
-                # It is certain that this import did nothing; nothing new is known of the earlier one.
+                # This import certainly did nothing, but the earlier one may have: its record comes back.
                 store.save(earlier)
             else:
                 store.clear()
@@ -293,7 +293,7 @@ class ImportTask:
         return imported, record
 
     def _resume(self, importing: BundleImport, earlier: ImportRecord, store: ImportRecordStore) -> Imported:
-        """Return what an earlier try of this task imported; it sent the same bundle."""
+        """Return what an earlier try of this task imported. That try sent the same bundle."""
         if earlier.failure is not None:
             self._push_failure(earlier, importing.flow_names)
             raise EtlworksImportFailed(earlier.failure)
@@ -367,6 +367,19 @@ def wait_out_outage(hook: EtlworksHook, log: Log, action: Callable[[], T], goal:
     client = hook.client
     outage = OutageWait(PollPolicy(), clock=client.clock, log=log, goal=goal)
     return client.run(wait_out(lambda: perform(action), outage))
+
+
+def flow_ids_named(names: Collection[str], hook: EtlworksHook, log: Log) -> list[int]:
+    """
+    Return the ids of the flows that have these names.
+
+    :param names: the names.
+    :param hook: the hook of the task's connection.
+    :param log: the task's log.
+    """
+    with fail_without_retry_on_config_error():
+        flows = wait_out_outage(hook, log, lambda: list(hook.list_flows()), "No schedule is paused yet")
+    return [flow.id for flow in flows if flow.name in names]
 
 
 def _told_by(imported: Imported) -> str:

@@ -21,7 +21,7 @@ from airflow_provider_etlworks.runs.start import OnAlreadyRunning, RunStarter, c
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, flat_parameters, parse_id
 from airflow_provider_etlworks.worker.etlworks_schedule import check_etlworks_schedule
-from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
+from airflow_provider_etlworks.worker.follow_run import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 from airflow_provider_etlworks.worker.state import Phase
 
@@ -84,7 +84,7 @@ class RunFlowTask(RunTask):
         """
         Start the flow, or reattach to the run of an earlier try, and follow the run.
 
-        :param is_first: whether this try has not waited for another run yet.
+        :param is_first: ``False`` after this try has waited for another run.
         """
         with fail_without_retry_on_config_error():
             parameters = flat_parameters(self._operator.parameters, self._operator.parameter_names)
@@ -96,7 +96,7 @@ class RunFlowTask(RunTask):
             self._starter = self._make_starter(flow_id, parameters, options)
         try:
             run, is_ours = self._reattach(is_first=is_first) or self._start()
-        except Exception as error:  # also what nobody foresees: a start in doubt must not become a second one
+        except Exception as error:  # also errors that nobody foresees: a start in doubt must not become a second start
             is_unknown = not isinstance(error, EtlworksError) or isinstance(error, EtlworksStartUnknown)
             # With a record, the retry reconciles before it starts anything.
             if self.state.phase is not Phase.STARTING or (self._records.is_durable and not is_unknown):
@@ -162,7 +162,7 @@ class RunFlowTask(RunTask):
         if not self._operator.durable:
             return None
         if not self._records.is_durable:
-            # A run that began while this try waited for another one is nobody's that we know.
+            # A run that began while this try waited may be anybody's.
             return self._find_in_history() if is_first else None
         record = self._records.load()
         if record is None or record.flow_id != self._starter.flow_id or self._is_elsewhere(record):
@@ -174,7 +174,7 @@ class RunFlowTask(RunTask):
         return (run, record.is_ours) if self._should_follow(record, run) else None
 
     def _reconcile(self, record: LaunchRecord) -> int | None:
-        """Search for the run of a start that is in doubt, as the try that sent it was lost."""
+        """Search for the run of a start in doubt: the try that sent it was lost."""
         self.log.info("An earlier try may have started flow %s; searching for its run.", record.flow_id)
         self.state.starting(record.watermark)
         grace = max(0.0, VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at))
@@ -236,7 +236,7 @@ class RunFlowTask(RunTask):
             self._defer(other, "execute_when_free", {}, cancel_on_kill=False)
 
     def _save_intent(self, watermark: int | None) -> None:
-        """Record that a start is about to be sent, or with ``None`` that it certainly did nothing."""
+        """Record that a start is about to be sent; ``None``: that nothing was started."""
         if watermark is not None:
             self._abort_if_killed()
             self._records.save(self._new_record(watermark))

@@ -21,7 +21,7 @@ from airflow_provider_etlworks.runs.outage import wait_out
 from airflow_provider_etlworks.runs.types import RunRef
 from airflow_provider_etlworks.storage import stored_file
 from airflow_provider_etlworks.worker.arguments import fail_without_retry_on_config_error, parse_id
-from airflow_provider_etlworks.worker.follow import RunArguments, RunTask
+from airflow_provider_etlworks.worker.follow_run import RunArguments, RunTask
 from airflow_provider_etlworks.worker.launch_record import LaunchRecord
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ LONGEST_ANSWER = 10_000
 """Characters of a listener's answer, as JSON, that a task returns at most."""
 
 _LONGEST_MESSAGE_UUID = 200
-# Airflow reads these keys as those of a serialized object.
+# Airflow takes a mapping with these keys for a serialized object.
 _RESERVED_KEYS = {"__classname__", "__id__", "__type", "__var"}
-# What the record of a payload has for a flow that the task does not know.
+# The flow's id in the record, if the task does not know the flow.
 _NO_FLOW = 0
 
 
@@ -152,11 +152,11 @@ class SendToListenerTask(RunTask):
     # --- The payload of an earlier try ----------------------------------------------------------------------------
 
     def _earlier_record(self) -> LaunchRecord | None:
-        """Return what an earlier try recorded of the same payload, if that still counts."""
+        """Return what an earlier try recorded about the same payload, if that still counts."""
         record = self._records.load()
         if record is None or record.flow_id != self._flow_id:
             return None
-        # What the listener answered is returned wherever it was.
+        # The listener's answer is returned, also if it came from another instance.
         follows = self._operator.wait_for_completion or record.message_result is None
         if follows and self._is_elsewhere(record):
             return None
@@ -190,7 +190,7 @@ class SendToListenerTask(RunTask):
     # --- The start ------------------------------------------------------------------------------------------------
 
     def _send(self, call: Call[Any], settings: ClientSettings) -> dict[str, Any]:
-        """Send the payload, and return the ids in the answer, if it has any, and the answer."""
+        """Send the payload. Return the answer, and the ids in it if there are any."""
         client, flow_id = self.hook.client, self._flow_id
         listening = "" if flow_id == _NO_FLOW else f", for flow {flow_id}"
         self.log.info("Sending a payload to %s at %s%s.", call, settings.root_url, listening)
@@ -210,7 +210,7 @@ class SendToListenerTask(RunTask):
         self._abort_if_killed()
         try:
             return _message_result((yield call))
-        except Exception as error:  # also what nobody foresees: a payload in doubt must not be sent again
+        except Exception as error:  # also errors that nobody foresees: a payload in doubt must not be sent again
             if isinstance(error, EtlworksError) and error.not_processed:
                 self.state.idle()
                 self._records.clear()

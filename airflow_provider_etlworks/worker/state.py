@@ -31,7 +31,7 @@ class Phase(Enum):
 _NEXT = {
     Phase.IDLE: {Phase.IDLE, Phase.STARTING, Phase.RUNNING, Phase.DONE},
     Phase.STARTING: {Phase.IDLE, Phase.STARTING, Phase.RUNNING, Phase.DONE},
-    # Back to IDLE: the run of an earlier try is not followed, and a new one is started.
+    # Back to IDLE: the run of an earlier try is not followed, and a new run is started.
     Phase.RUNNING: {Phase.IDLE, Phase.RUNNING, Phase.DONE},
     Phase.DONE: set[Phase](),
 }

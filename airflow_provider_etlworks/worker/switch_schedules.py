@@ -120,7 +120,7 @@ class SwitchSchedulesTask:
     def _states_by_id(self, schedule_ids: list[int]) -> dict[int, bool | None]:
         if not schedule_ids:
             return {}
-        # A resume needs the states only for its result, so it goes on without them, and does not wait for them.
+        # A resume needs the states only for its result, so it neither waits for them nor fails without them.
         tolerable = (EtlworksError,) if self._action == "resume" else _CALL_MISSING
         try:
             known = _states(self._list(is_needed=self._action == "pause"))
@@ -148,7 +148,7 @@ class SwitchSchedulesTask:
                 )
             return set()
         stored = self._store.get(_STATE_KEY)
-        # Clearing a task changes max_tries, a retry does not: since a clear, others may have changed them back.
+        # Clearing a task changes max_tries, a retry does not: before the clear, others may have changed them back.
         is_retry = isinstance(stored, dict) and stored.get("max_tries") == self._ti.max_tries
         return set(stored["ids"]) if is_retry else set()
 

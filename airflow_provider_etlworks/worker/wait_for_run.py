@@ -39,7 +39,7 @@ from airflow_provider_etlworks.worker.failure_report import (
     sensor_time_out,
     watched_run_ended_badly,
 )
-from airflow_provider_etlworks.worker.follow import run_with_fresh_connection
+from airflow_provider_etlworks.worker.follow_run import run_with_fresh_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class SensorArguments(Protocol):
 
     @property
     def hook(self) -> EtlworksHook:
-        """The hook of the task's connection: a new one after it was deleted."""
+        """The hook of the task's connection. If the attribute is deleted, it is made again."""
 
     @property
     def reschedule(self) -> bool:
@@ -94,7 +94,7 @@ class SensorArguments(Protocol):
 
 class WaitForRunTask:
     """
-    One execution of the sensor: on a worker, or one of two halves around the triggerer.
+    One execution of the sensor on a worker: the whole wait, or the part before or after the triggerer.
 
     :param sensor: the sensor.
     :param context: the task's context.

@@ -25,13 +25,13 @@ from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.runs.checkpoint import Checkpoint
 from airflow_provider_etlworks.runs.completions import Completion
-from airflow_provider_etlworks.triggerer import completions
+from airflow_provider_etlworks.triggerer import completion_stream
 from airflow_provider_etlworks.triggers.asset import EtlworksFlowFinishedTrigger
 
 FLOW = 7
 HISTORY = f"/rest/v1/executions/{FLOW}/history"
 DAY = "/rest/v1/metrics/executions"
-COMPLETIONS_LOG = completions.log.name
+COMPLETIONS_LOG = completion_stream.log.name
 TRIGGER_LOG = "seen.EtlworksFlowFinishedTrigger"
 
 
@@ -129,7 +129,7 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         "_LONGEST_DELAY": 0.2,
         "_WARN_EVERY": 3600.0,
     }.items():
-        monkeypatch.setattr(completions, name, seconds)
+        monkeypatch.setattr(completion_stream, name, seconds)
     monkeypatch.setattr(EtlworksFlowFinishedTrigger, "log", logging.getLogger(TRIGGER_LOG))
     with Sandbox([SandboxFlow(FLOW, "Watched", records=3)], requests_per_minute=None) as sandbox:
         monkeypatch.setenv(CONN_VARIABLE, _connection(sandbox))
@@ -267,7 +267,7 @@ async def test_run_that_only_the_webhook_has_reported_counts_as_done(sandbox: Sa
     assert restarted.events == []
 
 
-async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandbox: Sandbox) -> None:
+async def test_checkpoint_waits_for_events_not_made_yet(sandbox: Sandbox) -> None:
     written: list[Any] = []
     answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
@@ -280,10 +280,10 @@ async def test_checkpoint_does_not_pass_runs_whose_events_are_not_made_yet(sandb
     async def read_states(_: str) -> list[Any]:
         return await answer
 
-    flow = completions.FlowToWatch(
-        FLOW, ["success"], "etl", 1.0, read_checkpoint, write_checkpoint, read_states, completions.log
+    flow = completion_stream.FlowToWatch(
+        FLOW, ["success"], "etl", 1.0, read_checkpoint, write_checkpoint, read_states, completion_stream.log
     )
-    subscription = completions.FlowSubscription(flow)
+    subscription = completion_stream.FlowSubscription(flow)
     tracker = await subscription.open(sandbox.url)
     tracker.checkpoint = Checkpoint(42)
     ended = [Completion(Execution(FLOW, run, "success"), Checkpoint(run)) for run in (41, 42)]

@@ -270,7 +270,7 @@ assert dag.test(**{{date: dag.start_date}}).state == "success"
 
 
 @pytest.mark.usefixtures("unparsed")
-def test_pause_turns_off_what_the_file_starts_and_release_turns_it_on(
+def test_release_turns_on_what_pause_turned_off(
     etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path
 ) -> None:
     file = tmp_path / "dags.py"
@@ -311,9 +311,7 @@ def test_release_leaves_alone_what_others_turned_on(
 
 
 @pytest.mark.usefixtures("unparsed")
-def test_adopting_again_keeps_what_is_paused_in_the_file_and_in_the_record(
-    etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path
-) -> None:
+def test_adopting_again_keeps_what_is_paused(etlworks: Sandbox, command: Callable[..., Done], tmp_path: Path) -> None:
     file = tmp_path / "dags.py"
     command("adopt", "--flow", "1", "--output", file, "--pause")
     assert command("adopt", "--tag", "nightly", "--output", file, "--pause", "--force").code == 0

@@ -150,9 +150,7 @@ def test_missing_refresh_path_leads_to_a_log_in(connect: Connect, etlworks, cloc
 
 
 @pytest.mark.parametrize("fault", [status(503), hang_up(carried_out=False)], ids=["503", "hang up"])
-def test_token_that_cannot_be_renewed_yet_is_used_until_it_expires(
-    connect: Connect, etlworks, clock: VirtualClock, fault
-) -> None:
+def test_token_without_renewal_is_used_until_it_expires(connect: Connect, etlworks, clock: VirtualClock, fault) -> None:
     sandbox = etlworks(token_lifetime=600)
     sandbox.fault("POST", REFRESH, fault, times=2)
     drive = connect(sandbox.url, clock=clock, **LOGIN)

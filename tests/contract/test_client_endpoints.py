@@ -451,7 +451,7 @@ def test_a_payload_keeps_its_bytes_and_its_type(world: World) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-def test_a_listener_with_basic_is_called_without_the_clients_token(world: World, method: str) -> None:
+def test_basic_listener_is_called_without_the_token(world: World, method: str) -> None:
     flow = SandboxFlow(11, "Basic", listener="basic", listener_methods=(method,), listener_auth="basic")
     world.sandbox.add_flow(flow)
     payload = None if method == "GET" else b"{}"

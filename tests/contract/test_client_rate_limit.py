@@ -85,7 +85,7 @@ def test_stop_that_is_refused_waits_like_others(
     assert sum(clock.slept) >= 30
 
 
-def test_request_whose_connection_comes_after_a_pause_began_is_not_sent(
+def test_request_that_connects_during_a_pause_is_not_sent(
     connect: Connect, sandbox: Sandbox, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drive = connect(sandbox.url, clock=clock, requests_per_minute=1)

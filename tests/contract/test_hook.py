@@ -82,7 +82,7 @@ def test_working_connection(etlworks: Etlworks, changes: dict[str, Any], said: s
         ({"host": "http://127.0.0.1:9"}, "No answer from http://127.0.0.1:9"),
         ({"host": "http://no-such-host.invalid"}, "No answer from http://no-such-host.invalid"),
         ({"read_timeout": "soon"}, "'read_timeout'"),
-        ({"verify": "/no/such/file"}, "there is no such file on this machine"),
+        ({"verify": "/no/such/file"}, "which does not exist on this machine"),
     ],
 )
 def test_broken_connection(etlworks: Etlworks, changes: dict[str, Any], said: str) -> None:

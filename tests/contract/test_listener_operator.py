@@ -394,7 +394,7 @@ def test_unsent_payload_is_sent_by_the_next_try(etlworks: Etlworks, closed_port:
     assert listener.run().colour == "success"
 
 
-def test_result_of_a_try_that_failed_after_sending_is_returned_by_the_retry(etlworks: Etlworks) -> None:
+def test_retry_returns_the_result_of_the_try_that_sent(etlworks: Etlworks) -> None:
     listener = task(etlworks, payload={"id": 1})
     first = listener.operator().execute(listener.next_try())
 
@@ -430,9 +430,7 @@ def test_cleared_task_sends_its_payload_again(etlworks: Etlworks) -> None:
     assert len(sent(etlworks)) == 2
 
 
-def test_worker_lost_while_it_sent_without_waiting_sends_nothing_again(
-    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lost_worker_that_did_not_wait_sends_nothing_again(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = task(etlworks, payload={"id": 1})
     lose_worker(monkeypatch, listener, "send", EtlworksClient)
 

@@ -59,7 +59,7 @@ def test_allowed_parameters_are_sent(etlworks: Etlworks, names: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["day"], ["City"]])
-def test_parameter_that_is_not_allowed_is_refused_before_any_request(etlworks: Etlworks, names: list[str]) -> None:
+def test_forbidden_parameter_is_refused_before_any_request(etlworks: Etlworks, names: list[str]) -> None:
     went = etlworks.task(flow_id=FLOW, parameters={"city": "x"}, parameter_names=names).run()
 
     assert went.colour == "failed for good"
@@ -86,7 +86,7 @@ def test_flow_id_may_be_digits(etlworks: Etlworks, flow_id: Any) -> None:
         ({"host": None}, "has no Host"),
         ({"host": "etl works"}, "Host"),
         ({"tenant_id": ["x"]}, "'tenant_id'"),
-        ({"verify": "/no/such/bundle.pem"}, "'/no/such/bundle.pem'; there is no such file"),
+        ({"verify": "/no/such/bundle.pem"}, "'/no/such/bundle.pem', which does not exist"),
         ({"proxy": 1.5}, "'proxy'"),
         ({"connect_timeout": "soon"}, "'connect_timeout'"),
         ({"read_timeout": 0}, "read_timeout"),

@@ -59,7 +59,7 @@ def test_ignore_asks_nothing(etlworks: Etlworks) -> None:
 
 
 @pytest.mark.parametrize("policy", ["warn", "fail"])
-def test_schedule_that_is_off_and_that_of_another_flow_do_not_count(etlworks: Etlworks, policy: str) -> None:
+def test_schedules_off_or_of_other_flows_do_not_count(etlworks: Etlworks, policy: str) -> None:
     etlworks.sandbox.add_flow(SandboxFlow(FLOW + 1, "Another", schedule="0 0 4 * * ?"))
     schedule(etlworks, enabled=False)
     assert etlworks.task(on_etlworks_schedule=policy).run().colour == "success"

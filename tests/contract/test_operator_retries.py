@@ -253,7 +253,7 @@ def test_unforeseen_error_after_the_start_is_a_start_in_doubt(
     assert etlworks.asked("POST", RUN_PATH) == 1
 
 
-def test_clearing_a_task_whose_start_is_in_doubt_runs_the_flow_again(etlworks: Etlworks) -> None:
+def test_cleared_task_in_doubt_runs_the_flow_again(etlworks: Etlworks) -> None:
     etlworks.flow(running=0)
     task = etlworks.task()
     lose_the_worker_before_the_answer(etlworks, task)
@@ -269,7 +269,7 @@ def test_clearing_a_task_whose_start_is_in_doubt_runs_the_flow_again(etlworks: E
     assert etlworks.warnings("The task was cleared, so the flow is started again", str(other))
 
 
-def test_cleared_task_does_not_start_again_if_nothing_can_be_read(etlworks: Etlworks) -> None:
+def test_cleared_task_starts_nothing_if_nothing_is_readable(etlworks: Etlworks) -> None:
     task = etlworks.task(patience=60)
     lose_the_worker_before_the_answer(etlworks, task)
     task.clear()
@@ -409,9 +409,7 @@ def test_retry_resumes_the_attached_run(etlworks: Etlworks, ends: str | None) ->
 
 
 @both_modes
-def test_before_airflow_3_3_the_active_run_of_the_earlier_try_is_recognized(
-    etlworks: Etlworks, deferrable: bool
-) -> None:
+def test_active_run_of_earlier_try_is_found_before_3_3(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=600)
     task = etlworks.task(store=False)
     first = lose_the_worker(etlworks, task, after=100)
@@ -426,7 +424,7 @@ def test_before_airflow_3_3_the_active_run_of_the_earlier_try_is_recognized(
 
 
 @pytest.mark.parametrize("try_number", [1, 2])
-def test_before_airflow_3_3_a_run_from_before_this_dag_run_is_not_taken(etlworks: Etlworks, try_number: int) -> None:
+def test_run_from_before_the_dag_run_is_not_taken_before_3_3(etlworks: Etlworks, try_number: int) -> None:
     etlworks.flow(running=600)
     other = etlworks.run_of_somebody_else()
     etlworks.clock.sleep(10)

@@ -76,9 +76,7 @@ def test_selections_add_up(promotion: Promotion, selection: dict[str, Any], ids:
         ({"path": "nowhere://bucket/bundle.json", "flow_ids": 1}, "is not in a store that Airflow can reach"),
     ],
 )
-def test_a_selection_that_cannot_work_fails_before_anything_is_exported(
-    promotion: Promotion, selection: dict[str, Any], said: str
-) -> None:
+def test_invalid_selection_fails_before_the_export(promotion: Promotion, selection: dict[str, Any], said: str) -> None:
     went = promotion.exporting(**selection).run()
     assert went.colour == "failed for good"
     assert said in went.said

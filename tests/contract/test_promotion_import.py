@@ -141,7 +141,7 @@ def test_bundle_replaced_while_sending_is_sent_as_approved(
         ({"expected_sha256": "abc"}, "expected_sha256 is 'abc'"),
         ({"expected_sha256": "None"}, "expected_sha256 is 'None'"),
         ({"expected_sha256": ""}, "expected_sha256 is ''"),
-        ({"path": "/no/such/bundle.json"}, "There is no bundle at '/no/such/bundle.json'"),
+        ({"path": "/no/such/bundle.json"}, "The bundle '/no/such/bundle.json' does not exist"),
         ({"backup_path": ""}, "backup_path is ''"),
         ({"backup_path": "None"}, "backup_path is 'None'"),
     ],
@@ -521,7 +521,7 @@ def test_dump_cannot_prove_its_content(promotion: Promotion) -> None:
     assert went.result["told_by"] == "target"
 
 
-def test_a_flow_that_cannot_be_compared_leaves_the_import_in_doubt(promotion: Promotion) -> None:
+def test_incomparable_flow_leaves_the_import_in_doubt(promotion: Promotion) -> None:
     promotion.exported()
     promotion.production.fault("POST", IMPORT, hang_up())
     promotion.production.fault("GET", f"{FLOWS}/11", status(403), times=None)
@@ -736,7 +736,7 @@ def test_a_failure_that_cannot_be_stored_stays_a_failure(promotion: Promotion) -
     assert promotion.imports() == 1
 
 
-def test_names_in_an_answer_are_stored_without_control_characters(promotion: Promotion) -> None:
+def test_names_are_stored_without_control_characters(promotion: Promotion) -> None:
     promotion.exported()
     body = {"success": True, "flows": [{"id": 11, "name": "Or\x00d\ud83ders\x1b[31m", "action": "re\x00placed"}]}
     promotion.production.fault("POST", IMPORT, says(body))

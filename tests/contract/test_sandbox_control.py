@@ -76,7 +76,7 @@ def test_every_kind_of_fault_can_be_armed(sandbox: Sandbox, kind: str, capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["start", "1"], "There is no flow 1"),
+        (["start", "1"], "Flow 1 does not exist"),
         (["fault", "GET", "rest", "drop"], "expected a path from the root"),
         (["fault", "GET", "*", "delay", "--seconds", "nan"], "seconds: expected a number from 0 to 3600"),
         (["fault", "GET", "*", "status", "--code", "999"], "expected an HTTP status"),

@@ -303,7 +303,7 @@ def test_permanent_fault_ends_the_wait_after_the_patience(
     assert 300 <= etlworks.clock.time() - BEGINNING <= 1200
 
 
-def test_rescheduled_task_without_a_store_waits_until_its_timeout(etlworks: Etlworks, waiting: Waiting) -> None:
+def test_rescheduled_task_without_store_waits_to_its_timeout(etlworks: Etlworks, waiting: Waiting) -> None:
     etlworks.sandbox.run_by_user(FLOW)
     etlworks.sandbox.fault("GET", RECORD_PATH, status(503), times=None)
 
@@ -473,7 +473,7 @@ def test_nan_is_refused_at_parse_time_by_airflow(name: str) -> None:
         ({"since": "yesterday"}, "since is 'yesterday'"),
     ],
 )
-def test_invalid_templated_arguments_are_refused_before_a_request(
+def test_invalid_template_results_are_refused_before_sending(
     etlworks: Etlworks, waiting: Waiting, mode: str, arguments: Any, message: str
 ) -> None:
     wait = waiting.run(mode, **arguments)

@@ -204,9 +204,7 @@ def test_two_candidates_are_not_guessed(etlworks: Etlworks, login: str | None) -
 
 @pytest.mark.parametrize("whose", ["schedule", "another user"])
 @pytest.mark.parametrize("carried_out", [False, True])
-def test_run_with_sign_of_another_starter_is_not_adopted_and_forbids_second_start(
-    etlworks: Etlworks, whose: str, carried_out: bool
-) -> None:
+def test_run_of_another_starter_forbids_a_second_start(etlworks: Etlworks, whose: str, carried_out: bool) -> None:
     etlworks.connect(login="sandbox", password="sandbox")
     etlworks.flow(running=0)
     task = etlworks.task()
@@ -534,7 +532,7 @@ def test_attached_run_is_never_stopped(etlworks: Etlworks, busy: int, deferrable
     assert etlworks.asked("POST", STOP_PATH) == 0
 
 
-def test_older_run_that_is_still_going_is_found_behind_a_newer_one(etlworks: Etlworks) -> None:
+def test_older_active_run_is_found_behind_a_newer_run(etlworks: Etlworks) -> None:
     # Runs of schedules may overlap.
     older, newer = (etlworks.sandbox.run_by_schedule(FLOW) for _ in range(2))
     etlworks.sandbox.finish(newer)

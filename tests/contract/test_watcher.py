@@ -27,7 +27,7 @@ WATCHER_LOG = "airflow_provider_etlworks.runs"
 
 
 @virtual
-async def test_one_run_is_polled_by_itself_and_its_end_reported_in_time() -> None:
+async def test_single_run_is_reported_in_time() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         run = etlworks.run(1, ends=3333)
         await following.follow(run, poll_interval=10)
@@ -168,7 +168,7 @@ async def test_deadlines_are_kept_while_the_server_hangs() -> None:
 
 
 @virtual
-async def test_end_is_reported_although_the_server_hung_at_the_deadline() -> None:
+async def test_end_is_reported_if_the_server_hangs_at_the_deadline() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         etlworks.answer = lambda _: Hanging() if 90 < asyncio.get_running_loop().time() < 125 else None
         for audit_id in range(1, 51):
@@ -248,7 +248,7 @@ async def test_bug_reaches_its_subscribers_only(monkeypatch: pytest.MonkeyPatch)
 
 
 @virtual
-async def test_thousand_runs_without_lists_keep_the_budget_and_are_polled_evenly(
+async def test_thousand_runs_without_lists_are_polled_evenly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, WATCHER_LOG)
@@ -289,7 +289,7 @@ async def test_retry_after_stops_all_polls_and_they_resume_gradually() -> None:
 
 
 @virtual
-async def test_thousand_runs_with_the_administrators_list_take_few_requests() -> None:
+async def test_thousand_runs_take_few_requests_with_the_day_list() -> None:
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 1001):
             ends = 450 + audit_id * 5.0 if audit_id <= 60 else float("inf")
@@ -337,7 +337,7 @@ async def test_runs_of_one_flow_are_followed_by_its_history() -> None:
 
 
 @virtual
-async def test_thousand_runs_of_one_flow_are_followed_by_the_pages_of_its_history() -> None:
+async def test_thousand_runs_of_one_flow_are_polled_by_history() -> None:
     def no_administrator(request: web.Request) -> web.Response | None:
         return web.Response(status=403) if "metrics" in request.path else None
 
@@ -542,7 +542,7 @@ async def test_bug_between_two_polls_leaves_nobody_waiting(monkeypatch: pytest.M
 
 
 @virtual
-async def test_run_that_outlasts_its_deadline_does_not_make_the_list_stale(caplog: pytest.LogCaptureFixture) -> None:
+async def test_run_past_its_deadline_does_not_make_the_list_stale(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, WATCHER_LOG)
     async with BusyEtlworks() as etlworks, Following(etlworks) as following:
         for audit_id in range(1, 21):

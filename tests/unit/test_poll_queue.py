@@ -301,7 +301,7 @@ def test_deadline_of_one_subscriber_leaves_the_other_waiting() -> None:
     assert queue.queue.expire(queue.now + 100) == []
 
 
-def test_poll_that_was_sent_before_the_deadline_is_not_the_last_one() -> None:
+def test_poll_sent_before_the_deadline_is_not_the_last() -> None:
     queue = Queue()
     item = queue.push(1, within=5)
     assert queue.pick() is item
@@ -366,7 +366,7 @@ def test_last_poll_waits_for_a_retry_after_that_ends_in_time(retry_after: float,
         assert queue.record(item, "success") == [Ending.FINISHED]
 
 
-def test_pause_that_is_too_long_ends_all_who_wait_for_a_last_poll() -> None:
+def test_too_long_pause_ends_all_last_polls() -> None:
     queue = Queue()
     other = queue.push(1)
     for audit_id in range(2, 6):
@@ -396,7 +396,7 @@ def test_jump_of_the_wall_clock_causes_one_last_poll() -> None:
     assert [result.ending for _, result in results] == [Ending.DEADLINE]
 
 
-def test_run_that_a_list_reports_as_ended_gets_its_last_poll_first() -> None:
+def test_run_listed_as_ended_gets_its_last_poll_first() -> None:
     queue, listing = with_day_listing(1, 2, 3)
     for audit_id in (4, 5, 6):
         queue.push(audit_id, within=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_etlworks.bundles.definition import definitions_in, shows_definition
+from airflow_provider_etlworks.bundles.flow_content import definitions_in, shows_definition
 from airflow_provider_etlworks.bundles.preview import LONGEST_MARKDOWN, escaped, one_line, preview_of
 from airflow_provider_etlworks.bundles.report import is_failure, parse_items, parse_remarks, unread_parts
 

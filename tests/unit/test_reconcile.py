@@ -223,7 +223,7 @@ def test_two_runs_with_our_key_are_unknown() -> None:
     assert unknown.value.candidates == (42, 41)
 
 
-def test_earlier_start_without_known_key_is_not_judged_by_the_new_key() -> None:
+def test_new_key_does_not_judge_an_earlier_start() -> None:
     server = ScriptedStarts(newest=run(41), history=[carrying(OTHER_KEY, 41), run(40)])
     starter = server.starter(is_only_starter=False, **KEYED)
 

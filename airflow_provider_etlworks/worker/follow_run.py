@@ -61,7 +61,7 @@ SeenT = TypeVar("SeenT")
 
 
 class HasHook(Protocol):
-    """An operator or a sensor: it has the hook of its connection, and makes a new one when that is deleted."""
+    """An operator or a sensor: it has the hook of its connection, and makes a new hook if that attribute is deleted."""
 
     @property
     def hook(self) -> EtlworksHook:
@@ -93,7 +93,7 @@ class RunArguments(HasHook, Protocol):
 
 def run_with_fresh_connection(task: HasHook, procedure: Callable[[EtlworksClient], Procedure[SeenT]]) -> SeenT:
     """
-    Run a procedure, and once more with the connection read again if its result is that the credentials are refused.
+    Run a procedure. If the credentials are refused, read the connection again and run it once more.
 
     :param task: the operator or sensor; its ``hook`` is replaced.
     :param procedure: makes the procedure for a client. A result other than a ``FollowResult`` is returned as it is.
@@ -112,7 +112,7 @@ class RunTask(ABC):
     One execution of an operator. A subclass starts the run.
 
     :ivar state: where the execution stands.
-    :ivar result: the task's result, as far as it is known: there from the moment that the run is known.
+    :ivar result: the task's result as far as it is known; ``None`` until the run is known.
     """
 
     def __init__(self, operator: RunArguments, context: Context, *, durable: bool = True) -> None:
@@ -180,7 +180,7 @@ class RunTask(ABC):
             return
         if run != self.state.stop_requested:
             self._stop(run)
-        # Last, since the signal may have interrupted a request to Airflow that this one then waits for.
+        # Last: the signal may have interrupted a request to Airflow, and this request would wait for that one.
         self._records.update(audit_id=run.audit_id, stop_asked=True)
 
     @abstractmethod
@@ -190,17 +190,17 @@ class RunTask(ABC):
     # --- Before the run -------------------------------------------------------------------------------------------
 
     def _abort_if_killed(self) -> None:
-        """Go no further once the task was killed: Airflow 3 lets it go on after :meth:`kill`."""
+        """End a task that was killed: Airflow 3 lets it go on after :meth:`kill`."""
         if self.state.killed:
             raise explained(EtlworksError("The task was killed."), killed_before_its_run())
 
     def _outage(self, goal: str = "Nothing is started yet") -> OutageWait:
-        """Return how a busy or unreachable Etlworks is waited for before the run is started."""
+        """Return how to wait for a busy or unreachable Etlworks before the run is started."""
         clock = self.hook.client.clock
         return OutageWait(self._policy(), clock=clock, log=self.log, goal=goal, check=self._abort_if_killed)
 
     def _accept(self, run: RunRef, *, is_ours: bool = True) -> RunRef:
-        """Record that the run is known: from here on a kill stops it if it is ours, and an earlier kill does so now."""
+        """Record that the run is known, so that a kill stops it if it is ours. If the task was killed, stop it now."""
         self.state.running(run, is_ours=is_ours)
         self.subject = replace(self.subject, flow_id=run.flow_id, audit_id=run.audit_id)
         self._started_at = self.hook.client.clock.time() if is_ours else None
@@ -334,7 +334,7 @@ class RunTask(ABC):
 
     def _stop(self, run: RunRef) -> str:
         stopped = self.hook.stop_flow(run.flow_id, run.audit_id)
-        # Only now: a signal in the middle of the request sends it once more, which is better than never.
+        # Only now: a signal during the request sends it again, which is better than not at all.
         self.state.stop_requested = run
         report = self.log.info if stopped.accepted else self.log.warning
         report("%s", stopped.detail)
@@ -345,7 +345,7 @@ class RunTask(ABC):
     def _finish(
         self, run: RunRef, followed: FollowResult, *, is_ours: bool, root_url: str | None = None
     ) -> dict[str, Any]:
-        """Turn the end of the following into the task's end: one place for all paths."""
+        """Turn the result of following the run into the task's end: one place for all paths."""
         self.state.done()
         is_here = root_url in (None, self.hook.settings.root_url)
         # The connection's own ui_url, and its log, may be those of another run with an equal id.
@@ -384,7 +384,7 @@ class RunTask(ABC):
         return self.result
 
     def _show_log(self, execution: Execution) -> None:
-        """Copy the end of the flow's own log. If it cannot be read, the run's failure is still what is reported."""
+        """Copy the end of the flow's own log. If the log cannot be read, the run's failure is still reported."""
         if self._operator.log_lines == 0:
             return
         try:

@@ -52,7 +52,7 @@ _WARN_OF_ACCESS_EVERY = 600.0
 # Seconds in which Airflow has surely stored an event: before 3.3 it does not say when.
 _STORED_WITHIN = 10.0
 
-# The server as a whole does not answer, so that polling the next flow is of no use.
+# The whole server does not answer, so polling the next flow would fail as well.
 _OUT_OF_REACH = (EtlworksUnreachable, EtlworksRateLimited, EtlworksUnauthorized)
 
 
@@ -156,7 +156,7 @@ class FlowSubscription:
         :param settings: those of the connection, for the address of a run.
         """
         wanted = [each for each in completions if each.execution.status in self._statuses]
-        # Before anything is awaited: a commit meanwhile must not count these runs as reported.
+        # Before any await: a commit must not count these runs as reported meanwhile.
         self._pending += len(wanted)
         reported = await self._reported_by_webhook() if wanted else frozenset()
         events = [
@@ -218,7 +218,7 @@ class PendingEvent:
 
     :ivar subscription: whose event it is.
     :ivar payload: what the event contains.
-    :ivar checkpoint: what is true once Airflow has stored the event.
+    :ivar checkpoint: the checkpoint to write once Airflow has stored the event.
     :ivar root_url: the instance that had the run.
     :ivar is_yielded: whether the trigger has yielded the event.
     """
@@ -266,7 +266,7 @@ class CompletionStream:
     async def events(self) -> AsyncIterator[PendingEvent]:
         """Yield the events of all subscriptions, without end."""
         refused: Watcher | None = None
-        # An earlier poll may be about to end.
+        # Perhaps an earlier poll ends just now.
         async with self._polling:
             while True:
                 try:
@@ -277,14 +277,14 @@ class CompletionStream:
                     refused = None
                     continue
                 except (EtlworksUnauthorized, EtlworksConfigError) as error:
-                    text = "%s No completed run is seen until connection %s works; it is read again every %.0f s."
+                    text = "%s No completed run is reported until connection %s works; it is read again every %.0f s."
                     self._warn("access", _WARN_OF_ACCESS_EVERY, text, error, self._conn_id, _RECONNECT_DELAY)
                 except Exception:  # a fault of Airflow's or ours: a trigger that fails is started again at once
                     log.exception("Connection %s cannot be watched, trying on.", self._conn_id)
                 await asyncio.sleep(_RECONNECT_DELAY)
 
     async def _events_with(self, client: AsyncEtlworksClient) -> AsyncIterator[PendingEvent]:
-        """Yield the events, until the connection says something else than the client's settings."""
+        """Yield the events, until the connection differs from the client's settings."""
         planner = CompletionPlanner(client.clock, log)
         failures = 0
         while not await self._gather() or await self._is_current(client):
