@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,13 @@ for _name in list(os.environ):
     if _name.startswith("AIRFLOW") or _name.lower() in {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}:
         del os.environ[_name]
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
+
+# Without bytecode, Airflow takes twice as long to import, and the tests start hundreds of processes that import it. So
+# somebody who wants none in this checkout gets it elsewhere. The processes of pytest-xdist inherit the folder.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    _BYTECODE = tempfile.TemporaryDirectory(prefix="bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _BYTECODE.name
+    sys.dont_write_bytecode = False
 
 # A shell that runs the tests in the background has them, and the processes they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
