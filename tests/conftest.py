@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.client import DRIVES, Drive, whole_text_of
 from support.clock import VirtualClock
+from support.effort import look_longer
 from xdist.scheduler import LoadScopeScheduling
 
 from airflow_provider_etlworks.client.settings import ClientSettings
@@ -27,6 +29,13 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ["AIRFLOW_HOME"] = _AIRFLOW_HOME.name
 
+# Without bytecode, Airflow takes twice as long to import, and the tests start hundreds of processes that import it. So
+# somebody who wants none in this checkout gets it elsewhere. The processes of pytest-xdist inherit the folder.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    _BYTECODE = tempfile.TemporaryDirectory(prefix="bytecode-")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _BYTECODE.name
+    sys.dont_write_bytecode = False
+
 # A shell that runs the tests in the background has them, and the processes they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,8 +48,18 @@ _ONLY_ON_REQUEST = ("browser", "deployment")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add our options."""
     folders = " and ".join(f"tests/{folder}" for folder in _ONLY_ON_REQUEST)
-    parser.addoption("--all", action="store_true", help=f"also run {folders}, as naming such a folder does")
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help=f"also run {folders}, as naming such a folder does, and long fuzzing",
+    )
     parser.addoption("--save-pictures", action="store_true", help="let tests/browser write docs/images")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the tests are imported, which is when they choose how many cases they make up."""
+    if config.getoption("--all"):
+        look_longer()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -48,6 +67,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what runs only on request, and leave it out if nobody has asked for it."""
     left_out = []
     for item in items:
+        if config.getoption("--all") and item.get_closest_marker("fuzzing"):
+            item.add_marker(pytest.mark.timeout(1800))
         folder = item.path.parent.name
         if folder in _ONLY_ON_REQUEST:
             item.add_marker(folder)
@@ -58,11 +79,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+_SHARE_AN_AIRFLOW = ("tests/airflow/", "tests/browser/", "tests/deployment/")
+_START_THEIR_OWN = ("tests/airflow/test_demo.py", "tests/airflow/test_postgresql.py")
+
+
 class _OneAirflow(LoadScopeScheduling):
     """Lets one process run all tests that share the real Airflow, while others run the rest, one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "airflow" if nodeid.startswith(("tests/airflow/", "tests/browser/", "tests/deployment/")) else nodeid
+        if nodeid.startswith(_START_THEIR_OWN):
+            return nodeid.partition("::")[0]
+        return "airflow" if nodeid.startswith(_SHARE_AN_AIRFLOW) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -145,7 +145,8 @@ class CompletionTracker:
 
     def _warn_about_deleted(self, runs: Mapping[int, Execution]) -> None:
         """Warn if a history that was read to its end has no run that was known: others may be gone with those."""
-        known = self.checkpoint.newest_known if self.checkpoint is not None else 0
+        # A run that was only seen going is not in the checkpoint yet.
+        known = max(self.checkpoint.newest_known, *self.going, 0) if self.checkpoint is not None else 0
         if known and min(runs, default=0) > known:
             self._warn_once(
                 ("deleted", known),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.client import DRIVES, GENEROUS
 from support.clock import VirtualClock
+from support.effort import effort
 from support.etlworks import ScriptedServer
 
 from airflow_provider_etlworks.client import endpoints
@@ -117,8 +118,8 @@ def outcome(drive: Drive, call: endpoints.Call[Any]) -> str:
         return f"{type(error).__name__} {error.retryable} {error.not_processed}"
 
 
-@pytest.mark.timeout(2 * GENEROUS)
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.fuzzing
+@settings(max_examples=effort(150, 1_000), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(call=st.sampled_from(CALLS), response=responses())
 def test_both_transports_read_any_response_alike(
     server: ScriptedServer, drives: list[Drive], call: endpoints.Call[Any], response: bytes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.effort import effort
 from support.task import RUN_PATH, STOP_PATH
 
 from airflow_provider_etlworks import runs, worker
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 # The modules that an execution is made of; HTTP itself is not.
 FOLDERS = (str(Path(worker.__file__).parent), str(Path(runs.__file__).parent))
-# A kill before every line takes a minute for each case, and has passed; this many lines lie between two kills here.
-EVERY = 5
+# So many lines lie between two kills. With a kill before every line, each case takes a minute.
+EVERY = effort(5, 1)
 
 
 class Killed(BaseException):
@@ -95,6 +96,7 @@ def try_and_kill(etlworks: Etlworks, line: int, *, goes_on: bool, lost: bool) ->
     return kill.happened
 
 
+@pytest.mark.fuzzing
 @pytest.mark.parametrize("goes_on", [False, True], ids=["Airflow 2", "Airflow 3"])
 @pytest.mark.parametrize("lost", [False, True], ids=["answered", "answer lost"])
 def test_kill_at_any_line_leaves_no_run(etlworks: Etlworks, goes_on: bool, lost: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.task import RUN_PATH, STOP_PATH, Task
+from support.task import STOP_PATH, Task
 
 from airflow_provider_etlworks.client.errors import EtlworksError
 from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -62,17 +62,6 @@ def test_run_of_a_start_in_flight_is_stopped_once(
     killed_try(task, operator, etlworks)
 
     assert etlworks.asked("POST", STOP_PATH) == etlworks.sandbox.runs_started()
-
-
-def test_task_killed_before_its_start_starts_nothing(etlworks: Etlworks) -> None:
-    task = etlworks.task()
-    operator = task.operator()
-    assert task.store is not None
-    task.store.before_the_start = operator.on_kill
-
-    killed_try(task, operator, etlworks)
-
-    assert etlworks.asked("POST", RUN_PATH) == 0
 
 
 def test_run_left_active_is_logged(etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -391,7 +391,7 @@ def test_unreachable_server_at_the_timeout_still_fails_the_task(etlworks: Etlwor
 def test_run_without_a_timeout_is_logged_at_intervals(etlworks: Etlworks, deferrable: bool) -> None:
     etlworks.flow(running=30 * 3600)
 
-    assert etlworks.task(deferrable=deferrable).run().colour == "success"
+    assert etlworks.task(deferrable=deferrable, poll_interval=300).run().colour == "success"
     assert len(etlworks.warnings("more than a day")) == 1
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import promotion_process
 from support.client import GENEROUS
+from support.clock import FastClock, pass_clock_to_clients
 from support.promotion import EXPORT, IMPORT, PREVIEW
 
 from airflow_provider_etlworks.compat import AirflowFailException
@@ -229,7 +230,9 @@ def test_an_export_that_is_killed_leaves_the_old_bundle(server: BigServer, tmp_p
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_an_import_that_is_killed_is_not_repeated(server: BigServer, tmp_path: Path, store: bool) -> None:
+def test_an_import_that_is_killed_is_not_repeated(
+    server: BigServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: bool
+) -> None:
     path = tmp_path / "bundle.json"
     kept = {"store": str(tmp_path / "store.json")} if store else {}
     here(task("Export", path, flow_ids=[1]))
@@ -238,6 +241,8 @@ def test_an_import_that_is_killed_is_not_repeated(server: BigServer, tmp_path: P
     assert server.stalled.wait(4 * GENEROUS)
     process.kill()
     process.communicate()
+    # The retry waits for minutes for what the target shows.
+    pass_clock_to_clients(monkeypatch, FastClock())
     retry = asked(task("Import", path), try_number=2, **kept)
     # With an API key, and content that the server does not show, a changed flow proves nothing.
     doubt = "the task ended before the answer came" if store else "may have imported the bundle, or not"

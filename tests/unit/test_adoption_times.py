@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.effort import effort
 
 from airflow_provider_etlworks.adoption.airflow_times import airflow_times
 from airflow_provider_etlworks.adoption.quartz import NotTranslatable, QuartzCron
@@ -143,7 +144,8 @@ def fields(draw: st.DrawFn, lowest: int, highest: int) -> tuple[str, set[int]]:
     return ",".join(texts), values
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.fuzzing
+@settings(max_examples=effort(60, 600), deadline=None)
 @given(
     minutes=fields(0, 59),
     hours=fields(0, 23),

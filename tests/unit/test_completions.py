@@ -9,9 +9,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from support.clock import FastClock
+from support.effort import effort
 from support.etlworks import carry_out
 from support.history import FLOW, LOG, MOMENT, FlowHistories
 
@@ -435,7 +436,8 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.fuzzing
+@settings(max_examples=effort(100, 2_000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     before=st.integers(0, 70),
     steps=st.lists(STEPS, max_size=14),
@@ -445,6 +447,10 @@ STEPS = st.one_of(
     keeps=st.sampled_from([10_000, 10_000, 60, 10]),
     meanwhile=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=6),
 )
+@example(  # the history loses runs twice, and no run ends in between
+    before=1, steps=[("start", 11), ("poll", 0), ("start", 11), ("end", 7)], order="newest first", longest_page=200,
+    ignores_offset=False, keeps=10, meanwhile=[],
+)  # fmt: skip
 def test_each_end_is_reported_or_a_warning_covers_it(
     before: int,
     steps: list[tuple[str, int]],

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.clock import BEGINNING, VirtualClock
+from support.effort import effort
 
 from airflow_provider_etlworks.client.rate_limit import WINDOW, Priority, RateLimiter
 
@@ -270,7 +271,8 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.fuzzing
+@settings(max_examples=effort(300, 3_000), deadline=None)
 @given(limit=st.integers(0, 12), plan=st.lists(requests, max_size=60), jitter=st.floats(0, 1))
 def test_any_delays_of_loop_and_server(
     limit: int, plan: list[tuple[float, Priority, float, float, float, float | None]], jitter: float

@@ -11,9 +11,11 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from support.clock import FastClock
+from support.effort import effort
 
 from airflow_provider_etlworks.client.call import Call, Response
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksStartUnknown, EtlworksUnreachable
@@ -267,7 +269,8 @@ def is_a_lie(fault: Fault) -> bool:
 @example([Fault(True, (200, {}, b'{"auditId": 5, "status": 0}'))], 0.0, 0.0, True)
 @example([Fault(True, (302, {}, b""))], 5.0, 0.0, True)
 @example([Fault(True), Fault(False, (403, {}, b""))], 0.0, 20.0, False)
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@pytest.mark.fuzzing
+@settings(max_examples=effort(250, 4_000), deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     faults=st.lists(faults_of_any_kind, max_size=3),
     visible_after=st.sampled_from([0.0, 5.0, 40.0]),
@@ -301,7 +304,8 @@ class Schedule(Task):
         self.etlworks.begin(self.name, {}, eventId=3)
 
 
-@settings(max_examples=120, deadline=None)
+@pytest.mark.fuzzing
+@settings(max_examples=effort(120, 2_000), deadline=None)
 @given(
     faults=st.lists(st.lists(lost_starts, max_size=2), min_size=2, max_size=3),
     keyed=st.booleans(),
