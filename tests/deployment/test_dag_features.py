@@ -100,6 +100,7 @@ def most_at_once(sandbox: Sandbox, flows: list[int]) -> int:
     return max(sum(other.started <= run.started < (other.ended or run.started + 1) for other in runs) for run in runs)
 
 
+@pytest.mark.usefixtures("dag_runs")
 def test_backfill_runs_day_after_day(deployment: Deployment, sandbox: Sandbox, flows: Flows) -> None:
     deployment.wait_until(
         "all days have run",
