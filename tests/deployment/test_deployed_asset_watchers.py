@@ -44,8 +44,7 @@ def test_killed_triggerer_loses_no_completed_run(
     deployment: Deployment, sandbox: Sandbox, write_dag: Callable[[str, str], str], add_flows: Callable[..., list[int]]
 ) -> None:
     flows = add_flows(4, running=1.0)
-    (deployment.dags_folder / "watchers.py").unlink(missing_ok=True)
-    write_dag(f"after_flow_{flows[0]}", WATCHERS.format(flows=flows))
+    write_dag("watchers", WATCHERS.format(flows=flows))
     expected: dict[int, list[int]] = {flow_id: [] for flow_id in flows}
 
     def run_all() -> None:
@@ -63,7 +62,7 @@ def test_killed_triggerer_loses_no_completed_run(
     deployment.wait_until(
         "each flow is watched",
         lambda: all(f"etlworks_ends.etlworks_default.{flow_id}" in checkpoints(deployment) for flow_id in flows),
-        120.0,
+        300.0,
     )
     run_all()
     wait_until_reported()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +12,9 @@ if TYPE_CHECKING:
 
     from airflow_provider_etlworks.sandbox import Sandbox
 
-# Airflow lets a DAG run map a task to a number of instances in one go; the workers have few slots.
-DEFERRED, ON_WORKER, BAD = 440, 60, 50
+# Flows of each kind, and how long their runs take. Those on workers are short: each of them holds one of the few slots.
+GOOD, BAD = 225, 25
+RUNNING = {"deferred": 10.0, "on_worker": 0.5}
 
 MAPPED_RUNS = """
 with DAG("faulty_network", schedule=None, start_date=START):
@@ -35,13 +35,13 @@ def test_five_hundred_runs_with_a_fault_on_every_tenth_request(
     add_flows: Callable[..., list[int]],
     record_property: Callable[[str, object], None],
 ) -> None:
-    bad, good = add_flows(BAD, running=10.0, ends="error"), add_flows(DEFERRED + ON_WORKER - BAD, running=10.0)
-    # Those on workers are short: each of them holds one of the few slots.
-    flows = [*bad, *good]
-    deferred, on_worker = flows[:DEFERRED], flows[DEFERRED:]
-    for flow_id in on_worker:
-        sandbox.add_flow(replace(sandbox.flows[flow_id], running=0.5))
-    dag_id = write_dag("faulty_network", MAPPED_RUNS.format(deferred=deferred, on_worker=on_worker))
+    bad = {kind: add_flows(BAD, running=seconds, ends="error") for kind, seconds in RUNNING.items()}
+    good = {kind: add_flows(GOOD, running=seconds) for kind, seconds in RUNNING.items()}
+    expected = {
+        (kind, index): state for kind in RUNNING for index, state in enumerate(["failed"] * BAD + ["success"] * GOOD)
+    }
+    flows = {kind: [*bad[kind], *good[kind]] for kind in RUNNING}
+    dag_id = write_dag("faulty_network", MAPPED_RUNS.format(**flows))
     proxy.every = 10
     began = time.monotonic()
     try:
@@ -51,12 +51,13 @@ def test_five_hundred_runs_with_a_fault_on_every_tenth_request(
     finally:
         proxy.every = 0
 
-    record_property("seconds", round(time.monotonic() - began))
-    record_property("requests", len(proxy.received))
-    record_property("broken", proxy.broken)
+    started = {flow_id: sandbox.runs_started(flow_id) for kind in RUNNING for flow_id in flows[kind]}
     states = deployment.task_states(dag_id, run_id)
-    by_flow = {flow_id: states["deferred", index] for index, flow_id in enumerate(deferred)}
-    by_flow |= {flow_id: states["on_worker", index] for index, flow_id in enumerate(on_worker)}
-    assert by_flow == {**dict.fromkeys(bad, "failed"), **dict.fromkeys(good, "success")}
-    assert {flow_id: sandbox.runs_started(flow_id) for flow_id in flows} == dict.fromkeys(flows, 1)
-    assert proxy.broken > len(flows) // 10
+    record_property("started", sum(started.values()))
+    record_property("right colors", sum(states[key] == expected[key] for key in expected))
+    record_property("requests", len(proxy.received))
+    record_property("faults", proxy.broken)
+    record_property("seconds", round(time.monotonic() - began))
+    assert states == expected
+    assert started == dict.fromkeys(started, 1)
+    assert proxy.broken > len(started) // 10

@@ -239,12 +239,16 @@ class Deployment(PostgresAirflow):
                 # What a killed worker had taken from the queue is another worker's after so many seconds.
                 "AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "120",
                 "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "180",
+                # Two schedulers that look more often take the time that the tasks need.
+                "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
                 "AIRFLOW__TRIGGERER__CAPACITY": "1000",
                 "PYTHONPATH": os.pathsep.join(filter(None, (self._host_names.name, os.environ.get("PYTHONPATH")))),
                 "DEPLOYMENT_HOST": "elsewhere",
                 **environment,
             },
         )
+        # As where packages are installed once: else each task's process compiles what it imports.
+        self.env |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(self.home / "bytecode")}
 
     @property
     def components(self) -> tuple[str, ...]:
