@@ -35,8 +35,8 @@ with DAG("ledger", schedule=None):
     EtlworksRunFlowOperator(task_id="export_ledger", flow_id=12350, deferrable=True, poll_interval=1)
 """
 
-# The words that a person sees: inside the window, not cut by the edge of a part that scrolls, not covered. Airflow 2 has
-# its grid in a shadow root.
+# The words that a person sees: inside the window, not cut by the edge of a part that scrolls, not covered. Airflow 2
+# has its grid in a shadow root.
 SEEN = """() => {
     const words = [];
     const shadows = [...document.querySelectorAll("*")].map((each) => each.shadowRoot).filter(Boolean);
