@@ -344,9 +344,9 @@ def plot(points: list[Watched], path: Path) -> None:
     figure.suptitle(f"One triggerer process waits for runs in Etlworks (poll_interval {POLL_INTERVAL:g} s)")
     requests.set(title="Requests that it sends", ylabel="requests a minute")
     lag.set(title="How late it reports the end of a run", ylabel="seconds from a run's end to its event")
-    for axes in (requests, lag):
+    for axes, corner in ((requests, "upper right"), (lag, "upper left")):
         axes.set(xlabel="runs that it waits for at the same time")
-        axes.legend(fontsize="small", loc="upper left")
+        axes.legend(fontsize="small", loc=corner)
         axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
 
