@@ -14,7 +14,7 @@ from airflow_provider_etlworks.compat import (
     approval_task,
     task_states,
 )
-from airflow_provider_etlworks.operators.base import reports_failure
+from airflow_provider_etlworks.operators.base import HookMixin, reports_failure
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 from airflow_provider_etlworks.operators.promotion import (
     EtlworksExportOperator,
@@ -173,6 +173,7 @@ def promote_flows(
         )
         report = PromotionReportOperator(
             task_id="report_result",
+            etlworks_conn_id=target_conn_id,
             import_task_id=import_flows.task_id,
             roll_back_task_id=roll_back.task_id,
             approval_task_id=approve.task_id if approve else None,
@@ -309,10 +310,11 @@ class PromotionRollBackOperator(EtlworksImportOperator):
         raise AirflowSkipException("No import is known to have taken place, so there is nothing to roll back.")
 
 
-class PromotionReportOperator(BaseOperator):
+class PromotionReportOperator(HookMixin, BaseOperator):
     """
     Ends a promotion: green if the flows are promoted, otherwise red. It says what happened.
 
+    :param etlworks_conn_id: the target, for the report of a failure.
     :param import_task_id: the import.
     :param roll_back_task_id: the roll-back.
     :param approval_task_id: the approval; ``None`` if there is none.
@@ -320,9 +322,12 @@ class PromotionReportOperator(BaseOperator):
     :param fail_on_reject: whether a rejection fails the task instead of skipping it.
     """
 
+    _about = "The promotion"
+
     def __init__(
         self,
         *,
+        etlworks_conn_id: str,
         import_task_id: str,
         roll_back_task_id: str,
         approval_task_id: str | None,
@@ -332,12 +337,14 @@ class PromotionReportOperator(BaseOperator):
     ) -> None:
         # It runs whatever happened before, to say what that was.
         super().__init__(trigger_rule="all_done", **kwargs)
+        self.etlworks_conn_id = etlworks_conn_id
         self.import_task_id = import_task_id
         self.roll_back_task_id = roll_back_task_id
         self.approval_task_id = approval_task_id
         self.smoke_task_id = smoke_task_id
         self.fail_on_reject = fail_on_reject
 
+    @reports_failure
     def execute(self, context: Context) -> dict[str, Any]:
         """Return what was promoted, or fail and say what happened instead."""
         last = self.smoke_task_id or self.import_task_id
@@ -379,8 +386,10 @@ class PromotionReportOperator(BaseOperator):
             rejected = context["ti"].xcom_pull(task_ids=self.approval_task_id, key=REJECTED_BY_KEY)
         if rejected is not None:
             text = f"Rejected by {rejected}, nothing was imported."
+            if self.fail_on_reject:
+                raise AirflowFailException(text)
             self.log.warning("%s", text)
-            raise AirflowFailException(text) if self.fail_on_reject else AirflowSkipException(text)
+            raise AirflowSkipException(text)
         if states[culprit] == "failed":
             raise AirflowFailException(f"The flows are not promoted: {culprit} failed; its log says why.")
         raise AirflowFailException("Nothing was imported: a task before the import did not succeed; its log says why.")

@@ -316,20 +316,37 @@ def plot(points: list[Watched], path: Path) -> None:
 
     # The same figures make the same file.
     mpl.rcParams["svg.hashsalt"] = "watching"
-    figure, (requests, lag) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for with_list, label, colour in ((True, "with the day's list", "tab:blue"), (False, "without", "tab:orange")):
+    figure, (requests, lag) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
+    for with_list, label, colour in (
+        (True, "administrator: one list of the day's runs", "tab:blue"),
+        (False, "other roles: one request for each run", "tab:orange"),
+    ):
         line = sorted((each for each in points if each.with_list is with_list), key=lambda each: each.runs)
         sizes = [each.runs for each in line]
         requests.plot(sizes, [each.requests_per_minute for each in line], "o-", color=colour, label=label)
-        lag.plot(sizes, [each.lag(50) for each in line], "o-", color=colour, label=f"{label}, p50")
-        lag.plot(sizes, [each.lag(95) for each in line], "o--", color=colour, label=f"{label}, p95")
-    requests.axhline(REQUESTS_PER_MINUTE, color="grey", linestyle=":", label="requests_per_minute")
+        lag.plot(sizes, [each.lag(50) for each in line], "o-", color=colour, label=f"{label}, median")
+        lag.plot(sizes, [each.lag(95) for each in line], "o--", color=colour, label=f"{label}, 95 of 100 runs")
+    requests.axhline(
+        REQUESTS_PER_MINUTE,
+        color="grey",
+        linestyle=":",
+        label=f"the connection's limit ({REQUESTS_PER_MINUTE} requests a minute)",
+    )
     few = range(10, 100, 10)
-    requests.plot(few, [60 / POLL_INTERVAL * each for each in few], color="grey", label="a loop for each run")
-    requests.set(xscale="log", ylim=(0, 1.3 * REQUESTS_PER_MINUTE), xlabel="runs", ylabel="requests a minute")
-    lag.set(xscale="log", yscale="log", xlabel="runs", ylabel="seconds from a run's end to its event")
-    for axes in (requests, lag):
-        axes.legend(fontsize="small")
+    requests.plot(
+        few,
+        [60 / POLL_INTERVAL * each for each in few],
+        color="grey",
+        label=f"a poll of each run every {POLL_INTERVAL:g} s, without a limit",
+    )
+    requests.set(xscale="log", ylim=(0, 1.6 * REQUESTS_PER_MINUTE))
+    lag.set(xscale="log", yscale="log")
+    figure.suptitle(f"One triggerer process waits for runs in Etlworks (poll_interval {POLL_INTERVAL:g} s)")
+    requests.set(title="Requests that it sends", ylabel="requests a minute")
+    lag.set(title="How late it reports the end of a run", ylabel="seconds from a run's end to its event")
+    for axes, corner in ((requests, "upper right"), (lag, "upper left")):
+        axes.set(xlabel="runs that it waits for at the same time")
+        axes.legend(fontsize="small", loc=corner)
         axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
 

@@ -31,6 +31,8 @@ DEEPEST_NESTING = 64
 """Levels of JSON that are kept. What lies deeper breaks recursive readers and writers elsewhere."""
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# What colors a terminal, and moves its cursor.
+_STEERING = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _TRACE = re.compile(r"^[ \t]*(?:at[ \t]+\S+\(|Caused by:)", re.MULTILINE)
 _TRACE_CAUSE = re.compile(r"\s*Caused by:")
@@ -49,10 +51,11 @@ def visible(text: str, keep: str = "") -> str:
 
     :param text: any text.
     :param keep: control characters that may stay, such as ``"\n\t"``.
-    :return: the text, with a space instead of each other control character.
+    :return: the text, with a space instead of each other control character, and nothing instead of a terminal's color.
     """
     if text.isprintable():
         return text
+    text = _STEERING.sub("", text)
     return "".join(
         each if each.isprintable() or each in keep or unicodedata.category(each) == "Zs" else " "
         for each in _UNSTORABLE.sub(_REPLACEMENT, text)

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
+    EtlworksBadRequest,
     EtlworksConfigError,
     EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
     EtlworksForbidden,
+    EtlworksImportUnknown,
     EtlworksNotFound,
     EtlworksRateLimited,
+    EtlworksRedirected,
     EtlworksReplyError,
     EtlworksServerError,
     EtlworksStartRefused,
@@ -45,9 +48,11 @@ if TYPE_CHECKING:
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 _LONGEST_LINE = 300
+_LONGEST_END = 120
 _LONGEST_SUMMARY = 2_000
 _MOST_REASONS = 6
 _REPORTED = (EtlworksError, AirflowFailException, AirflowNotFoundException, AirflowSensorTimeout, AirflowTaskTimeout)
+_KILLED = ("Somebody marked or cleared the task, or its worker was shut down.",)
 _SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 
@@ -130,7 +135,7 @@ class Failure:
 
     def summary(self, subject: Subject) -> str:
         """Return what happened to the subject, why, and where to look, in one line."""
-        why = visible(" ".join(self.why))
+        why = visible(" ".join(self._reasons(subject)))
         parts = [f"{self.headline(subject)}.", cut(why, _LONGEST_SUMMARY), *([self.where] if self.where else [])]
         return " ".join(part for part in parts if part)
 
@@ -144,16 +149,24 @@ class Failure:
         :param max_tries: Airflow's number of retries.
         """
         lines = [f"{self.headline(subject)} (connection {subject.conn_id!r})."]
-        for number, reason in enumerate(self.why[:_MOST_REASONS]):
+        for number, reason in enumerate(self._reasons(subject)[:_MOST_REASONS]):
             # The first line names the connection.
             text = visible(reason).replace(f"Connection {subject.conn_id!r}: ", "")
-            lines.append(cut(f"{'     ' if number else 'Why: '}{text}", _LONGEST_LINE))
+            lines.append(_keep_both_ends(f"{'     ' if number else 'Why: '}{text}"))
         if self.where is not None:
             lines.append(f"See: {self.where}")
         lines.append(self._next(error, try_number, max_tries))
         if self.to_do:
             lines.append(f"To do: {self.to_do}")
         return lines
+
+    def _reasons(self, subject: Subject) -> list[str]:
+        """Return the reasons, without a repetition of the headline."""
+        repeated = f"Flow {subject.flow_id} {self.what}: "
+        return [
+            reason[len(repeated) :][:1].upper() + reason[len(repeated) + 1 :] if reason.startswith(repeated) else reason
+            for reason in self.why
+        ]
 
     def _next(self, error: BaseException, try_number: int, max_tries: int) -> str:
         # Airflow retries neither of these.
@@ -167,6 +180,13 @@ class Failure:
         return f"Airflow tries again{then}: this was try {try_number} of {max_tries + 1}."
 
 
+def _keep_both_ends(line: str) -> str:
+    """Shorten a line in its middle: the reason may be at its end, such as after an SQL statement."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE - _LONGEST_END]} … {line[3 - _LONGEST_END :]}"
+
+
 def explained(error: ErrorT, failure: Failure) -> ErrorT:
     """Attach to an error how its task failed, for :func:`report`."""
     error.failure = failure  # type: ignore[attr-defined]
@@ -174,8 +194,15 @@ def explained(error: ErrorT, failure: Failure) -> ErrorT:
 
 
 def sentences(text: str) -> list[str]:
-    """Return a text as lines, a sentence each. A text of several lines keeps them."""
-    return [part for line in text.splitlines() for part in _SENTENCE.split(line.strip()) if part]
+    """Return a text as lines, a sentence each. A text of several lines keeps them, and so do parentheses."""
+    found: list[str] = []
+    for line in text.splitlines():
+        for number, part in enumerate(_SENTENCE.split(line.strip())):
+            if number and found[-1].count("(") > found[-1].count(")"):
+                found[-1] += f" {part}"
+            elif part:
+                found.append(part)
+    return found
 
 
 def reasons(text: str) -> list[str]:
@@ -199,13 +226,20 @@ def reasons(text: str) -> list[str]:
 def run_ended_badly(execution: Execution, url: str, *, killed: bool = False) -> Failure:
     """Return the failure of a run that Etlworks reports as ended badly."""
     why = reasons(execution.exception or "")
+    if execution.status == "canceled" and killed:
+        return Failure(
+            "ended: canceled, since the task was killed",
+            _KILLED,
+            url,
+            "starts a new run, unless somebody has set the task's state",
+            "Nothing, if that was meant. Clear the task to run the flow again.",
+        )
     if execution.status == "canceled":
         return Failure(
             "ended: canceled",
             why if execution.exception else ["A person or a program stopped the run in Etlworks."],
             url,
-            "starts a new run" if killed else "",
-            "Ask who stopped it. Clear the task to run the flow again.",
+            to_do="Ask who stopped it. Clear the task to run the flow again.",
             is_final="somebody stopped the run on purpose",
         )
     if execution.status == "warning":
@@ -247,7 +281,8 @@ def time_out(limit: str, detail: str, url: str, *, stop_asked: bool) -> Failure:
         sentences(detail),
         url,
         "starts a new run" if stop_asked else "follows the run if it is still going",
-        "Find out why it takes so long, or allow it more time.",
+        f"{'Check in Etlworks that the run stops. ' if stop_asked else ''}Find out why it takes so long, or allow it "
+        "more time.",
     )
 
 
@@ -255,16 +290,38 @@ def killed_before_its_run() -> Failure:
     """Return the failure of a task that Airflow killed while it started its run."""
     return Failure(
         ": the task was killed while it started its run",
-        ["Somebody marked or cleared the task, or its worker was shut down."],
+        _KILLED,
+        then="starts the flow, unless somebody has set the task's state",
         to_do="Nothing, if that was meant. The lines above say whether a run was stopped.",
     )
 
 
 def watched_run_ended_badly(execution: Execution, url: str) -> Failure:
     """Return the failure of a sensor whose run ended badly."""
-    failure = run_ended_badly(execution, url)
-    advice = "Read the flow's log in Etlworks, and repair the flow or what it needs."
-    return replace(failure, then="waits once more", to_do=advice)
+    failure = replace(run_ended_badly(execution, url), then="waits once more")
+    if execution.status == "canceled":
+        return replace(failure, to_do="Ask who stopped it. Clear the task to wait for another run.")
+    if execution.status == "warning":
+        return failure
+    return replace(failure, to_do="Read the flow's log in Etlworks, and repair the flow or what it needs.")
+
+
+def flow_unreadable(detail: str, url: str, *, is_denied: bool) -> Failure:
+    """
+    Return the failure of a sensor that cannot ask Etlworks for the run that it waits for.
+
+    :param detail: why not.
+    :param url: the address of the instance.
+    :param is_denied: whether reading is refused.
+    """
+    what = "the connection or its user's role" if is_denied else "whether Etlworks can be reached from the workers"
+    return Failure(
+        ": whether it has run cannot be read",
+        sentences(detail),
+        url,
+        "waits once more",
+        f"{'Correct' if is_denied else 'Check'} {what}, and clear the task.",
+    )
 
 
 def sensor_time_out(selector: RunSelector, limit: str, seen: Execution | None, detail: str, url: str | None) -> Failure:
@@ -330,6 +387,8 @@ _NOT_DONE: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], st
     (EtlworksRateLimited, "Lower requests_per_minute in the connection, or ask Etlworks for a higher limit."),
     (EtlworksUnreachable, "Check the connection's Host and Port, and the network between the workers and Etlworks."),
     (EtlworksServerError, "Ask the administrator of the Etlworks instance whether it is down."),
+    (EtlworksRedirected, "Correct the connection's Host, and clear the task."),
+    (EtlworksBadRequest, "Correct what Etlworks refuses: an argument of the task, or a setting of the connection."),
     (EtlworksReplyError, "Check whether the connection's Host is an Etlworks, and not a proxy or a sign-in page."),
     (EtlworksExecutionTimeout, "Find out what holds it up, or allow it more time."),
     (EtlworksStartRefused, "Check in Etlworks whether the flow can run at all."),
@@ -346,7 +405,10 @@ def not_done(what: str, error: BaseException, where: str | None = None) -> Failu
     """
     cause = error.__cause__ if type(error) is AirflowFailException and error.__cause__ is not None else error
     to_do = next((advice for kinds, advice in _NOT_DONE if isinstance(cause, kinds)), "")
-    return Failure(what, sentences(str(error)), where, to_do=to_do)
+    failure = Failure(what, sentences(str(error)), where, to_do=to_do)
+    if isinstance(cause, EtlworksImportUnknown):
+        return replace(failure, is_final="that might import the bundle twice")
+    return failure
 
 
 class TaskReport:

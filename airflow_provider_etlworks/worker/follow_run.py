@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from airflow_provider_etlworks.client.endpoints import get_execution
 from airflow_provider_etlworks.client.errors import (
     EtlworksAlreadyRunning,
+    EtlworksConfigError,
     EtlworksError,
     EtlworksExecutionFailed,
     EtlworksExecutionTimeout,
@@ -19,7 +20,12 @@ from airflow_provider_etlworks.client.errors import (
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.text import visible
-from airflow_provider_etlworks.compat import AirflowFailException, AirflowTaskTimeout, task_state_store
+from airflow_provider_etlworks.compat import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowTaskTimeout,
+    task_state_store,
+)
 from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, LEADS_TO_START_PAGE
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
@@ -102,8 +108,16 @@ def run_with_fresh_connection(task: HasHook, procedure: Callable[[EtlworksClient
     if isinstance(seen, FollowResult) and isinstance(seen.error, EtlworksUnauthorized):
         # The password may have been changed since the connection was read.
         task.log.warning("%s Reading the connection again.", seen.detail)
+        before = task.hook
         del task.hook
-        seen = task.hook.client.run(procedure(task.hook.client))
+        try:
+            again = task.hook.client.run(procedure(task.hook.client))
+        except (AirflowNotFoundException, EtlworksConfigError) as error:
+            # A person has deleted the connection, or broken it: the refusal is still what is known of the run.
+            task.log.warning("%s", error)
+            task.__dict__["hook"] = before
+            return seen
+        return replace(again, execution=again.execution or seen.execution) if isinstance(again, FollowResult) else again
     return seen
 
 
@@ -123,7 +137,7 @@ class RunTask(ABC):
         self.state = RunState()
         self._started_at: float | None = None
         self.ti = context["ti"]
-        self.subject = Subject(operator.etlworks_conn_id)
+        self.subject = Subject(operator.etlworks_conn_id, task="The flow")
         self.result: dict[str, Any] | None = None
 
     @property
@@ -347,7 +361,7 @@ class RunTask(ABC):
     ) -> dict[str, Any]:
         """Turn the result of following the run into the task's end: one place for all paths."""
         self.state.done()
-        is_here = root_url in (None, self.hook.settings.root_url)
+        is_here = self._is_still_at(root_url)
         # The connection's own ui_url, and its log, may be those of another run with an equal id.
         url = self.hook.execution_url(run.flow_id, run.audit_id) if is_here else str(root_url)
         execution = followed.execution
@@ -371,7 +385,9 @@ class RunTask(ABC):
             if is_here:
                 self._show_log(execution)
             else:
-                self.log.warning("The connection names another instance by now, so the run's log is not read.")
+                self.log.warning(
+                    "The connection names another instance by now, or is gone, so the run's log is not read."
+                )
             # If we stopped it ourselves, since the worker goes down, Airflow may try again.
             is_final = outcome is Outcome.CANCELED and not self.state.killed
             kind = RunCanceled if is_final else EtlworksExecutionFailed
@@ -382,6 +398,15 @@ class RunTask(ABC):
         records = "" if execution.records is None else f", {execution.records} records"
         self.log.info("%s ended: %s%s. %s", name, execution.status, records, url)
         return self.result
+
+    def _is_still_at(self, root_url: str | None) -> bool:
+        """Return whether the connection still names the instance that has the run."""
+        if root_url is None:
+            return True
+        try:
+            return root_url == self.hook.settings.root_url
+        except (AirflowNotFoundException, EtlworksConfigError):
+            return False
 
     def _show_log(self, execution: Execution) -> None:
         """Copy the end of the flow's own log. If the log cannot be read, the run's failure is still reported."""

@@ -34,6 +34,7 @@ from airflow_provider_etlworks.worker.failure_report import (
     RunCanceled,
     Subject,
     explained,
+    flow_unreadable,
     lost_touch,
     not_done,
     sensor_time_out,
@@ -267,7 +268,8 @@ class WaitForRunTask:
             raise explained(error(str(selector)), self._time_out(followed.detail))
         if followed.ending is not Ending.FINISHED or execution is None:
             is_denied = followed.ending is Ending.DENIED
-            failure = lost_touch(followed.detail, self._where(execution), is_denied=is_denied)
+            lost = flow_unreadable if execution is None else lost_touch
+            failure = lost(followed.detail, self._where(execution), is_denied=is_denied)
             raise explained(EtlworksLostTouch(str(selector)), failure)
         url = self._where(execution)
         outcome = outcome_of(execution, fail_on_warning=self._sensor.fail_on_warning)

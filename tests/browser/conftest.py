@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -14,7 +15,7 @@ from airflow_provider_etlworks.sandbox.demo.examples import environments, exampl
 from airflow_provider_etlworks.sandbox.demo.local_airflow import LocalAirflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from airflow_provider_etlworks.sandbox import Sandbox
 
@@ -23,7 +24,10 @@ SIZE = {"width": 1360, "height": 860}
 LIMIT = 90.0
 
 FAILING_DAG = """
-from airflow.sdk import DAG
+try:
+    from airflow.sdk import DAG
+except ImportError:  # Airflow 2
+    from airflow import DAG
 
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
 
@@ -31,11 +35,18 @@ with DAG("ledger", schedule=None):
     EtlworksRunFlowOperator(task_id="export_ledger", flow_id=12350, deferrable=True, poll_interval=1)
 """
 
-# The words that a person sees: inside the window, not cut by the edge of a part that scrolls, not covered.
+# The words that a person sees: inside the window, not cut by the edge of a part that scrolls, not covered. Airflow 2
+# has its grid in a shadow root.
 SEEN = """() => {
     const words = [];
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    for (let node; (node = walker.nextNode());) {
+    const shadows = [...document.querySelectorAll("*")].map((each) => each.shadowRoot).filter(Boolean);
+    const nodes = [document.body, ...shadows].flatMap((root) => {
+        const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+        const found = [];
+        while (walker.nextNode()) found.push(walker.currentNode);
+        return found;
+    });
+    for (const node of nodes) {
         for (const match of node.data.matchAll(/\\S+/g)) {
             const range = document.createRange();
             range.setStart(node, match.index);
@@ -44,7 +55,7 @@ SEEN = """() => {
             const isSeen = ({left, right, top, bottom}) => {
                 if (right - left < 1 || bottom - top < 1) return false;
                 return [[left + 0.5, top + 1], [right - 0.5, bottom - 1]].every(([x, y]) => {
-                    const hit = document.elementFromPoint(x, y);
+                    const hit = node.getRootNode().elementFromPoint(x, y);
                     return hit && (hit.contains(node) || node.parentElement.contains(hit));
                 });
             };
@@ -86,6 +97,90 @@ class Screen:
             bottom = self.page.get_by_text(above).first.bounding_box()["y"] if above else SIZE["height"]
             clip = {"x": 0, "y": 0, "width": SIZE["width"], "height": bottom}
             self.page.screenshot(path=str(IMAGES / f"{name}.png"), clip=clip)
+
+
+class Pages:
+    """
+    Airflow 3's pages: where they are, and what a person does there.
+
+    :param airflow: the running Airflow.
+    :param screen: shows its pages.
+    """
+
+    extra_fields = "Extra Fields"
+    test_succeeded = "Test Connection Successful"
+    test_failed = "Test Connection Failed"
+    states = ("Success", "Failed")
+
+    def __init__(self, airflow: LocalAirflow, screen: Screen) -> None:
+        self.airflow = airflow
+        self.screen = screen
+        self.page = screen.page
+
+    def open_new_connection(self, conn_id: str) -> None:
+        """Open the form of a new connection of our type."""
+        self.page.goto(f"{self.airflow.base_url}/connections")
+        self.page.get_by_role("button", name="Add Connection").click()
+        self.page.locator("input[name=connection_id]").fill(conn_id)
+        self.page.get_by_role("combobox").first.click()
+        self.page.keyboard.type("Etlworks")
+        self.page.get_by_role("option", name="etlworks").click()
+
+    def field(self, name: str) -> Any:
+        """Return an input of that form."""
+        return self.page.locator(f"input[name={name}]")
+
+    def test_connection(self, conn_id: str) -> None:
+        """Save the form, since only a saved connection can be tested, and test it."""
+        self.page.get_by_role("button", name="Save").click()
+        self.screen.wait_for("successfully created", conn_id)
+        self.page.get_by_role("row", name=conn_id).get_by_role("button", name="Test Connection").click()
+
+    def save(self, name: str, above: str | None = None) -> None:
+        """Write a picture of the guides, as :meth:`Screen.save` does."""
+        self.screen.save(name, above)
+
+    def open_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Open the page of a task instance, which begins with its log."""
+        self.page.goto(f"{self.airflow.base_url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}")
+
+    def open_task_details(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Open the part of that page that has the links."""
+        self.page.goto(f"{self.airflow.base_url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/details")
+
+
+class Airflow2Pages(Pages):
+    """Airflow 2's pages. A task's state is a color there, and the guides have no pictures of them."""
+
+    extra_fields = test_succeeded = test_failed = ""
+    states = ("", "")
+
+    def save(self, name: str, above: str | None = None) -> None:
+        """Write nothing."""
+
+    def open_new_connection(self, conn_id: str) -> None:
+        self.page.goto(f"{self.airflow.base_url}/connection/add")
+        self.page.locator("#conn_id").fill(conn_id)
+        self.page.locator("#conn_type").select_option("etlworks")
+
+    def field(self, name: str) -> Any:
+        return self.page.locator(f"#{name}")
+
+    def test_connection(self, conn_id: str) -> None:
+        """Test the form as it is: the button needs no saved connection."""
+        self.page.locator("#test-connection").click()
+        # The result is above the form, and the page does not scroll there.
+        self.page.locator(".alert").first.scroll_into_view_if_needed()
+
+    def _open_in_grid(self, dag_id: str, run_id: str, task_id: str, tab: str) -> None:
+        query = urlencode({"dag_run_id": run_id, "task_id": task_id, "tab": tab})
+        self.page.goto(f"{self.airflow.base_url}/dags/{dag_id}/grid?{query}")
+
+    def open_task(self, dag_id: str, run_id: str, task_id: str) -> None:
+        self._open_in_grid(dag_id, run_id, task_id, "logs")
+
+    def open_task_details(self, dag_id: str, run_id: str, task_id: str) -> None:
+        self._open_in_grid(dag_id, run_id, task_id, "details")
 
 
 @pytest.fixture(scope="session")
@@ -131,17 +226,12 @@ def airflow(
     shutil.copytree(example_dags_folder(), folder, dirs_exist_ok=True)
     (folder / "ledger.py").write_text(FAILING_DAG)
     with LocalAirflow(folder, {**sandboxes[2], "AIRFLOW__CORE__TEST_CONNECTION": "Enabled"}) as airflow:
-        if airflow.version < (3, 1):
-            pytest.skip("these are the pages of Airflow 3.1 and later")
+        if (3,) <= airflow.version < (3, 1):
+            pytest.skip("these are the pages of Airflow 2.11, and of Airflow 3.1 and later")
         yield airflow
 
 
 @pytest.fixture
-def open_task(airflow: LocalAirflow, screen: Screen) -> Callable[..., Screen]:
-    """Return a function that opens the page of a task of a DAG run."""
-
-    def open_page(dag_id: str, run_id: str, task_id: str, tab: str = "") -> Screen:
-        screen.page.goto(f"{airflow.base_url}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{tab}")
-        return screen
-
-    return open_page
+def pages(airflow: LocalAirflow, screen: Screen) -> Pages:
+    """Return the pages of the Airflow that is installed."""
+    return (Airflow2Pages if airflow.version < (3,) else Pages)(airflow, screen)

@@ -245,7 +245,7 @@ def test_run_is_small() -> None:
         ("longer", 5, "", "long…"),
         ("Łódź \U0001f600\xa0x", 50, "", "Łódź \U0001f600\xa0x"),
         ("a\0b\ud83d", 50, "", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"),
-        ("a\nb\x1b[0m", 50, "", "a b [0m"),
+        ("a\nb\x1b[0m", 50, "", "a b"),
         ("a\nb\tc\x1b", 50, "\n\t", "a\nb\tc "),
         ("\u202e\u2028", 50, "", "  "),
         ("\x1b" * 10, 6, "", "     …"),
