@@ -35,7 +35,7 @@ _LONGEST_DELAY = 1.0
 _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
-_LEAST_SHARE = 1.0
+_LEAST_SHARE = 1.5
 # A share below this doubles in each quiet minute: a process that sent little before its first 429 may need much more.
 _SMALL_SHARE = 20.0
 # By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
