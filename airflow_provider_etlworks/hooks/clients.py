@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_provider_etlworks.hooks.metrics import task_metrics
+
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.settings import ClientSettings
     from airflow_provider_etlworks.client.sync import EtlworksClient
@@ -23,7 +25,7 @@ def standard_client(settings: ClientSettings) -> EtlworksClient:
     # A triggerer never needs requests, and importing it would hold up its event loop.
     from airflow_provider_etlworks.client.sync import EtlworksClient
 
-    return EtlworksClient(settings)
+    return EtlworksClient(settings, metrics=task_metrics(settings.name))
 
 
 def bundle_client(settings: ClientSettings) -> EtlworksClient:
@@ -37,7 +39,8 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     Return a client for what a killed task still has to do, with time-outs of a second or two.
 
     It has connections of its own, so that it works while a signal has interrupted another call. Its requests go before
-    all others, once also during a ``Retry-After``.
+    all others, once also during a ``Retry-After``. It emits no metrics: the signal may have interrupted a metric that
+    holds a lock.
     """
     from airflow_provider_etlworks.client.rate_limit import Priority
     from airflow_provider_etlworks.client.sync import EtlworksClient

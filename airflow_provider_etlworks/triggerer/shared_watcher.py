@@ -28,6 +28,7 @@ from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.hooks.metrics import component_metrics
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.runs.poll_queue import LAST_POLL_WITHIN
 from airflow_provider_etlworks.runs.watcher import Watcher
@@ -108,7 +109,8 @@ async def watcher_of(settings: ClientSettings) -> AsyncIterator[Watcher]:
     try:
         async with shared.opening:
             if shared.watcher is None:
-                shared.watcher = Watcher(await AsyncEtlworksClient(settings).open())
+                client = AsyncEtlworksClient(settings, metrics=await component_metrics(settings.name))
+                shared.watcher = Watcher(await client.open())
         yield shared.watcher
     finally:
         shared.users -= 1
