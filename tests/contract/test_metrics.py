@@ -71,7 +71,8 @@ def stats(monkeypatch: pytest.MonkeyPatch) -> RecordingStats:
     recording = RecordingStats()
     monkeypatch.setenv(SWITCH, "True")
     for name in ("ComponentStats", "TaskStats"):
-        monkeypatch.setattr(compat, name, recording, raising=False)
+        # Not setattr, which would put the real one there afterwards.
+        monkeypatch.setitem(compat.__dict__, name, recording)
     return recording
 
 
