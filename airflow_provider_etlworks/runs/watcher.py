@@ -118,9 +118,12 @@ class Watcher:
             return delay
         waiter = _Waiter(poller)
         item = self._queue.push(run, waiter, self._clock.monotonic(), after=delay)
+        since = self._clock.time() if policy.started_at is None else policy.started_at
         try:
             self._begin()
-            return await waiter.done
+            result = await waiter.done
+            self.client.metrics.run_read(result.execution, self._clock.time(), since)
+            return result
         finally:
             self._leave(item, waiter)
 

@@ -54,17 +54,15 @@ async def follow_run(
     """
 
     async def follow(watcher: Watcher) -> FollowResult:
-        client = watcher.client
-        since = client.clock.time() if policy.started_at is None else policy.started_at
         result = await watcher.follow(run, policy, log=log)
-        client.metrics.run_read(result.execution, client.clock.time(), since)
         if result.ending is Ending.DEADLINE and policy.deadline is not None and cancel_on_kill:
-            left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - client.clock.time()
+            left = policy.deadline + TRIGGER_BUFFER - _FOR_THE_EVENT - watcher.client.clock.time()
             # On the instance that was polled, whatever the connection names by now.
-            stopping = _Stopping(run, watcher_of(client.settings))
-            detail = await stopping.report(log, client.sleep(min(_STOP_WITHIN, max(0.0, left))))
-            result = replace(result, detail=detail)
-        return result.redacted(client.settings.secrets)
+            stopping = _Stopping(run, watcher_of(watcher.client.settings))
+            result = replace(
+                result, detail=await stopping.report(log, watcher.client.sleep(min(_STOP_WITHIN, max(0.0, left))))
+            )
+        return result.redacted(watcher.client.settings.secrets)
 
     followed = await follow_with_shared_watcher(conn_id, log, follow, root_url=root_url, deadline=policy.deadline)
     return ExecutionEvent(run.flow_id, run.audit_id, followed)

@@ -59,10 +59,7 @@ async def wait_for_run(
     async def wait(watcher: Watcher) -> FollowResult:
         client = watcher.client
         waiter = RunWaiter(selector, policy, clock=client.clock, log=log, repetition_grace=repetition_grace)
-        since = client.clock.time()
-        result = await _Wait(waiter, watcher).run(next(pauses))
-        client.metrics.run_read(result.execution, client.clock.time(), since)
-        return result.redacted(client.settings.secrets)
+        return (await _Wait(waiter, watcher).run(next(pauses))).redacted(client.settings.secrets)
 
     followed = await follow_with_shared_watcher(conn_id, log, wait, root_url=root_url, deadline=policy.deadline)
     return WaitEvent(flow_id, followed)
