@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.dag_processing.dagbag import DagBag
+    from airflow.observability.stats import Stats as ComponentStats
     from airflow.sdk import (
         Asset,
         BaseHook,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         AirflowSkipException,
         AirflowTaskTimeout,
     )
+    from airflow.sdk.observability.stats import Stats as TaskStats
     from airflow.triggers.base import BaseTrigger
 else:
     try:
@@ -75,10 +77,12 @@ __all__ = [
     "BaseOperator",
     "BaseOperatorLink",
     "BaseSensorOperator",
+    "ComponentStats",
     "DagBag",
     "ObjectStoragePath",
     "PokeReturnValue",
     "TaskGroup",
+    "TaskStats",
     "approval_task",
     "conf",
     "dag_schedule",
@@ -97,10 +101,13 @@ _IMPORTED_LATE = {
     "Asset": ("airflow.sdk:Asset", "airflow.datasets:Dataset"),
     "BaseHook": ("airflow.sdk.bases.hook:BaseHook", "airflow.hooks.base:BaseHook"),
     "BaseSensorOperator": ("airflow.sdk.bases.sensor:BaseSensorOperator", "airflow.sensors.base:BaseSensorOperator"),
+    # From Airflow 3.2 on, each of the two is set up in its own processes only.
+    "ComponentStats": ("airflow.observability.stats:Stats", "airflow.stats:Stats"),
     "DagBag": ("airflow.dag_processing.dagbag:DagBag", "airflow.models.dagbag:DagBag"),
     "ObjectStoragePath": ("airflow.sdk:ObjectStoragePath", "airflow.io.path:ObjectStoragePath"),
     "PokeReturnValue": ("airflow.sdk.bases.sensor:PokeReturnValue", "airflow.sensors.base:PokeReturnValue"),
     "TaskGroup": ("airflow.sdk:TaskGroup", "airflow.utils.task_group:TaskGroup"),
+    "TaskStats": ("airflow.sdk.observability.stats:Stats", "airflow.stats:Stats"),
     "XCom": ("airflow.sdk.execution_time.xcom:XCom", "airflow.models.xcom:XCom"),
     "Variable": ("airflow.sdk:Variable", "airflow.models:Variable"),
     "get_current_context": ("airflow.sdk:get_current_context", "airflow.operators.python:get_current_context"),

@@ -19,6 +19,7 @@ from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.dispatcher import dispatcher_for
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
+from airflow_provider_etlworks.client.metrics import NO_METRICS, Metrics
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, RunOnce, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.streaming import MAX_ERROR_BYTES, ResponseBody
@@ -64,6 +65,7 @@ class AsyncEtlworksClient:
     :param settings: the instance and the credentials.
     :param clock: reads the time; for tests.
     :param sleep: waits for some seconds; for tests.
+    :param metrics: receives what happens, such as each request.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class AsyncEtlworksClient:
         *,
         clock: Clock = SYSTEM_CLOCK,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.clock = clock
         self.sleep = sleep
         self._auth = Authenticator(settings, clock)
@@ -241,6 +245,7 @@ class AsyncEtlworksClient:
             return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
             self.dispatcher.rate_limiter.refuse(error.retry_after)
+            self.metrics.refused()
             if turn.priority is Priority.STOP:
                 turn.priority = Priority.LAST_POLL
             raise
@@ -282,6 +287,8 @@ class AsyncEtlworksClient:
             finally:
                 self._watchdog.forget(exchange)
                 turn.release(sent=exchange.sent)
+                if exchange.sent:
+                    self.metrics.sent(call)
             if exchange.is_aborted:
                 # A body without a length looks complete when its connection is closed.
                 raise exchange.failure(call, self.settings, asyncio.TimeoutError())

@@ -21,6 +21,7 @@ from airflow_provider_etlworks.client.auth import Authenticator
 from airflow_provider_etlworks.client.call import Response
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK, Clock
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
+from airflow_provider_etlworks.client.metrics import NO_METRICS, Metrics
 from airflow_provider_etlworks.client.observed_pool import CURRENT_EXCHANGE, ObservedAdapter
 from airflow_provider_etlworks.client.procedure import PageCursor, ReadHead, RequestToken, RunOnce, SendOnce, Sleep
 from airflow_provider_etlworks.client.rate_limit import Priority, rate_limiter_for
@@ -59,6 +60,7 @@ class EtlworksClient:
         repeated, else ``START``.
     :param longest_wait: seconds for which a request may wait for its turn. Then it fails as if Etlworks had answered
         429.
+    :param metrics: receives what happens, such as each request.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class EtlworksClient:
         sleep: Callable[[float], None] = time.sleep,
         priority: Priority | None = None,
         longest_wait: float = math.inf,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.clock = clock
         self._sleep = sleep
         self._priority = priority
@@ -271,10 +275,12 @@ class EtlworksClient:
             except EtlworksError as error:
                 if isinstance(error, EtlworksRateLimited):
                     self._rate_limiter.refuse(error.retry_after)
+                    self.metrics.refused()
                 raise error.of(self.settings.name) from error.__cause__
             finally:
                 if exchange.sent:
                     self._rate_limiter.end()
+                    self.metrics.sent(call)
                 else:
                     self._rate_limiter.give_back()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 # The transports are imported when they are used: a DAG file may import the hook.
 from airflow_provider_etlworks import client
 from airflow_provider_etlworks.client.rate_limit import Priority
+from airflow_provider_etlworks.hooks.metrics import task_metrics
 
 if TYPE_CHECKING:
     from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
@@ -25,7 +26,7 @@ _BUNDLE_READ_TIMEOUT = 600.0
 
 def standard_client(settings: ClientSettings) -> EtlworksClient:
     """Return a client with the connection's own time-outs."""
-    return client.EtlworksClient(settings)
+    return client.EtlworksClient(settings, metrics=task_metrics(settings.name))
 
 
 def async_client(settings: ClientSettings) -> AsyncEtlworksClient:
@@ -44,7 +45,8 @@ def urgent_client(settings: ClientSettings) -> EtlworksClient:
     Return a client for what a killed task still has to do, with time-outs of a second or two.
 
     It has connections of its own, so that it works while a signal has interrupted another call. Its requests go before
-    all others, once also during a ``Retry-After``.
+    all others, once also during a ``Retry-After``. It emits no metrics: the signal may have interrupted a metric that
+    holds a lock.
     """
     settings = settings.with_timeouts(
         connect=_URGENT_CONNECT_TIMEOUT, read=_URGENT_READ_TIMEOUT, max_overtime=_SHORT_OVERTIME

@@ -378,6 +378,7 @@ class EtlworksHook(BaseHook):
             user=self.settings.login,
             is_only_starter=is_only_starter and not run_options,
             run_key_parameter=self.settings.run_key_parameter,
+            metrics=self.client.metrics,
         )
         try:
             started = self.client.run(start.start())
@@ -458,6 +459,7 @@ class EtlworksHook(BaseHook):
             raise EtlworksExecutionTimeout(f"Run {audit_id} of flow {flow_id} is still going after {timeout} s.")
         if followed.ending is Ending.DENIED and followed.error is not None:
             raise followed.error
+        self.client.metrics.lost_touch()
         raise EtlworksLostTouch(f"Run {audit_id} of flow {flow_id} may still be going. {followed.detail}")
 
     def stop_flow(self, flow_id: int | str, audit_id: int | str) -> StopResult:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.errors import EtlworksError, EtlworksRateLimited, EtlworksUnauthorized
+from airflow_provider_etlworks.client.metrics import NO_METRICS, Metrics
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.runs.defaults import DEFAULT_POLL_INTERVAL, TRIGGER_BUFFER
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
@@ -259,13 +260,15 @@ class PollQueue(Generic[SubscriberT]):
 
     :param clock: gives the time.
     :param requests_per_minute: the budget for everything that is polled; 0 means no limit.
+    :param metrics: receives how much slower than configured runs are polled.
     :ivar breaker: which kinds of list can be used at present.
     """
 
-    def __init__(self, clock: Clock, requests_per_minute: int) -> None:
+    def __init__(self, clock: Clock, requests_per_minute: int, metrics: Metrics = NO_METRICS) -> None:
         self.breaker = ListingBreaker(clock, log)
         self._clock = clock
         self._limit = requests_per_minute
+        self._metrics = metrics
         # The run whose own record was read longest ago comes first.
         self._runs: OrderedDict[RunKey, RunItem[SubscriberT]] = OrderedDict()
         self._searches: dict[tuple[int, str | None], SearchItem[SubscriberT]] = {}
@@ -666,7 +669,7 @@ class PollQueue(Generic[SubscriberT]):
             item.most_pages = plan.most_pages
             item.interval = plan.interval * _FRESH_ENOUGH
         self._day_listings = [each for each in self._listings.values() if isinstance(each.listing, DayListing)]
-        self._log_throttling(chosen)
+        self._report_throttling(chosen)
         self._forget_ended(now)
 
     def _drop(self, item: ListingItem[SubscriberT], now: float) -> None:
@@ -677,9 +680,10 @@ class PollQueue(Generic[SubscriberT]):
                 run.fresh_until = _NEVER
                 self._schedule(run, max(now, run.listed_at + run.interval * _FRESH_ENOUGH))
 
-    def _log_throttling(self, chosen: dict[Listing, ListingPlan[RunItem[SubscriberT]]]) -> None:
+    def _report_throttling(self, chosen: dict[Listing, ListingPlan[RunItem[SubscriberT]]]) -> None:
         """Warn once if the runs need more requests than the budget allows."""
         wanted = 60 * requests_a_second(self._runs.values(), chosen.values())
+        self._metrics.throttled(max(1.0, wanted / self._limit) if self._limit else 1.0)
         if self._limit and wanted > self._limit and not self._is_throttled:
             log.warning(
                 "%d runs are watched, which takes %.0f requests a minute; the connection's requests_per_minute is %d. "

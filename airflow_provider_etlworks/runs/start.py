@@ -24,6 +24,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksStartRefused,
     EtlworksStartUnknown,
 )
+from airflow_provider_etlworks.client.metrics import NO_METRICS, Metrics
 from airflow_provider_etlworks.client.models import FlowStart, StartStatus
 from airflow_provider_etlworks.client.procedure import SendOnce, Sleep
 from airflow_provider_etlworks.runs.follow import VISIBILITY_GRACE, Ending, follow
@@ -140,6 +141,7 @@ class RunStarter:
     :ivar run_key_parameter: the flow parameter that gets a unique key, as proof of whose run it is; ``None`` is none.
     :ivar run_key: the readable part of that key, such as DAG, task, run, map index and try.
     :ivar token: the random part of that key.
+    :ivar metrics: receives each start in doubt.
     :raises EtlworksConfigError: ``parameters`` has a value for ``run_key_parameter``.
     """
 
@@ -158,6 +160,7 @@ class RunStarter:
     run_key_parameter: str | None = None
     run_key: str = ""
     token: str = field(default_factory=new_token)
+    metrics: Metrics = NO_METRICS
 
     def __post_init__(self) -> None:
         """Check that nothing else fills the parameter of the key."""
@@ -195,6 +198,7 @@ class RunStarter:
                 return Started(audit_id)
             if verdict is StartVerdict.IN_DOUBT:
                 in_doubt += 1
+                self.metrics.start_in_doubt()
                 self.log.warning(
                     "The start is in doubt: %s Searching for its run before sending again.", _said(response)
                 )

@@ -94,7 +94,7 @@ class Watcher:
     def __init__(self, client: AsyncEtlworksClient) -> None:
         self.client = client
         self._clock = client.clock
-        self._queue: PollQueue[_Waiter] = PollQueue(client.clock, client.settings.requests_per_minute)
+        self._queue: PollQueue[_Waiter] = PollQueue(client.clock, client.settings.requests_per_minute, client.metrics)
         # Whoever holds it waits for a turn; what to poll is chosen once the turn is there.
         self._choosing = asyncio.Lock()
         self._turn: Turn | None = None
@@ -118,9 +118,12 @@ class Watcher:
             return delay
         waiter = _Waiter(poller)
         item = self._queue.push(run, waiter, self._clock.monotonic(), after=delay)
+        since = self._clock.time() if policy.started_at is None else policy.started_at
         try:
             self._begin()
-            return await waiter.done
+            result = await waiter.done
+            self.client.metrics.run_read(result.execution, self._clock.time(), since)
+            return result
         finally:
             self._leave(item, waiter)
 
@@ -148,6 +151,7 @@ class Watcher:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         self._workers.clear()
+        self.client.metrics.throttled(1.0)
 
     def _begin(self) -> None:
         """Let the workers know that somebody waits."""

@@ -330,6 +330,8 @@ class CompletionStream:
         try:
             # Not at the priority of lists: they would wait without an end while more runs are due than can be polled.
             completed = await client.run(tracker.poll(), priority=Priority.POLL)
+            for completion in completed:
+                client.metrics.run_read(completion.execution, client.clock.time())
             return await subscription.events_for(completed, client.settings)
         except _OUT_OF_REACH:
             raise

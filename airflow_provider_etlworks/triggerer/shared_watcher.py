@@ -28,6 +28,7 @@ from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksUnauthorized
 from airflow_provider_etlworks.compat import AirflowNotFoundException
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.hooks.metrics import component_metrics
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult
 from airflow_provider_etlworks.runs.poll_queue import LAST_POLL_WITHIN
 from airflow_provider_etlworks.runs.watcher import Watcher
@@ -121,7 +122,9 @@ class SharedWatcher:
         try:
             async with shared.opening:
                 if shared.watcher is None:
-                    shared.watcher = Watcher(await AsyncEtlworksClient(self._settings).open())
+                    metrics = await component_metrics(self._settings.name)
+                    client = AsyncEtlworksClient(self._settings, metrics=metrics)
+                    shared.watcher = Watcher(await client.open())
         except BaseException:
             await self.__aexit__()
             raise

@@ -26,6 +26,7 @@ from airflow_provider_etlworks.client.errors import (
 )
 from airflow_provider_etlworks.compat import AirflowNotFoundException, conf
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+from airflow_provider_etlworks.hooks.metrics import component_metrics
 from airflow_provider_etlworks.runs.checkpoint import reported_key
 from airflow_provider_etlworks.runs.outcome import task_result
 from airflow_provider_etlworks.webhook.airflow_api import AirflowApi, AirflowApiError
@@ -265,7 +266,9 @@ class _Clients:
     @classmethod
     async def open(cls, settings: WebhookSettings) -> _Clients:
         """Read the connections, without holding the event loop, and open the clients."""
-        etlworks = AsyncEtlworksClient(await EtlworksHook(settings.etlworks_conn_id).read_settings())
+        conn_id = settings.etlworks_conn_id
+        metrics = await component_metrics(conn_id)
+        etlworks = AsyncEtlworksClient(await EtlworksHook(conn_id).read_settings(), metrics=metrics)
         airflow = await asyncio.to_thread(_airflow_api, settings.airflow_conn_id)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(etlworks)

@@ -26,6 +26,7 @@ from airflow_provider_etlworks.compat import (
     AirflowTaskTimeout,
     task_state_store,
 )
+from airflow_provider_etlworks.hooks.metrics import task_metrics
 from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, LEADS_TO_START_PAGE
 from airflow_provider_etlworks.runs.events import ExecutionEvent
 from airflow_provider_etlworks.runs.follow import Ending, FollowResult, follow
@@ -125,6 +126,7 @@ class RunTask(ABC):
     """
     One execution of an operator. A subclass starts the run.
 
+    :ivar metrics: receives what happens to the run.
     :ivar state: where the execution stands.
     :ivar result: the task's result as far as it is known; ``None`` until the run is known.
     """
@@ -134,6 +136,7 @@ class RunTask(ABC):
         self._context = context
         self._records = LaunchRecordStore(task_state_store(context) if durable else None)
         self.log = operator.log
+        self.metrics = task_metrics(operator.etlworks_conn_id)
         self.state = RunState()
         self._started_at: float | None = None
         self.ti = context["ti"]
@@ -328,10 +331,12 @@ class RunTask(ABC):
 
     def _follow_on_worker(self, run: RunRef, *, is_ours: bool) -> FollowResult:
         """Follow the run on the worker, as the trigger does in the triggerer."""
-        policy = self._policy()
+        policy, clock = self._policy(), self.hook.client.clock
+        since = clock.time() if policy.started_at is None else policy.started_at
         followed = run_with_fresh_connection(
             self._operator, lambda client: follow(run, policy, clock=client.clock, log=self.log)
         )
+        self.metrics.run_read(followed.execution, clock.time(), since)
         if followed.ending is Ending.DEADLINE and is_ours and self._operator.cancel_on_kill:
             followed = replace(followed, detail=self._stop(run))
         return followed.redacted(self.hook.settings.secrets)
@@ -379,6 +384,7 @@ class RunTask(ABC):
             raise explained(AirflowTaskTimeout() if deadline.by_airflow else EtlworksExecutionTimeout(name), failure)
         if followed.ending is not Ending.FINISHED or execution is None:
             is_denied = followed.ending is Ending.DENIED
+            self.metrics.lost_touch()
             raise explained(EtlworksLostTouch(name), lost_touch(followed.detail, url, is_denied=is_denied))
         outcome = outcome_of(execution, fail_on_warning=self._operator.fail_on_warning)
         if outcome is not Outcome.SUCCESS:

@@ -153,6 +153,7 @@ class RunFlowTask(RunTask):
             before_waiting=self._wait_in_triggerer,
             run_key_parameter=self.hook.settings.run_key_parameter,
             run_key="/".join(str(getattr(ti, name, "")) for name in names),
+            metrics=self.metrics,
         )
 
     # --- The run of an earlier try --------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ class RunFlowTask(RunTask):
     def _reconcile(self, record: LaunchRecord) -> int | None:
         """Search for the run of a start in doubt: the try that sent it was lost."""
         self.log.info("An earlier try may have started flow %s; searching for its run.", record.flow_id)
+        self.metrics.start_in_doubt()
         self.state.starting(record.watermark)
         grace = max(0.0, VISIBILITY_GRACE - (self._starter.clock.time() - record.asked_at))
         parameter = self.hook.settings.run_key_parameter

@@ -182,6 +182,7 @@ class SendToListenerTask(RunTask):
         return run if self._should_follow(record, run) else None
 
     def _fail_in_doubt(self) -> NoReturn:
+        self.metrics.start_in_doubt()
         raise AirflowFailException(
             "An earlier try was lost while it sent the payload, which may have been received, so it is not sent again. "
             "Check in Etlworks whether it was; clear the task to send it once more."
@@ -215,6 +216,7 @@ class SendToListenerTask(RunTask):
                 self.state.idle()
                 self._records.clear()
                 raise
+            self.metrics.start_in_doubt()
             raise AirflowFailException(
                 f"{error} The payload may have been received, so it is not sent again. Check in Etlworks whether it "
                 "was; clear the task to send it once more."

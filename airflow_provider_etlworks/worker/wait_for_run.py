@@ -20,6 +20,7 @@ from airflow_provider_etlworks.compat import (
     PokeReturnValue,
     task_state_store,
 )
+from airflow_provider_etlworks.hooks.metrics import task_metrics
 from airflow_provider_etlworks.links import AUDIT_ID_KEY, EXECUTION_LINK_KEY, LEADS_TO_START_PAGE
 from airflow_provider_etlworks.runs.events import WaitEvent
 from airflow_provider_etlworks.runs.find import ReadOutage, RunSelector, RunWaiter
@@ -268,6 +269,7 @@ class WaitForRunTask:
             raise explained(error(str(selector)), self._time_out(followed.detail))
         if followed.ending is not Ending.FINISHED or execution is None:
             is_denied = followed.ending is Ending.DENIED
+            task_metrics(self._sensor.etlworks_conn_id).lost_touch()
             lost = flow_unreadable if execution is None else lost_touch
             failure = lost(followed.detail, self._where(execution), is_denied=is_denied)
             raise explained(EtlworksLostTouch(str(selector)), failure)

@@ -10,6 +10,7 @@ import pytest
 from support.clock import BEGINNING, VirtualClock
 
 from airflow_provider_etlworks.client.errors import EtlworksUnreachable, api_error
+from airflow_provider_etlworks.client.metrics import NO_METRICS, Metrics
 from airflow_provider_etlworks.client.models import Execution
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.runs.find import RunSelector, RunWaiter, SearchPoller
@@ -38,9 +39,11 @@ YESTERDAY = DayListing(TODAY.day - timedelta(days=1))  # type: ignore[operator]
 class Queue:
     """A queue at a time that the test sets, and short ways to use it. Run 1 is of flow 1, and so on."""
 
-    def __init__(self, requests_per_minute: int = 300, *, with_lists: bool = False) -> None:
+    def __init__(
+        self, requests_per_minute: int = 300, *, with_lists: bool = False, metrics: Metrics = NO_METRICS
+    ) -> None:
         self.clock = VirtualClock()
-        self.queue: PollQueue[Subscriber] = PollQueue(self.clock, requests_per_minute)
+        self.queue: PollQueue[Subscriber] = PollQueue(self.clock, requests_per_minute, metrics)
         if not with_lists:
             self.queue.breaker.record_failure(TODAY, REFUSED)
 
@@ -649,6 +652,24 @@ def test_throttling_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         "40 runs are watched, which takes 240 requests a minute; the connection's requests_per_minute is 60. "
         "Polling is throttled: each run is polled 4.0 times less often than configured."
     )
+
+
+@pytest.mark.parametrize(("requests_per_minute", "factor"), [(60, 4.0), (300, 1.0), (0, 1.0)])
+def test_throttle_factor_is_reported_while_runs_are_watched(requests_per_minute: int, factor: float) -> None:
+    reported: list[float] = []
+
+    class Factors(Metrics):
+        def throttled(self, factor: float) -> None:
+            reported.append(factor)
+
+    queue = Queue(requests_per_minute, metrics=Factors())
+    for audit_id in range(1, 41):
+        queue.push(audit_id)
+    for _ in range(5):
+        queue.picked()
+        queue.clock.sleep(10)
+
+    assert reported == pytest.approx([factor] * 5)
 
 
 def test_list_of_the_start_day_is_read() -> None:

@@ -24,6 +24,7 @@ from support.cli import parser_of_commands
 import airflow_provider_etlworks
 from airflow_provider_etlworks.cli.definition import get_etlworks_cli_commands
 from airflow_provider_etlworks.client.settings import ClientSettings
+from airflow_provider_etlworks.hooks import metrics
 from airflow_provider_etlworks.hooks.connection import settings_from
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.operators.flow import EtlworksRunFlowOperator
@@ -318,6 +319,12 @@ def test_architecture_answers_each_question_with_existing_files() -> None:
     assert all(files)
     package = Path(airflow_provider_etlworks.__file__).parent
     assert [path for paths in files for path in paths if not (package / path).is_file()] == []
+
+
+def test_deployment_names_every_metric() -> None:
+    rows = table(GUIDES["deployment.md"], "name", "kind", "what it counts", "look at it")
+    names = [value for value in vars(metrics).values() if isinstance(value, str) and value.startswith("etlworks.")]
+    assert [row[0] for row in rows] == [f"`{name}`" for name in names]
 
 
 def test_architecture_names_every_layer_in_order() -> None:
