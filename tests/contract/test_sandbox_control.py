@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +53,21 @@ def test_second_terminal_starts_runs_and_lists_them(sandbox: Sandbox, capsys: py
     assert "flow=Daily warehouse refresh" in oldest
     assert "startedBy=Schedule of Daily warehouse refresh" in oldest
     assert [run.event_id is not None for run in sandbox.runs()] == [True, False]
+
+
+def test_list_that_nobody_reads_to_its_end_is_no_error(sandbox: Sandbox) -> None:
+    sandbox.run_by_user(FLOW)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        ended = subprocess.run(
+            [sys.executable, "-m", "airflow_provider_etlworks.sandbox", "runs", "--url", sandbox.url],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_second_terminal_arms_and_clears_faults(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:

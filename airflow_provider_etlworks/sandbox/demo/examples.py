@@ -346,7 +346,8 @@ def keep_running(reporter: Reporter, addresses: Mapping[str, str]) -> None:
     """
     for name, url in addresses.items():
         reporter.console.print(f"  {name}: {url}", soft_wrap=True)
-    reporter.console.print("Every DAG there works: start one. Ctrl-C stops and removes everything.")
+    reporter.console.print("Every DAG there works, so start one; one task of etlworks_fan_out fails on purpose.")
+    reporter.console.print("Etlworks's pages start runs and arm faults. Ctrl-C stops and removes everything.")
     threading.Event().wait()
 
 
