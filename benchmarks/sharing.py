@@ -93,19 +93,28 @@ def plot(requests: list[tuple[float, bool]], processes: list[Process], begun: fl
     figure, (rate, done) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
     moments = [[at - begun for at, is_refused in requests if is_refused is refused] for refused in (False, True)]
     bins = range(0, int(max(map(max, filter(None, moments)))) + 6, 5)
-    rate.hist(moments, bins=bins, stacked=True, label=["answered", "refused (429)"], color=["tab:blue", "tab:red"])
-    rate.axhline(LIMIT / 12, color="grey", linestyle=":", label="the organization's limit, evenly")
-    rate.set(ylabel="requests in 5 s")
+    rate.hist(
+        moments,
+        bins=bins,
+        stacked=True,
+        label=["answered", "refused (429), sent again later"],
+        color=["tab:blue", "tab:red"],
+    )
+    rate.axhline(LIMIT / 12, color="grey", linestyle=":", label="the organization's limit, spread evenly")
+    rate.set(title="Requests of all processes together", ylabel="requests in 5 s")
     rate.legend(fontsize="small")
     ends = sorted(each.ended - begun for each in processes)
-    done.step([0, *ends], range(len(ends) + 1), where="post", label="processes that are done")
+    done.step([0, *ends], range(len(ends) + 1), where="post", label="are done: their run was started and has ended")
     begins = sorted(each.begun - begun for each in processes)
-    done.step([0, *begins], range(len(begins) + 1), where="post", color="grey", label="processes that have begun")
-    done.set(xlabel="seconds", ylabel="processes")
+    done.step([0, *begins], range(len(begins) + 1), where="post", color="grey", label="have begun")
+    done.set(
+        title="Processes that have begun, and that are done",
+        xlabel="seconds since the first process began",
+        ylabel="processes",
+    )
     done.legend(fontsize="small")
     figure.suptitle(
-        f"{PROCESSES} processes that begin within {WITHIN:g} s, and know nothing of one another,\n"
-        f"share a limit of {LIMIT} requests a minute: all of them finish"
+        f"{PROCESSES} processes share one limit of {LIMIT} requests a minute, and do not know of one another"
     )
     for axes in (rate, done):
         axes.grid(alpha=0.3)
