@@ -119,6 +119,16 @@ def test_each_component_killed_twice_starts_no_run_twice(
     assert all(1 <= sandbox.runs_started(flow_id) <= 1 + RETRIES for flow_id in bad)
 
 
+def wait_until_alone(deployment: Deployment, triggerer: str, number: int) -> None:
+    """Wait until one triggerer runs all triggers, at least so many."""
+    deployment.wait_until(
+        f"{triggerer} runs all triggers",
+        lambda: set(owners := deployment.owners_of_triggers()) == {triggerer} and owners[triggerer] >= number,
+        300.0,
+        deployment.owners_of_triggers,
+    )
+
+
 def finish_all(sandbox: Sandbox, flow_ids: Sequence[int]) -> None:
     for flow_id in flow_ids:
         for run in sandbox.runs(flow_id):
@@ -146,15 +156,7 @@ def test_triggerer_cut_off_from_the_database_reports_nothing_twice(
     wait_until_deferred(deployment, dag_id, run_id, len(flows))
     with deployment.cut_off("triggerer-1"):
         minute = time.monotonic() + 60.0
-        deployment.wait_until(
-            "the other triggerer runs all triggers",
-            lambda: (
-                set(owners := deployment.owners_of_triggers()) == {"triggerer-2"}
-                and owners["triggerer-2"] >= len(flows)
-            ),
-            300.0,
-            deployment.owners_of_triggers,
-        )
+        wait_until_alone(deployment, "triggerer-2", len(flows))
         deployment.wait_until("a minute has passed", lambda: time.monotonic() >= minute, 120.0)
     # Both have followed all runs since: the one that was cut off ends its own only when it learns of the other.
     finish_all(sandbox, flows)
@@ -164,6 +166,30 @@ def test_triggerer_cut_off_from_the_database_reports_nothing_twice(
     assert statuses(sandbox, flows) == {"success"}
     stopped = [each.path for each in sandbox.requests if "/stop" in each.path]
     assert not [path for path in stopped for flow_id in flows if str(flow_id) in path]
+
+
+def test_frozen_triggerer_stops_nothing(deployment: Deployment, sandbox: Sandbox, waiting: dict[str, DagRun]) -> None:
+    """Another triggerer takes its triggers over. When it goes on, Airflow cancels them as if a person had."""
+    if deployment.version < (3, 3):
+        pytest.skip("Airflow 3.3 brought this")
+    dag_id, run_id, flows = waiting["marked"]
+    wait_until_deferred(deployment, dag_id, run_id, len(flows))
+    log, words = deployment.component_log("triggerer-1"), "its task still waits for it"
+    with deployment.frozen("triggerer-1"):
+        ((moved,),) = deployment._query(
+            "SELECT count(*) FROM task_instance ti JOIN trigger ON trigger.id = ti.trigger_id JOIN job"
+            " ON job.id = trigger.triggerer_id WHERE ti.dag_id = ? AND job.hostname = 'triggerer-1'",
+            dag_id,
+        )
+        wait_until_alone(deployment, "triggerer-2", len(flows))
+    assert moved > 0
+    deployment.wait_until(
+        "it has let go of its triggers", lambda: log.read_text(errors="replace").count(words) >= moved, 300.0
+    )
+
+    assert deployment.count_states(dag_id, run_id) == {"deferred": len(flows)}
+    assert_each_ran_once(sandbox, flows)
+    assert statuses(sandbox, flows) == {"running"}
 
 
 def test_hundred_tasks_marked_as_failed_stop_their_runs(

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks.sandbox.demo import process_guard
 from support.postgresql import PostgresAirflow, free_port
 from support.proxy import Break, Proxy
 
@@ -283,6 +284,18 @@ class Deployment(PostgresAirflow):
                 self._running[component] = process
             else:
                 self.start(component)
+
+    @contextlib.contextmanager
+    def frozen(self, component: str) -> Iterator[None]:
+        """Let a component stand still during a block, as a machine without time for it does."""
+        family = process_guard.tree(self._running[component].pid)
+        for process in family:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in family:
+                process.resume()
 
     def owners_of_triggers(self) -> dict[str | None, int]:
         """Count the triggers by the component that runs them."""
