@@ -243,6 +243,8 @@ class Deployment(PostgresAirflow):
                 # Two schedulers that look more often take the time that the tasks need.
                 "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
                 "AIRFLOW__TRIGGERER__CAPACITY": "1000",
+                # On a busy machine, a triggerer that is well may be late by more than the local Airflow's five seconds.
+                "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
                 "PYTHONPATH": os.pathsep.join(filter(None, (self._host_names.name, os.environ.get("PYTHONPATH")))),
                 "DEPLOYMENT_HOST": "elsewhere",
                 **environment,
