@@ -207,6 +207,26 @@ async def _in_thread(function: Any, *args: Any, **kwargs: Any) -> Any:
     return await sync_to_async(function)(*args, **kwargs)
 
 
+async def task_state(task_instance: Any) -> str | None:
+    """
+    Return the present state of a trigger's task; ``None`` if it has none. Needs Airflow 3.3.
+
+    :param task_instance: the trigger's ``task_instance``.
+    """
+    from airflow.sdk.execution_time import comms, task_runner
+
+    question = comms.GetTaskStates(
+        dag_id=task_instance.dag_id,
+        run_ids=[task_instance.run_id],
+        task_ids=[task_instance.task_id],
+        map_index=task_instance.map_index,
+    )
+    response: Any = await task_runner.SUPERVISOR_COMMS.asend(question)
+    # Airflow adds the map index to the task's id.
+    states = list(response.task_states.get(task_instance.run_id, {}).values())
+    return states[0] if states else None
+
+
 def task_states(context: Context, task_ids: list[str]) -> dict[str, str | None]:
     """Return the present states of tasks of this DAG run, by their ids."""
     ti = context["ti"]

@@ -35,8 +35,9 @@ _LONGEST_DELAY = 1.0
 _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
-_LEAST_SHARE = 1.5
-# A share below this doubles in each quiet minute: a process that sent little before its first 429 may need much more.
+_LEAST_SHARE = 2.0
+# A share below this doubles in each quiet minute but the first: a process that sent little before its first 429 may need
+# much more.
 _SMALL_SHARE = 20.0
 # By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
 _RISE = 6.0
@@ -248,6 +249,7 @@ def _share(state: _State, now: float) -> float:
         return state.share
     share = state.share
     if state.is_first and share < _SMALL_SHARE:
+        minutes = max(0.0, minutes - 1)
         doubling = min(minutes, math.log2(_SMALL_SHARE / share))
         share, minutes = share * math.pow(2, doubling), minutes - doubling
     return share + min(_RISE, _RISE_OF_SHARE * share) * minutes * (1 + minutes / _FASTER_AFTER)

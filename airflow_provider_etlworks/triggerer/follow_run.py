@@ -7,8 +7,9 @@ import contextvars
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from airflow_provider_etlworks import compat
 from airflow_provider_etlworks.client.errors import EtlworksConfigError
 from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.runs import stop
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 _STOP_WITHIN = 20.0
 # Seconds before Airflow ends a trigger at which the event must be there.
 _FOR_THE_EVENT = 10.0
+# Seconds in which Airflow must say whether a task still waits.
+_STATE_WITHIN = 5.0
 # Seconds for which a stop is repeated in the background, if Etlworks asks to wait or cannot be reached.
 _STOP_PATIENCE = 600.0
 
@@ -69,7 +72,7 @@ async def _follow(run: RunRef, policy: PollPolicy, cancel_on_kill: bool, log: Lo
     return result.redacted(watcher.client.settings.secrets)
 
 
-async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log) -> None:
+async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log, task_instance: Any = None) -> None:
     """
     Stop a run whose task a person marked or cleared.
 
@@ -79,8 +82,10 @@ async def stop_run(run: RunRef, *, conn_id: str, root_url: str | None, log: Log)
     :param conn_id: the Airflow connection.
     :param root_url: the instance that has the run; ``None`` is whatever the connection names.
     :param log: the trigger's own log.
+    :param task_instance: the trigger's task. If it is still deferred, nobody killed it, and nothing is stopped.
     """
-    await _Stopping(run, shared_watcher(conn_id, root_url=root_url)).report(log, asyncio.sleep(_STOP_WITHIN))
+    stopping = _Stopping(run, shared_watcher(conn_id, root_url=root_url), task_instance)
+    await stopping.report(log, asyncio.sleep(_STOP_WITHIN))
 
 
 class _Stopping:
@@ -89,14 +94,16 @@ class _Stopping:
 
     :param run: the run.
     :param watching: opens the watcher whose client sends the stop, and keeps it open.
+    :param task_instance: nothing is sent if this task is still deferred; ``None`` is no task.
     """
 
     # Python keeps no strong reference to a task.
     _in_background: set[asyncio.Task[stop.StopResult]] = set()  # noqa: RUF012  # of all stops
 
-    def __init__(self, run: RunRef, watching: AbstractAsyncContextManager[Watcher]) -> None:
+    def __init__(self, run: RunRef, watching: AbstractAsyncContextManager[Watcher], task_instance: Any = None) -> None:
         self._run = run
         self._watching = watching
+        self._task_instance = task_instance
         self._is_sent = False
         # In an empty context: the log of the task that waits for it may be closed before it ends.
         self._task = contextvars.Context().run(asyncio.ensure_future, self._stop())
@@ -122,6 +129,11 @@ class _Stopping:
         return stopped.detail
 
     async def _stop(self) -> stop.StopResult:
+        # If a triggerer misses its heartbeats, another one takes over its triggers, and Airflow cancels them here as if
+        # a person had killed their tasks.
+        if await self._is_still_deferred():
+            detail = f"{self._run} is not stopped: its task still waits for it, so another triggerer follows it now."
+            return stop.StopResult(accepted=True, detail=detail)
         try:
             async with self._watching as watcher:
                 client = watcher.client
@@ -133,6 +145,17 @@ class _Stopping:
                     return await client.run(request, turn=turn)
         except (EtlworksConfigError, ConnectionUnreadableError) as error:
             return stop.StopResult(accepted=False, detail=f"{stop.not_stopped(self._run)}: {error}")
+
+    async def _is_still_deferred(self) -> bool:
+        if self._task_instance is None:
+            return False
+        try:
+            return await asyncio.wait_for(compat.task_state(self._task_instance), _STATE_WITHIN) == "deferred"
+        except Exception:  # whatever Airflow raises: its first word counts then, which is that a person killed the task
+            log.warning(
+                "Airflow does not say whether the task of %s still waits; it is stopped.", self._run, exc_info=True
+            )
+            return False
 
     def _log_result(self, task: asyncio.Task[stop.StopResult]) -> None:
         if task.cancelled():

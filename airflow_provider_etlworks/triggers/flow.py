@@ -108,11 +108,20 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
         yield TriggerEvent(event.to_payload())
 
     async def on_kill(self) -> None:
-        """Stop the run: a person marked or cleared the task. Airflow 3.3 and later call this, earlier ones do not."""
+        """
+        Stop the run: a person marked or cleared the task. Airflow 3.3 and later call this, earlier ones do not.
+
+        Airflow also calls it when another triggerer has taken the trigger over. Then the task is still deferred, and
+        the run goes on.
+        """
         if not self.cancel_on_kill:
             self.log.info("The task was killed. Run %s goes on, since cancel_on_kill is off.", self.audit_id)
             return
         module = await import_in_thread(_FOLLOW_RUN)
         await module.stop_run(
-            RunRef(self.flow_id, self.audit_id), conn_id=self.etlworks_conn_id, root_url=self.root_url, log=self.log
+            RunRef(self.flow_id, self.audit_id),
+            conn_id=self.etlworks_conn_id,
+            root_url=self.root_url,
+            log=self.log,
+            task_instance=self.task_instance,
         )

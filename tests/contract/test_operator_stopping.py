@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,6 +98,39 @@ def test_cancelled_trigger_stops_nothing(etlworks: Etlworks) -> None:
 
     assert stops(etlworks) == []
     assert "The run goes on" in etlworks.log_text
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_stopped"),
+    [({"run": {"run_3": "deferred"}}, False), ({"run": {"run_3": "failed"}}, True), ({}, True), (OSError(), True)],
+    ids=["it still waits", "a person marked it", "it is gone", "Airflow does not answer"],
+)
+def test_run_is_stopped_unless_its_task_still_waits(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, answer: Any, is_stopped: bool
+) -> None:
+    """Airflow kills a trigger, too, that another triggerer has taken over since this one missed its heartbeats."""
+    comms = pytest.importorskip("airflow.sdk.execution_time.comms")
+    task_runner = pytest.importorskip("airflow.sdk.execution_time.task_runner")
+    asked = []
+
+    async def asend(question: Any) -> Any:
+        asked.append(question)
+        if isinstance(answer, Exception):
+            raise answer
+        return comms.TaskStatesResult(task_states=answer)
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(asend=asend), raising=False)
+    etlworks.flow(running=3600)
+    audit_id = etlworks.sandbox.run_by_user(FLOW)
+    trigger = stored_and_loaded(EtlworksFlowExecutionTrigger(FLOW, audit_id))
+    trigger.task_instance = SimpleNamespace(dag_id="dag", run_id="run", task_id="run", map_index=3)
+
+    asyncio.run(trigger.on_kill())
+
+    assert stops(etlworks) == ([[str(audit_id)]] if is_stopped else [])
+    assert ("still waits for it" in etlworks.log_text) is not is_stopped
+    (question,) = asked
+    assert (question.dag_id, question.run_ids, question.task_ids, question.map_index) == ("dag", ["run"], ["run"], 3)
 
 
 # Airflow 2 ends the process after on_kill, Airflow 3 lets the task go on.

@@ -119,6 +119,16 @@ def test_each_component_killed_twice_starts_no_run_twice(
     assert all(1 <= sandbox.runs_started(flow_id) <= 1 + RETRIES for flow_id in bad)
 
 
+def wait_until_alone(deployment: Deployment, triggerer: str, number: int) -> None:
+    """Wait until one triggerer runs all triggers, at least so many."""
+    deployment.wait_until(
+        f"{triggerer} runs all triggers",
+        lambda: set(owners := deployment.owners_of_triggers()) == {triggerer} and owners[triggerer] >= number,
+        300.0,
+        deployment.owners_of_triggers,
+    )
+
+
 def finish_all(sandbox: Sandbox, flow_ids: Sequence[int]) -> None:
     for flow_id in flow_ids:
         for run in sandbox.runs(flow_id):
@@ -146,15 +156,7 @@ def test_triggerer_cut_off_from_the_database_reports_nothing_twice(
     wait_until_deferred(deployment, dag_id, run_id, len(flows))
     with deployment.cut_off("triggerer-1"):
         minute = time.monotonic() + 60.0
-        deployment.wait_until(
-            "the other triggerer runs all triggers",
-            lambda: (
-                set(owners := deployment.owners_of_triggers()) == {"triggerer-2"}
-                and owners["triggerer-2"] >= len(flows)
-            ),
-            300.0,
-            deployment.owners_of_triggers,
-        )
+        wait_until_alone(deployment, "triggerer-2", len(flows))
         deployment.wait_until("a minute has passed", lambda: time.monotonic() >= minute, 120.0)
     # Both have followed all runs since: the one that was cut off ends its own only when it learns of the other.
     finish_all(sandbox, flows)
@@ -164,6 +166,41 @@ def test_triggerer_cut_off_from_the_database_reports_nothing_twice(
     assert statuses(sandbox, flows) == {"success"}
     stopped = [each.path for each in sandbox.requests if "/stop" in each.path]
     assert not [path for path in stopped for flow_id in flows if str(flow_id) in path]
+
+
+def test_frozen_triggerer_stops_nothing(deployment: Deployment, sandbox: Sandbox, waiting: dict[str, DagRun]) -> None:
+    """Another triggerer takes its triggers over. When it goes on, Airflow cancels them as if a person had."""
+    if deployment.version < (3, 3):
+        pytest.skip("Airflow 3.3 brought this")
+    dag_id, run_id, flows = waiting["marked"]
+    wait_until_deferred(deployment, dag_id, run_id, len(flows))
+    logs = deployment.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / "task_id=run"
+
+    def busiest() -> tuple[str, int] | None:
+        """Return the triggerer with the most of the triggers, and their number, once it runs them all."""
+        rows = deployment._query(
+            "SELECT job.hostname, job.id, count(*) FROM task_instance ti JOIN trigger ON trigger.id = ti.trigger_id"
+            " JOIN job ON job.id = trigger.triggerer_id WHERE ti.dag_id = ? GROUP BY 1, 2 ORDER BY 3 DESC",
+            dag_id,
+        )
+        name, job, number = rows[0]
+        running = len(list(logs.glob(f"map_index=*/*.trigger.{job}.log")))
+        return (name, number) if running >= number else None
+
+    victim, number = deployment.wait_until("a triggerer runs its triggers", busiest, 300.0)
+    (other,) = {"triggerer-1", "triggerer-2"} - {victim}
+    with deployment.frozen(victim):
+        wait_until_alone(deployment, other, len(flows))
+
+    def let_go() -> int:
+        """Count the tasks whose log says that their trigger was cancelled."""
+        return sum("its task still waits for it" in file.read_text() for file in logs.glob("map_index=*/*.trigger.*"))
+
+    deployment.wait_until("it has let go of its triggers", lambda: let_go() >= number, 300.0, let_go)
+
+    assert deployment.count_states(dag_id, run_id) == {"deferred": len(flows)}
+    assert_each_ran_once(sandbox, flows)
+    assert statuses(sandbox, flows) == {"running"}
 
 
 def test_hundred_tasks_marked_as_failed_stop_their_runs(
