@@ -36,8 +36,8 @@ _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
 _LEAST_SHARE = 2.0
-# A share below this doubles in each quiet minute but the first: a process that sent little before its first 429 may need
-# much more.
+# A share below this doubles in each quiet minute but the first: a process that has sent little before its first 429 may
+# need much more.
 _SMALL_SHARE = 20.0
 # By how much a share rises in a quiet minute: so many requests a minute, or this part of the share if that is less.
 _RISE = 6.0

@@ -38,7 +38,7 @@ _STOP_WITHIN = 20.0
 # Seconds before Airflow ends a trigger at which the event must be there.
 _FOR_THE_EVENT = 10.0
 # Seconds in which Airflow must say whether a task still waits.
-_STATE_WITHIN = 5.0
+_STATE_WITHIN = 30.0
 # Seconds for which a stop is repeated in the background, if Etlworks asks to wait or cannot be reached.
 _STOP_PATIENCE = 600.0
 
