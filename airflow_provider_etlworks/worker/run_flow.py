@@ -77,6 +77,7 @@ class RunFlowTask(RunTask):
         :param event: what the trigger reported about that run.
         """
         reported = ExecutionEvent.from_payload(event)
+        self.subject = replace(self.subject, flow_id=reported.flow_id)
         check_turn(RunRef(reported.flow_id, reported.audit_id), reported.followed)
         return self.run(is_first=False)
 
@@ -95,7 +96,7 @@ class RunFlowTask(RunTask):
             self.subject = replace(self.subject, flow_id=flow_id)
             self._starter = self._make_starter(flow_id, parameters, options)
         try:
-            run, is_ours = self._reattach(is_first=is_first) or self._start()
+            run, is_ours = self._reattach(is_first=is_first) or self._start(is_first=is_first)
         except Exception as error:  # also errors that nobody foresees: a start in doubt must not become a second start
             is_unknown = not isinstance(error, EtlworksError) or isinstance(error, EtlworksStartUnknown)
             # With a record, the retry reconciles before it starts anything.
@@ -214,12 +215,13 @@ class RunFlowTask(RunTask):
 
     # --- The start ------------------------------------------------------------------------------------------------
 
-    def _start(self) -> tuple[RunRef, bool]:
+    def _start(self, *, is_first: bool) -> tuple[RunRef, bool]:
         """Start the flow; return the run, and whether it is ours."""
         starter = self._starter
-        with fail_without_retry_on_config_error():
-            policy = self._operator.on_etlworks_schedule
-            check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
+        if is_first:
+            with fail_without_retry_on_config_error():
+                policy = self._operator.on_etlworks_schedule
+                check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
         names = ", ".join(sorted(starter.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", starter.flow_id, self.hook.settings.root_url, names)
         started = self.hook.client.run(starter.start())

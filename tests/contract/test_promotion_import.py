@@ -743,7 +743,7 @@ def test_names_are_stored_without_control_characters(promotion: Promotion) -> No
     went = promotion.importing().run()
     assert went.result is not None
     assert went.result["items"] == [
-        {"kind": "flow", "id": 11, "name": "Or\ufffdd\ufffders [31m", "status": "re\ufffdplaced"}
+        {"kind": "flow", "id": 11, "name": "Or\ufffdd\ufffders", "status": "re\ufffdplaced"}
     ]
 
 

@@ -409,7 +409,7 @@ def test_failed_start_without_a_run_has_the_reason(etlworks: Etlworks) -> None:
 # --- Another run is going -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[False, True], ids=["id not told", "id told"])
+@pytest.fixture(params=[False, True], ids=["id not reported", "id reported"])
 def busy(etlworks: Etlworks, request: pytest.FixtureRequest) -> int:
     """Let another run be in the way for five minutes; return its audit id."""
     if request.param:
@@ -506,7 +506,7 @@ def test_wait_for_another_run_ends_at_the_timeout(etlworks: Etlworks, busy: int,
     went = etlworks.task(on_already_running="wait", timeout=120, deferrable=deferrable).run()
 
     assert isinstance(went.error, EtlworksExecutionTimeout)
-    assert f"run {busy}, in its way" in went.report
+    assert f"Run {busy}, in its way" in went.report
     assert [run.audit_id for run in etlworks.sandbox.runs()] == [busy]
     assert etlworks.asked("POST", STOP_PATH) == 0
 
