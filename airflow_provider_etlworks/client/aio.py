@@ -231,11 +231,9 @@ class AsyncEtlworksClient:
     async def _exchange(self, call: Call[T], bearer: str | None, turn: Turn) -> T:
         headers, url = request_headers(call, bearer), self._url(call)
         try:
-            response = await self._request(call, url, headers, turn)
             redirects = 0
-            while target := redirect_target(call, url, response, redirects):
-                url, redirects = URL(target, encoded=True), redirects + 1
-                response = await self._request(call, url, headers, turn)
+            while isinstance(response := await self._request(call, url, headers, turn, redirects), str):
+                url, redirects = URL(response, encoded=True), redirects + 1
             return self._result(call, response, turn)
         except EtlworksError as error:
             raise error.of(self.settings.name) from error.__cause__
@@ -257,8 +255,10 @@ class AsyncEtlworksClient:
             self._urls[call] = url
         return url
 
-    async def _request(self, call: Call[Any], url: URL, headers: Mapping[str, str], turn: Turn) -> Response:
-        """Send one request when its turn comes, and read the whole response."""
+    async def _request(
+        self, call: Call[Any], url: URL, headers: Mapping[str, str], turn: Turn, redirects: int
+    ) -> Response | str:
+        """Send one request when its turn comes. Return the whole response, or the URL that it redirects to."""
         session = self._session if call.idempotent else self._fresh_session
         if session is None:
             raise RuntimeError("Use this client as `async with client:`; it opens its connections there.")
@@ -279,6 +279,10 @@ class AsyncEtlworksClient:
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as response:
+                    head = Response(response.status, response.headers, b"")
+                    # A redirect counts whatever its body is.
+                    if (target := redirect_target(call, url, head, redirects)) is not None:
+                        return target
                     result = Response(response.status, response.headers, await _read(call, response))
             except SendingPaused:
                 continue

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.client import DRIVES, GENEROUS
 from support.clock import VirtualClock
@@ -121,6 +121,8 @@ def outcome(drive: Drive, call: endpoints.Call[Any]) -> str:
 @pytest.mark.fuzzing
 @settings(max_examples=effort(150, 1_000), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(call=st.sampled_from(CALLS), response=responses())
+# A redirect with a body that is cut off.
+@example(CALLS[0], b"HTTP/1.1 307 Reason\r\nConnection: close\r\nLocation: !\r\nContent-Length: 1\r\n\r\n")
 def test_both_transports_read_any_response_alike(
     server: ScriptedServer, drives: list[Drive], call: endpoints.Call[Any], response: bytes
 ) -> None:
