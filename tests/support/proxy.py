@@ -93,7 +93,7 @@ class Proxy:
             if head:
                 method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
                 self.received.append((method, target))
-                where = self._take_break()
+                where = self._take_break(method, target)
                 if where is Break.REFUSE:
                     if self._status:
                         client.sendall(f"HTTP/1.1 {self._status} No\r\nContent-Length: 0\r\n\r\n".encode())
@@ -106,7 +106,7 @@ class Proxy:
                     self._forward(client, head, target, body, where)
         self._open.discard(client)
 
-    def _take_break(self) -> Break | None:
+    def _take_break(self, method: str, target: str) -> Break | None:  # noqa: ARG002  # another proxy may ask
         with self._lock:
             if self._times == 0:
                 return None
