@@ -88,8 +88,7 @@ class AsyncEtlworksClient:
         self._fresh_session: aiohttp.ClientSession | None = None
         self._watchdog = _Watchdog()
         self._proxy: str | None = None
-        # A run's record is requested thousands of times, and parsing its URL takes longer than reading the response.
-        self._urls: WeakKeyDictionary[Call[Any], URL] = WeakKeyDictionary()
+        self._memos: WeakKeyDictionary[Call[Any], _Memo] = WeakKeyDictionary()
 
     async def __aenter__(self) -> AsyncEtlworksClient:
         return await self.open()
@@ -229,16 +228,26 @@ class AsyncEtlworksClient:
         return bearer
 
     async def _exchange(self, call: Call[T], bearer: str | None, turn: Turn) -> T:
-        headers, url = request_headers(call, bearer), self._url(call)
+        headers, memo = request_headers(call, bearer), self._memo(call)
         try:
-            redirects = 0
+            url, redirects = memo.url, 0
             while isinstance(response := await self._request(call, url, headers, turn, redirects), str):
                 url, redirects = URL(response, encoded=True), redirects + 1
-            return self._result(call, response, turn)
+            return self._result(call, response, turn, memo)
         except EtlworksError as error:
             raise error.of(self.settings.name) from error.__cause__
 
-    def _result(self, call: Call[T], response: Response, turn: Turn) -> T:
+    def _result(self, call: Call[T], response: Response, turn: Turn, memo: _Memo) -> T:
+        if not call.is_polled:
+            return self._read_response(call, response, turn)
+        fingerprint = hash((response.status, response.headers.get("Content-Type"), response.body))
+        if fingerprint != memo.fingerprint:
+            memo.value = self._read_response(call, response, turn)
+            memo.fingerprint = fingerprint
+        value: T = memo.value
+        return value
+
+    def _read_response(self, call: Call[T], response: Response, turn: Turn) -> T:
         try:
             return call.result(response, self._auth.secrets)
         except EtlworksRateLimited as error:
@@ -248,12 +257,12 @@ class AsyncEtlworksClient:
                 turn.priority = Priority.LAST_POLL
             raise
 
-    def _url(self, call: Call[Any]) -> URL:
-        url = self._urls.get(call)
-        if url is None:
-            url = URL(call.url(self.settings.base_url, self.settings.root_url), encoded=True)
-            self._urls[call] = url
-        return url
+    def _memo(self, call: Call[Any]) -> _Memo:
+        memo = self._memos.get(call)
+        if memo is None:
+            memo = _Memo(URL(call.url(self.settings.base_url, self.settings.root_url), encoded=True))
+            self._memos[call] = memo
+        return memo
 
     async def _request(
         self, call: Call[Any], url: URL, headers: Mapping[str, str], turn: Turn, redirects: int
@@ -279,9 +288,8 @@ class AsyncEtlworksClient:
                     allow_redirects=False,
                     proxy=self._proxy,
                 ) as response:
-                    head = Response(response.status, response.headers, b"")
                     # A redirect counts whatever its body is.
-                    if (target := redirect_target(call, url, head, redirects)) is not None:
+                    if (target := redirect_target(call, url, response.status, response.headers, redirects)) is not None:
                         return target
                     result = Response(response.status, response.headers, await _read(call, response))
             except SendingPaused:
@@ -297,6 +305,24 @@ class AsyncEtlworksClient:
                 # A body without a length looks complete when its connection is closed.
                 raise exchange.failure(call, self.settings, asyncio.TimeoutError())
             return result
+
+
+class _Memo:
+    """
+    What is kept of a call that may be sent again: a run's record is polled thousands of times.
+
+    Parsing the URL takes longer than reading the response, and most responses are the same as the one before.
+
+    :ivar fingerprint: of the last response that had a value. Not the response, which takes more memory.
+    :ivar value: that value.
+    """
+
+    __slots__ = ("fingerprint", "url", "value")
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self.fingerprint: int | None = None
+        self.value: Any = None
 
 
 class _Watchdog:

@@ -91,12 +91,14 @@ class Response:
 
         :raises EtlworksReplyError: it is not JSON, such as a proxy's page.
         """
-        if may_need_redaction(self._source, self.secrets):
+        source = self._source()
+        decoded = self._decoded(source)
+        if may_need_redaction(source, self.secrets):
             try:
-                return redact_json(self._decoded, self.secrets)
+                return redact_json(decoded, self.secrets)
             except RecursionError:
                 raise EtlworksReplyError("The answer is JSON that is nested too deeply.") from None
-        return self._decoded
+        return decoded
 
     @cached_property
     def unredacted_json(self) -> Any:
@@ -105,17 +107,18 @@ class Response:
 
         :raises EtlworksReplyError: it is not JSON.
         """
+        source = self._source()
+        decoded = self._decoded(source)
         try:
-            return harmless(self._decoded) if "\\" in self._source else self._decoded
+            return harmless(decoded) if "\\" in source else decoded
         except RecursionError:
             raise EtlworksReplyError("The answer is JSON that is nested too deeply.") from None
 
     @cached_property
     def text(self) -> str:
         """The body as text, redacted and harmless."""
-        return storable(redact_data(self._source, self.secrets))
+        return storable(redact_data(self._source(), self.secrets))
 
-    @cached_property
     def _source(self) -> str:
         """The body in its declared charset, else in UTF-8. U+FFFD replaces what is not valid in it."""
         charset = _charset(self.headers.get("Content-Type"))
@@ -123,14 +126,13 @@ class Response:
             charset = "utf-16"
         return self.body.decode(charset or "utf-8", "replace").removeprefix("\ufeff")
 
-    @cached_property
-    def _decoded(self) -> Any:
+    def _decoded(self, source: str) -> Any:
         try:
-            return _DECODER.decode(self._source) if self._source.strip() else None
+            return _DECODER.decode(source) if source.strip() else None
         except (ValueError, RecursionError) as error:
             kind = excerpt(self.headers.get("Content-Type", "no content type"), self.secrets, _LONGEST_TYPE)
             raise EtlworksReplyError(
-                f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(self._source, self.secrets)!r}. "
+                f"Expected JSON, got {kind}, {len(self.body)} bytes: {excerpt(source, self.secrets)!r}. "
                 "Is Host the address of an Etlworks instance, with nothing in between (a proxy, a log-in page)?"
             ) from error
 
@@ -179,6 +181,8 @@ class Call(Generic[T]):
     :ivar body: what is sent; a ``Body`` if it is too long to hold.
     :ivar content_type: its type; ``None`` if nothing is sent.
     :ivar idempotent: whether the server may safely receive it twice.
+    :ivar is_polled: whether it is sent again and again, and has an immutable value. A client may return the last value
+        again for the same response.
     :ivar from_root: whether the path is below the bare host, not below ``/rest``.
     :ivar none_on_404: whether a 404 means "there is none" and is not an error.
     :ivar authenticated: whether the call carries the client's token or API key.
@@ -198,6 +202,7 @@ class Call(Generic[T]):
     body: bytes | Body | None = field(default=None, repr=False)
     content_type: str | None = None
     idempotent: bool = False
+    is_polled: bool = False
     from_root: bool = False
     none_on_404: bool = False
     authenticated: bool = True

@@ -229,6 +229,7 @@ def get_execution(flow_id: int, audit_id: int) -> Call[Execution]:
         lambda response: Execution.from_json(response.json, flow_id=flow_id, audit_id=audit_id),
         query=(("auditId", str(audit_id)),),
         idempotent=True,
+        is_polled=True,
     )
 
 

@@ -49,6 +49,9 @@ class ExecutionStatus(str, Enum):
         return self not in (ExecutionStatus.QUEUED, ExecutionStatus.RUNNING)
 
 
+_STATUSES: dict[str | None, ExecutionStatus] = {each.value: each for each in ExecutionStatus}
+
+
 class StartStatus(int, Enum):
     """The outcome of a start, as the integer ``status`` of a FlowExecutionResponse. Not the run's progress."""
 
@@ -319,10 +322,7 @@ class Execution(Model):
     @property
     def known_status(self) -> ExecutionStatus | None:
         """The status, if this package knows it; else ``None``."""
-        try:
-            return ExecutionStatus(self.status)
-        except ValueError:
-            return None
+        return _STATUSES.get(self.status)
 
     @property
     def is_terminal(self) -> bool:

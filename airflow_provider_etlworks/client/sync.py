@@ -265,7 +265,7 @@ class EtlworksClient:
             exchange = Exchange(call, self.settings, partial(self._rate_limiter.is_paused, priority))
             try:
                 with self._request(call, url, headers, exchange) as response:
-                    target = redirect_target(call, url, _with_body(response, b""), redirects)
+                    target = redirect_target(call, url, response.status_code, _headers(response), redirects)
                     if target is None:
                         yield exchange, response
                         return

@@ -33,9 +33,9 @@ from airflow_provider_etlworks.client.redaction import redact
 from airflow_provider_etlworks.client.settings import DEFAULT_PORTS, proxy_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from airflow_provider_etlworks.client.call import Call, Response
+    from airflow_provider_etlworks.client.call import Call
     from airflow_provider_etlworks.client.settings import ClientSettings
 
 COMMON_HEADERS = {
@@ -87,7 +87,9 @@ def request_headers(call: Call[Any], bearer: str | None) -> dict[str, str]:
     return headers
 
 
-def redirect_target(call: Call[Any], url: object, response: Response, redirects: int = 0) -> str | None:
+def redirect_target(
+    call: Call[Any], url: object, status: int, headers: Mapping[str, str], redirects: int = 0
+) -> str | None:
     """
     Return the URL that a response redirects to; ``None`` if it is not a redirect.
 
@@ -96,11 +98,12 @@ def redirect_target(call: Call[Any], url: object, response: Response, redirects:
 
     :param call: the call.
     :param url: the URL that sent the response; its text is read only if it redirects.
-    :param response: the response.
+    :param status: the response's status.
+    :param headers: the response's headers.
     :param redirects: how many redirects led there.
     :raises EtlworksRedirected: the redirect must not be followed.
     """
-    if response.status not in _REDIRECTS or not (location := response.headers.get("Location")):
+    if status not in _REDIRECTS or not (location := headers.get("Location")):
         return None
     try:
         if not (location.isascii() and location.isprintable()) or " " in location:
@@ -109,8 +112,8 @@ def redirect_target(call: Call[Any], url: object, response: Response, redirects:
         here, there = urlsplit(str(url)), urlsplit(target)
         same_host = _is_same_host(here, there)
     except ValueError:
-        raise EtlworksRedirected(f"Etlworks redirects {call} to an invalid address.", status=response.status) from None
-    keeps_method = response.status in (307, 308) or call.method in ("GET", "HEAD")
+        raise EtlworksRedirected(f"Etlworks redirects {call} to an invalid address.", status=status) from None
+    keeps_method = status in (307, 308) or call.method in ("GET", "HEAD")
     if not same_host:
         reason = "Credentials are not sent there. If that address is right, make it the connection's Host."
     elif not keeps_method:
@@ -120,7 +123,7 @@ def redirect_target(call: Call[Any], url: object, response: Response, redirects:
     else:
         return target
     address = f"{there.scheme}://{there.netloc.rpartition('@')[2]}"
-    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=response.status)
+    raise EtlworksRedirected(f"Etlworks redirects {call} to {address}. {reason}", status=status)
 
 
 def _is_same_host(here: SplitResult, there: SplitResult) -> bool:

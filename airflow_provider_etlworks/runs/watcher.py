@@ -67,16 +67,24 @@ class _Alarm:
 
     async def wait_until(self, moment: float, now: float) -> None:
         """Wait until a moment of the monotonic clock, or until :meth:`ring` ends the wait."""
-        self._woken, self.rings_at = asyncio.get_running_loop().create_future(), moment
-        if moment == float("inf"):
-            await self._woken
-            return
-        sleeping = asyncio.ensure_future(self._sleep(max(moment - now, _TICK)))
+        woken = self._woken = asyncio.get_running_loop().create_future()
+        self.rings_at = moment
         try:
-            await asyncio.wait((sleeping, self._woken), return_when=asyncio.FIRST_COMPLETED)
+            if moment == float("inf"):
+                await woken
+                return
+            sleeping = asyncio.ensure_future(self._sleep(max(moment - now, _TICK)))
+            try:
+                await asyncio.wait((sleeping, woken), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleeping.cancel()
         finally:
-            sleeping.cancel()
             self._woken = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether something waits for it."""
+        return self._woken is not None
 
     def ring(self) -> None:
         """End the wait."""
@@ -271,7 +279,7 @@ class Watcher:
         now = self._clock.monotonic()
         self._check_deadline()
         if self._turn is None:
-            if self._queue.next_wakeup(now) < self._next_poll.rings_at:
+            if self._next_poll.is_set and self._queue.next_wakeup(now) < self._next_poll.rings_at:
                 self._next_poll.ring()
         elif (priority := self._queue.urgency(now)) is not None:
             self._turn.raise_to(priority)

@@ -19,6 +19,7 @@ from airflow_provider_etlworks import __version__
 from airflow_provider_etlworks.client import endpoints
 from airflow_provider_etlworks.client.aio import AsyncEtlworksClient
 from airflow_provider_etlworks.client.errors import (
+    EtlworksError,
     EtlworksNotFound,
     EtlworksRateLimited,
     EtlworksReplyError,
@@ -88,6 +89,44 @@ def test_start_goes_on_a_fresh_connection(connect: Connect, sandbox: Sandbox) ->
     start, _, second_start = [request.connection for request in sandbox.requests][1:]
     assert start != sandbox.requests[0].connection
     assert second_start not in {request.connection for request in sandbox.requests[:3]}
+
+
+def test_polls_return_what_each_response_says(connect: Connect) -> None:
+    """Whatever a client keeps of the one before: a value, or nothing after an error."""
+    responses = [
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "running"}'),
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "running"}'),
+        reply(500, body=b'{"flowId": 7, "auditId": 1, "status": "running"}'),
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "running"}'),
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "success"}'),
+        reply(body=b'{"flowId": 7, "auditId": 2, "status": "success"}'),
+        reply(body=b'{"flowId": 7, "auditId": 2, "status": "success"}'),
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "success"}'),
+        reply(body=b""),
+        reply(body=b'{"flowId": 7, "auditId": 1, "status": "running"}'),
+    ]
+    poll = endpoints.get_execution(7, 1)
+
+    def said(drive: Drive) -> str | None:
+        try:
+            return drive.send(poll, attempts=1).status
+        except EtlworksError as error:
+            return type(error).__name__
+
+    with ScriptedServer(lambda _: responses[len(server.received) - 1]) as server:
+        drive = connect(server.url)
+        assert [said(drive) for _ in responses] == [
+            "running",
+            "running",
+            "EtlworksServerError",
+            "running",
+            "success",
+            "EtlworksReplyError",
+            "EtlworksReplyError",
+            "success",
+            "EtlworksReplyError",
+            "running",
+        ]
 
 
 @pytest.mark.parametrize(("pause", "connections"), [(20, 1), (60, 1), (90, 2)])

@@ -106,7 +106,7 @@ class Proxy:
                     self._forward(client, head, target, body, where)
         self._open.discard(client)
 
-    def _take_break(self, method: str, target: str) -> Break | None:  # noqa: ARG002  # another proxy may ask
+    def _take_break(self, method: str, target: str) -> Break | None:
         with self._lock:
             if self._times == 0:
                 return None
