@@ -56,9 +56,9 @@ class Process:
     ended: float
 
 
-def serve(pipe: Connection) -> None:
+def serve(pipe: Connection, running: float) -> None:
     """Run the sandbox, and report what it has received once asked."""
-    flows = [SandboxFlow(number, f"Flow {number}", running=RUN_SECONDS) for number in range(1, PROCESSES + 1)]
+    flows = [SandboxFlow(number, f"Flow {number}", running=running) for number in range(1, PROCESSES + 1)]
     with Sandbox(flows, requests_per_minute=LIMIT) as sandbox:
         pipe.send((sandbox.url, sandbox.api_key))
         pipe.recv()
@@ -66,17 +66,17 @@ def serve(pipe: Connection) -> None:
         pipe.send((requests, sum(sandbox.runs_started(flow.id) for flow in flows)))
 
 
-def work(flow_id: int, url: str, key: str, within: float, results: Any) -> None:
+def work(flow_id: int, url: str, key: str, options: argparse.Namespace, results: Any) -> None:
     """Do what a task does on a worker, some time after the others have begun."""
     logging.disable(logging.CRITICAL)
     log = logging.getLogger()
-    time.sleep(random.uniform(0, within))  # noqa: S311
+    time.sleep(random.uniform(0, options.within))  # noqa: S311
     begun = time.monotonic()
     try:
         with EtlworksClient(ClientSettings(url, key)) as client:
             # ``None`` only if a start is to be skipped.
             started = cast("Started", client.run(RunStarter(flow_id, SYSTEM_CLOCK, log).start()))
-            policy = PollPolicy(poll_interval=POLL_INTERVAL, patience=PATIENCE)
+            policy = PollPolicy(poll_interval=options.poll_interval, patience=PATIENCE)
             followed = client.run(follow(RunRef(flow_id, started.audit_id), policy, clock=SYSTEM_CLOCK, log=log))
             result = followed.execution.status if followed.execution else followed.ending.value
     except EtlworksError as error:
@@ -124,15 +124,19 @@ def plot(requests: list[tuple[float, bool]], processes: list[Process], begun: fl
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0].strip())
     parser.add_argument("--within", type=float, default=WITHIN, help="seconds within which all begin; default 30")
-    within = parser.parse_args().within
+    parser.add_argument("--running", type=float, default=RUN_SECONDS, help="seconds that a run takes; default 20")
+    parser.add_argument("--poll-interval", type=float, default=POLL_INTERVAL, help="seconds; default 10")
+    options = parser.parse_args()
     multiprocessing.set_forkserver_preload([__name__, "airflow_provider_etlworks.client.sync"])
     forking, spawning = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
     pipe, theirs = spawning.Pipe()
-    server = spawning.Process(target=serve, args=(theirs,), daemon=True)
+    server = spawning.Process(target=serve, args=(theirs, options.running), daemon=True)
     server.start()
     url, key = pipe.recv()
     results = forking.Queue()
-    workers = [forking.Process(target=work, args=(flow, url, key, within, results)) for flow in range(1, PROCESSES + 1)]
+    workers = [
+        forking.Process(target=work, args=(flow, url, key, options, results)) for flow in range(1, PROCESSES + 1)
+    ]
     for worker in workers:
         worker.start()
     processes = [results.get() for _ in workers]
@@ -156,12 +160,16 @@ def main() -> int:
         ("… refused (429), in %", share := 100 * refused / len(requests), 10.0, share <= 10),
         ("seconds until all are done, over requests ÷ limit", seconds / in_time, 2.0, seconds <= 2 * in_time),
     ]
-    print(f"\nThe processes begin within {within:g} s. {seconds:.0f} s; the most frequent result is {most[0]!r}.\n")
+    print(
+        f"\nThe processes begin within {options.within:g} s. Their runs take {options.running:g} s, with a poll every "
+        f"{options.poll_interval:g} s."
+    )
+    print(f"{seconds:.0f} s; the most frequent result is {most[0]!r}.\n")
     print("| what | value | limit | |\n|---|---|---|---|")
     for what, value, limit, is_kept in table:
         print(f"| {what} | {value:.4g} | {'' if limit is None else f'{limit:g}'} | {'' if is_kept else '**missed**'} |")
     print(f"\n{refused / PROCESSES:.2f} refusals for each process.")
-    if within == WITHIN:
+    if options == parser.parse_args([]):
         plot(requests, processes, begun)
     return 0 if all(is_kept for *_, is_kept in table) else 1
 

@@ -94,8 +94,11 @@ def poll_delay(age: float, poll_interval: float) -> float:
     :return: ``poll_interval``, or a twentieth of the age if that is longer: at most 60 s, or 60 s for each day that the
         run has been going, and never more than 10 minutes (or ``poll_interval``).
     """
+    growing = _SHARE_OF_AGE * age
+    if growing <= poll_interval:
+        return poll_interval
     longest = min(max(_LONGEST_DELAY, _LONGEST_DELAY * age / _DAY), _LONGEST_DELAY_OF_OLD_RUN)
-    return max(poll_interval, min(_SHARE_OF_AGE * age, longest))
+    return max(poll_interval, min(growing, longest))
 
 
 def _is_terminal(execution: Execution) -> bool:

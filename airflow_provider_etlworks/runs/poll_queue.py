@@ -216,9 +216,7 @@ class RunItem(PolledItem[SubscriberT]):
 
     def update(self, now: float, days: Days) -> None:
         """Recompute, as time has passed, how often it is polled, and which day's list should contain it."""
-        pollers = [each.poller for each in self.subscribers]
-        self.interval = min([poller.interval(now) for poller in pollers])
-        self.poll_interval = min([poller.poll_interval for poller in pollers])
+        self.interval = min([each.poller.interval(now) for each in self.subscribers])
         if self.unlisted:
             self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
         is_outdated = isinstance(self.day, int) == days.takes_dates
@@ -322,7 +320,6 @@ class PollQueue(Generic[SubscriberT]):
                 flow_id, message_uuid, subscriber.poller.poll_interval
             )
         self._subscribe(item, subscriber, now)
-        item.poll_interval = min(item.poll_interval, subscriber.poller.poll_interval)
         self._schedule(item, now)
         if is_urgent:
             self._urgent.append(item)
@@ -330,6 +327,7 @@ class PollQueue(Generic[SubscriberT]):
 
     def _subscribe(self, item: PolledItem[SubscriberT], subscriber: SubscriberT, now: float) -> None:
         item.subscribers.append(subscriber)
+        item.poll_interval = min(item.poll_interval, subscriber.poller.poll_interval)
         deadline = subscriber.poller.deadline
         if deadline is not None:
             subscriber.deadline = now + deadline - self._clock.time()
@@ -340,7 +338,9 @@ class PollQueue(Generic[SubscriberT]):
         if subscriber.is_waiting:
             subscriber.is_waiting = False
             item.subscribers.remove(subscriber)
-        if not item.subscribers and item.is_open:
+        if item.subscribers:
+            item.poll_interval = min([each.poller.poll_interval for each in item.subscribers])
+        elif item.is_open:
             item.is_open = False
             if isinstance(item, RunItem):
                 del self._runs[item.key]
