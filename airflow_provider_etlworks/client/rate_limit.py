@@ -35,7 +35,7 @@ _LONGEST_DELAY = 1.0
 _SHORTEST_DELAY = 0.001
 
 # Requests a minute to which a share falls at most.
-_LEAST_SHARE = 1.0
+_LEAST_SHARE = 2.0
 # A share below this doubles in each quiet minute but the first: a process that has sent little before its first 429 may
 # need much more.
 _SMALL_SHARE = 20.0
