@@ -151,9 +151,9 @@ class Days:
         first, last = _date(since + least - _SUMMER_TIME), _date(until + most + _SUMMER_TIME)
         return [DayListing(first + timedelta(days=each)) for each in range((last - first).days + 1)]
 
-    def candidates(self, started: datetime | None) -> Iterator[date | int]:
+    def candidates(self, started: datetime | None) -> list[date | int]:
         """
-        Yield the days whose list may contain a run, the likeliest first.
+        Return the days whose list may contain a run, the likeliest first.
 
         :param started: when it started; ``None`` if that is not known, such as just now.
         """
@@ -162,14 +162,10 @@ class Days:
         if not self.takes_dates:
             days_ago = (_date(now) - _date(at)).days
             # The server's day may begin hours before ours, or after.
-            yield from (each for each in (days_ago, days_ago + 1, days_ago - 1) if each >= 0)
-            return
+            return [each for each in (days_ago, days_ago + 1, days_ago - 1) if each >= 0]
         least, most = self._ahead
-        # Thousands of callers need no more than the first.
-        likeliest = _date(at + min(max(0.0, least), most))
-        yield likeliest
-        others = dict.fromkeys(map(_date, (at + least - _SUMMER_TIME, at + most + _SUMMER_TIME)))
-        yield from (day for day in others if day != likeliest)
+        likely = min(max(0.0, least), most)
+        return list(dict.fromkeys(map(_date, (at + likely, at + least - _SUMMER_TIME, at + most + _SUMMER_TIME))))
 
     def learn(self, day: date, starts: Iterable[int]) -> None:
         """

@@ -217,6 +217,7 @@ class RunItem(PolledItem[SubscriberT]):
     def update(self, now: float, days: Days) -> None:
         """Recompute, as time has passed, how often it is polled, and which day's list should contain it."""
         self.interval = min([each.poller.interval(now) for each in self.subscribers])
+        self.poll_interval = min([each.poller.poll_interval for each in self.subscribers])
         if self.unlisted:
             self.unlisted = {source: until for source, until in self.unlisted.items() if until > now} or None
         is_outdated = isinstance(self.day, int) == days.takes_dates
@@ -320,6 +321,7 @@ class PollQueue(Generic[SubscriberT]):
                 flow_id, message_uuid, subscriber.poller.poll_interval
             )
         self._subscribe(item, subscriber, now)
+        item.poll_interval = min(item.poll_interval, subscriber.poller.poll_interval)
         self._schedule(item, now)
         if is_urgent:
             self._urgent.append(item)
@@ -327,7 +329,6 @@ class PollQueue(Generic[SubscriberT]):
 
     def _subscribe(self, item: PolledItem[SubscriberT], subscriber: SubscriberT, now: float) -> None:
         item.subscribers.append(subscriber)
-        item.poll_interval = min(item.poll_interval, subscriber.poller.poll_interval)
         deadline = subscriber.poller.deadline
         if deadline is not None:
             subscriber.deadline = now + deadline - self._clock.time()
@@ -338,9 +339,7 @@ class PollQueue(Generic[SubscriberT]):
         if subscriber.is_waiting:
             subscriber.is_waiting = False
             item.subscribers.remove(subscriber)
-        if item.subscribers:
-            item.poll_interval = min([each.poller.poll_interval for each in item.subscribers])
-        elif item.is_open:
+        if not item.subscribers and item.is_open:
             item.is_open = False
             if isinstance(item, RunItem):
                 del self._runs[item.key]
