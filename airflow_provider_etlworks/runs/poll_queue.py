@@ -302,6 +302,9 @@ class PollQueue(Generic[SubscriberT]):
             self._runs[item.key] = item
             self._runs.move_to_end(item.key, last=False)
         self._subscribe(item, subscriber, now)
+        if is_new:
+            # Now, not for thousands of runs at once when lists are chosen: that would hold the event loop.
+            item.update(now, self.breaker.days)
         if is_new or item.due > now + after:
             self._schedule(item, now + after)
         self._choose_by(now + _CHOOSE_SOON)

@@ -20,8 +20,9 @@ SHORTEST_STARTUP_DELAY = 1.0
 # Seconds until a scheduler has surely seen that a task's process has ended.
 SCHEDULER_NOTICES_WITHIN = 2.0
 
-# Thousands of triggers may start at once, such as when a triggerer starts: their first polls are spread a little.
-_SPREAD = 0.1
+# Thousands of triggers may start at once, such as when a triggerer starts. Their first polls are spread by this part of
+# the delay, so that those that become due while the event loop is held do not hold it for long themselves.
+_SPREAD = 0.25
 
 _LOADED: dict[str, ModuleType] = {}
 _LOADING: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[ModuleType]] = {}

@@ -36,7 +36,8 @@ class EtlworksFlowExecutionTrigger(BaseTrigger):
     :param etlworks_conn_id: the Airflow connection.
     :param poll_interval: seconds (or a ``timedelta``) between two polls of a young run; an old run is polled less
         often. Default 10. The first poll comes after one interval, 6 s at most; for a task, not before Airflow surely
-        knows that the task has deferred (``[workers] min_heartbeat_interval`` and 2 s more).
+        knows that the task has deferred (``[workers] min_heartbeat_interval`` and 2 s more). To each of these, up to a
+        quarter is added at random, so that many triggers do not start in the same moment.
     :param deadline: Unix time of the last poll; ``None`` is never.
     :param cancel_on_kill: whether to stop the run at the deadline, and when a person marks or clears the task (from
         Airflow 3.3 on, which calls ``on_kill``). Before 3.3 a cancellation stops nothing: a deploy cancels, too.
