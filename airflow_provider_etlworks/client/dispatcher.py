@@ -86,7 +86,7 @@ class Turn:
         """Give the connection back after a request, or without one. It does nothing if the turn is not granted."""
         if self.is_granted:
             self.is_granted = False
-            self._dispatcher.release(sent=sent)
+            self._dispatcher.release(self.priority, sent=sent)
 
 
 class Dispatcher:
@@ -138,12 +138,12 @@ class Dispatcher:
                 heapq.heapify(self._queue)
             self._grant()
 
-    def release(self, *, sent: bool) -> None:
+    def release(self, priority: Priority, *, sent: bool) -> None:
         """Take back what a turn was granted."""
         if sent:
             self.rate_limiter.end()
         else:
-            self.rate_limiter.give_back()
+            self.rate_limiter.give_back(priority)
         self._free_connections += 1
         if self._waiting:
             self._grant()

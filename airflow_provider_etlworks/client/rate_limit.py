@@ -34,8 +34,9 @@ _LONGEST_DELAY = 1.0
 # Less than this may be nothing to a clock that counts from 1970.
 _SHORTEST_DELAY = 0.001
 
-# Requests a minute to which a share falls at most.
-_LEAST_SHARE = 2.0
+# Requests a minute to which a share falls at most. A task sends several before its run is there: these wait less.
+_LEAST_SHARE = 1.0
+_LEAST_SHARE_BEFORE_A_RUN = 2.0
 # A share below this doubles in each quiet minute but the first: a process that has sent little before its first 429 may
 # need much more.
 _SMALL_SHARE = 20.0
@@ -149,7 +150,7 @@ class RateLimiter:
                 return max(state.resume_at - now, _SHORTEST_DELAY)
             limit = min([self._limit, *self._limits.values()])
             unreserved = limit - _reserve(limit)
-            interval, slack = _spacing(_share(state, now), unreserved)
+            interval, slack = _spacing(_share_for(priority, state, now), unreserved)
             is_urgent = priority <= Priority.LAST_POLL
             used = state.used(now)
             if used >= (limit if is_urgent else unreserved):
@@ -184,12 +185,16 @@ class RateLimiter:
             if self._succeed(state, new):
                 return
 
-    def give_back(self) -> None:
-        """Record that a request that had begun was not sent."""
+    def give_back(self, priority: Priority) -> None:
+        """
+        Record that a request that had begun was not sent.
+
+        :param priority: that with which it began.
+        """
         while True:
             state, now = self._latest(), self.clock.monotonic()
             limit = min([self._limit, *self._limits.values()])
-            interval, _ = _spacing(_share(state, now), limit - _reserve(limit))
+            interval, _ = _spacing(_share_for(priority, state, now), limit - _reserve(limit))
             next_at = state.next_at - interval
             if self._succeed(state, state._replace(in_flight=state.in_flight - 1, next_at=next_at, successors=[])):
                 return
@@ -253,6 +258,11 @@ def _share(state: _State, now: float) -> float:
         doubling = min(minutes, math.log2(_SMALL_SHARE / share))
         share, minutes = share * math.pow(2, doubling), minutes - doubling
     return share + min(_RISE, _RISE_OF_SHARE * share) * minutes * (1 + minutes / _FASTER_AFTER)
+
+
+def _share_for(priority: Priority, state: _State, now: float) -> float:
+    share = _share(state, now)
+    return max(share, _LEAST_SHARE_BEFORE_A_RUN) if priority is Priority.START else share
 
 
 def _spacing(share: float, limit: float) -> tuple[float, float]:

@@ -282,7 +282,7 @@ class EtlworksClient:
                     self._rate_limiter.end()
                     self.metrics.sent(call)
                 else:
-                    self._rate_limiter.give_back()
+                    self._rate_limiter.give_back(priority)
 
     def _wait_for_turn(self, call: Call[Any], priority: Priority) -> None:
         give_up_at = self.clock.monotonic() + self._longest_wait

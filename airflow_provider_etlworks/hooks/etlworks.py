@@ -40,6 +40,7 @@ from airflow_provider_etlworks.client.models import (
     StartStatus,
     Webhook,
 )
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.redaction import redact_data
 from airflow_provider_etlworks.client.streaming import tail_lines
 from airflow_provider_etlworks.client.text import storable
@@ -381,7 +382,7 @@ class EtlworksHook(BaseHook):
             metrics=self.client.metrics,
         )
         try:
-            started = self.client.run(start.start())
+            started = self.client.run(start.start(), priority=Priority.START)
         except EtlworksStartUnknown as error:
             raise StartInDoubt(str(error), candidates=error.candidates) from error
         audit_id = started.audit_id if started else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_etlworks.client.endpoints import list_schedules
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksUnauthorized
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.compat import dag_schedule
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _list(hook: EtlworksHook, *, thoroughly: bool) -> list[Schedule]:
     if thoroughly:
         return list(hook.list_schedules())
     # A warning is not worth a retry.
-    return list(hook.client.send(replace(list_schedules(), limit=_MOST_IN_ONE_REQUEST).first(), attempts=1).items)
+    page = replace(list_schedules(), limit=_MOST_IN_ONE_REQUEST).first()
+    return list(hook.client.send(page, attempts=1, priority=Priority.START).items)
 
 
 def _named(schedules: list[Schedule]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow_provider_etlworks.client.endpoints import latest_execution, list_flows
 from airflow_provider_etlworks.client.errors import EtlworksConfigError, EtlworksError, EtlworksStartUnknown
 from airflow_provider_etlworks.client.flow_selection import find_by_name
 from airflow_provider_etlworks.client.procedure import read_all
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.compat import AirflowSkipException
 from airflow_provider_etlworks.hooks.clients import urgent_client
 from airflow_provider_etlworks.hooks.etlworks import StartInDoubt
@@ -28,7 +29,10 @@ from airflow_provider_etlworks.worker.state import Phase
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_etlworks.client.procedure import Procedure
     from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
+
+T = TypeVar("T")
 
 
 class RunFlowArguments(RunArguments, Protocol):
@@ -131,10 +135,14 @@ class RunFlowTask(RunTask):
             return parse_id("flow_id", self._operator.flow_id, " For a name, use flow_name.")
         if not isinstance(name, str) or not name.strip():
             raise EtlworksConfigError(f"flow_name is {name!r}; it must be the name of a flow.")
-        flows = self.hook.client.run(wait_out(lambda: read_all(list_flows()), self._outage()))
+        flows = self._ask(wait_out(lambda: read_all(list_flows()), self._outage()))
         flow = find_by_name(name, flows)
         self.log.info("Flow %r has the id %s.", flow.name, flow.id)
         return flow.id
+
+    def _ask(self, procedure: Procedure[T]) -> T:
+        """Run what must be done before the run is there: with the priority of the start, reads included."""
+        return self.hook.client.run(procedure, priority=Priority.START)
 
     def _make_starter(self, flow_id: int, parameters: dict[str, str], options: dict[str, Any]) -> RunStarter:
         operator, ti = self._operator, self._context["ti"]
@@ -184,7 +192,7 @@ class RunFlowTask(RunTask):
         parameter = self.hook.settings.run_key_parameter
         key = RunKey(parameter, record.run_key) if parameter and record.run_key else None
         try:
-            audit_id = self.hook.client.run(self._starter.reconcile(record.watermark, key, grace=grace))
+            audit_id = self._ask(self._starter.reconcile(record.watermark, key, grace=grace))
         except EtlworksStartUnknown as error:
             if not (error.candidates and self._was_cleared(record)):
                 raise
@@ -201,7 +209,7 @@ class RunFlowTask(RunTask):
             return None
         starter = self._starter
         outage = self._outage("An earlier try may have started a run, which is searched for")
-        newest = self.hook.client.run(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
+        newest = self._ask(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
         began = self._context["dag_run"].start_date
         if newest is None or newest.is_terminal or not starter.is_candidate(newest):
             return None
@@ -224,7 +232,7 @@ class RunFlowTask(RunTask):
                 check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
         names = ", ".join(sorted(starter.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", starter.flow_id, self.hook.settings.root_url, names)
-        started = self.hook.client.run(starter.start())
+        started = self._ask(starter.start())
         if started is None:
             raise AirflowSkipException(f"Flow {starter.flow_id} is already running; on_already_running is 'skip'.")
         run = self._accept(RunRef(starter.flow_id, started.audit_id), is_ours=started.is_ours)

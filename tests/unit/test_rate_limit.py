@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from support.clock import BEGINNING, VirtualClock
 from support.effort import effort
 
 from airflow_provider_etlworks.client.rate_limit import WINDOW, Priority, RateLimiter
+from airflow_provider_etlworks.sandbox.limits import RateLimit
+from airflow_provider_etlworks.sandbox.messages import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +133,7 @@ def test_request_that_was_not_sent_does_not_count() -> None:
     limiter = RateLimiter(10, clock)
     for _ in range(100):
         assert limiter.begin(Priority.POLL) == 0
-        limiter.give_back()
+        limiter.give_back(Priority.POLL)
 
 
 @pytest.mark.parametrize("priority", [Priority.STOP, Priority.LAST_POLL])
@@ -170,7 +173,7 @@ def test_lowest_limit_of_the_living_clients_counts() -> None:
     del few
     assert begin_many(limiter, Priority.STOP) == 30
     del many
-    limiter.give_back()
+    limiter.give_back(Priority.STOP)
     for _ in range(200):
         assert limiter.begin(Priority.POLL) == 0
 
@@ -230,7 +233,7 @@ def test_process_that_is_refused_at_its_first_request_soon_sends_much() -> None:
     send(limiter, clock)
     limiter.refuse(60)
     send(limiter, clock)
-    in_each_minute = [sent_in(limiter, clock, 60) for _ in range(15)]
+    in_each_minute = [sent_in(limiter, clock, 60) for _ in range(16)]
     assert in_each_minute[0] <= 3
     assert in_each_minute[5] >= 15
     assert in_each_minute[-1] >= 40
@@ -252,6 +255,47 @@ def test_processes_come_back_at_their_own_moments_after_a_pause() -> None:
     assert max(moments) <= 30 + WINDOW + 0.1
     in_each_third = [sum(30 + 20 * third <= moment < 50 + 20 * third for moment in moments) for third in range(3)]
     assert min(in_each_third) > 30
+
+
+def test_what_a_task_sends_before_its_run_waits_less() -> None:
+    clock = VirtualClock()
+    limiter = RateLimiter(300, clock, jitter=lambda: 0.0)
+    send(limiter, clock)
+    for _ in range(2):
+        limiter.refuse(30)
+        clock.sleep(30)
+    starts = [send(limiter, clock, Priority.START) for _ in range(4)]
+    assert starts[-1] - starts[0] <= 95
+    polls = [send(limiter, clock, Priority.POLL) for _ in range(4)]
+    assert polls[-1] - polls[0] >= 150
+
+
+@pytest.mark.parametrize("limit", [180, 600])
+def test_many_processes_share_a_limit_with_few_refusals(limit: int) -> None:
+    """120 processes, each with a run of 40 minutes that it polls every 20 s: little is refused, little is unused."""
+    minutes, clock, randomness = 40, VirtualClock(), random.Random(120)  # noqa: S311  # no secret
+    server = RateLimit(limit, clock.monotonic)
+    limiters = [RateLimiter(300, clock, randomness.random) for _ in range(120)]
+    turns = [(clock.now + randomness.uniform(0, 30), number, Priority.START) for number in range(len(limiters))]
+    heapq.heapify(turns)
+    end, answered, refused = clock.now + 60 * minutes, 0, 0
+    while turns[0][0] < end:
+        clock.now, number, priority = heapq.heappop(turns)
+        limiter, again_after = limiters[number], randomness.uniform(15, 25)
+        if (delay := limiter.begin(priority)) > 0:
+            again_after = delay
+        else:
+            try:
+                server.admit()
+                answered += 1
+                priority = Priority.POLL
+            except ApiError as error:
+                limiter.refuse(float(error.headers["Retry-After"]))
+                refused += 1
+            limiter.end()
+        heapq.heappush(turns, (clock.now + again_after, number, priority))
+    assert refused <= 0.1 * (answered + refused)
+    assert answered >= 0.75 * min(limit, 360) * minutes
 
 
 @dataclass
@@ -291,7 +335,7 @@ def test_any_delays_of_loop_and_server(
             clock.now, _, what, sent = heapq.heappop(events)
             if what == "send":
                 if limiter.is_paused(sent.priority):
-                    limiter.give_back()
+                    limiter.give_back(sent.priority)
                     continue
                 assert sent.priority is Priority.STOP or clock.now >= silent_until
                 received.append(sent.received_at)
@@ -322,7 +366,7 @@ STEPS: dict[str, Callable[[RateLimiter], object]] = {
     "begin": lambda limiter: limiter.begin(Priority.POLL),
     "begin that waits": lambda limiter: limiter.begin(Priority.FIRST_POLL),
     "end": lambda limiter: limiter.end(),
-    "give_back": lambda limiter: limiter.give_back(),
+    "give_back": lambda limiter: limiter.give_back(Priority.POLL),
     "refuse": lambda limiter: limiter.refuse(30),
 }
 
@@ -390,5 +434,5 @@ def test_threads_share_the_limit() -> None:
     with ThreadPoolExecutor(8) as pool:
         begun = list(pool.map(lambda _: sum(limiter.begin(Priority.STOP) == 0 for _ in range(500)), range(8)))
         assert sum(begun) == 1000
-        list(pool.map(lambda _: [limiter.give_back() for _ in range(125)], range(8)))
+        list(pool.map(lambda _: [limiter.give_back(Priority.STOP) for _ in range(125)], range(8)))
     assert begin_many(limiter, Priority.STOP) == 1000
