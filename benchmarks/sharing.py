@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_etlworks.client.clock import SYSTEM_CLOCK
 from airflow_provider_etlworks.client.errors import EtlworksError
+from airflow_provider_etlworks.client.rate_limit import Priority
 from airflow_provider_etlworks.client.settings import ClientSettings
 from airflow_provider_etlworks.client.sync import EtlworksClient
 from airflow_provider_etlworks.runs.follow import follow
@@ -75,7 +76,8 @@ def work(flow_id: int, url: str, key: str, options: argparse.Namespace, results:
     try:
         with EtlworksClient(ClientSettings(url, key)) as client:
             # ``None`` only if a start is to be skipped.
-            started = cast("Started", client.run(RunStarter(flow_id, SYSTEM_CLOCK, log).start()))
+            start = RunStarter(flow_id, SYSTEM_CLOCK, log).start()
+            started = cast("Started", client.run(start, priority=Priority.START))
             policy = PollPolicy(poll_interval=options.poll_interval, patience=PATIENCE)
             followed = client.run(follow(RunRef(flow_id, started.audit_id), policy, clock=SYSTEM_CLOCK, log=log))
             result = followed.execution.status if followed.execution else followed.ending.value
