@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.exceptions import TaskDeferred
 from support.clock import BEGINNING
+from support.every_nth import EveryNth
 from support.proxy import Break, Proxy
 from support.task import FLOW, FLOW_NAME, HISTORY_PATH, RUN_PATH, STOP_PATH, Task, only_event, stored_and_loaded
 
@@ -635,17 +636,11 @@ def test_run_options_travel_in_the_url_and_parameters_do_not(etlworks: Etlworks)
 
 
 class EveryTenthFails:
-    """
-    Lets every tenth request fail in a random, reproducible way. Takes the place of the sandbox's faults.
-
-    A start whose predecessor met a fault is spared, and the next request fails instead: after two starts in doubt
-    nobody can know whether there is a run, which other tests are about.
-    """
+    """Lets every tenth request fail in a random, reproducible way. Takes the place of the sandbox's faults."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311  # no secret
-        self._count = 0
-        self._start_failed = False
+        self._fails = EveryNth(10)
         self._faults = {
             **{f"{code} instead": status(code) for code in (408, 500, 502, 503, 504)},
             "429": status(429, headers={"Retry-After": "5"}),
@@ -661,16 +656,8 @@ class EveryTenthFails:
         self.untried = list(self._faults)
 
     def take(self, method: str, path: str) -> Fault | None:
-        is_start = method == "POST" and path.endswith("/run")
-        self._count += 1
-        if is_start and self._start_failed:
-            # If it would have been the tenth, the next one is.
-            self._count -= self._count % 10 == 0
-            self._start_failed = False
+        if not self._fails.picks(method, path):
             return None
-        if self._count % 10 != 0:
-            return None
-        self._start_failed = is_start
         kind = self._random.choice(list(self._faults))
         if kind in self.untried:
             self.untried.remove(kind)

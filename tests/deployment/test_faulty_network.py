@@ -42,14 +42,14 @@ def test_five_hundred_runs_with_a_fault_on_every_tenth_request(
     }
     flows = {kind: [*bad[kind], *good[kind]] for kind in RUNNING}
     dag_id = write_dag("faulty_network", MAPPED_RUNS.format(**flows))
-    proxy.every = 10
+    proxy.breaks.every = 10
     began = time.monotonic()
     try:
         run_id = deployment.trigger_dag(dag_id)
         # Without retries: a fault of the network is not a failure of the task.
         deployment.wait_for_dag_run(dag_id, run_id, 1500.0)
     finally:
-        proxy.every = 0
+        proxy.breaks.every = 0
 
     started = {flow_id: sandbox.runs_started(flow_id) for kind in RUNNING for flow_id in flows[kind]}
     states = deployment.task_states(dag_id, run_id)

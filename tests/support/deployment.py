@@ -18,9 +18,9 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from airflow_provider_etlworks.sandbox.demo import process_guard
+from support.every_nth import EveryNth
 from support.postgresql import PostgresAirflow, free_port
 from support.proxy import Break, Proxy
 
@@ -95,32 +95,18 @@ class FaultyProxy(Proxy):
     """
     A proxy that breaks the connection of some requests: before it forwards them, after the answer, or inside it.
 
-    A second start of a flow is spared if the first one was broken, and the next request is broken instead: after two
-    starts in doubt, a task fails and names no run, which other tests are about.
-
-    :ivar every: it breaks one request of so many; 0 is none.
+    :ivar breaks: which requests.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.every = 0
+        self.breaks = EveryNth()
         self.broken = 0
-        self._requests = 0
-        self._broken_starts: set[str] = set()
 
     def _take_break(self, method: str, target: str) -> Break | None:
-        is_start = method == "POST" and urlsplit(target).path.endswith("/run")
         with self._lock:
-            self._requests += 1
-            if is_start and target in self._broken_starts:
-                self._broken_starts.remove(target)
-                # If it would have been broken, the next one is.
-                self._requests -= bool(self.every) and self._requests % self.every == 0
+            if not self.breaks.picks(method, target):
                 return None
-            if not self.every or self._requests % self.every:
-                return None
-            if is_start:
-                self._broken_starts.add(target)
             self.broken += 1
             return (Break.BEFORE_FORWARDING, Break.AFTER_RESPONSE, Break.INSIDE_RESPONSE)[self.broken % 3]
 
