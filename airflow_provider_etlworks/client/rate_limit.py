@@ -100,6 +100,13 @@ class _State(NamedTuple):
             used -= group.requests
         return used
 
+    def rate(self, now: float) -> float:
+        """Return the requests a minute since the last pause, or in the last minute, without one that is refused now."""
+        seconds = min(now - self.resume_at, WINDOW)
+        since = now - seconds
+        requests = self.in_flight + sum([each.requests for each in self.ended if each.last > since])
+        return (requests - 1) * WINDOW / max(seconds, _SHORTEST_DELAY)
+
 
 class RateLimiter:
     """
@@ -108,9 +115,9 @@ class RateLimiter:
     * A request counts from its sending until 60 s after its answer or failure. So Etlworks receives no more than the
       limit in any 60 s, however late our loop or the server is. A small part of the limit is for stops and last polls.
     * Within that, a token bucket spaces the requests: a tenth of the limit at once, the rest evenly.
-    * Processes that share an organization find their shares as TCP does. A 429 halves what this process really sent in
-      the last minute, and quiet time raises it again. After a ``Retry-After`` each process comes back at a random
-      moment of the minute that follows.
+    * Processes that share an organization find their shares as TCP does. A 429 halves what this process really sent,
+      and quiet time raises it again. After a ``Retry-After`` each process comes back at a random moment of the minute
+      that follows.
 
     There is no lock, since a signal handler that interrupts its owner would wait without end. Instead, each method
     computes a new state, and starts again if the state that it began with has got another successor meanwhile.
@@ -203,16 +210,19 @@ class RateLimiter:
         """
         Record that a request was answered with 429: pause, and halve the share, once in each pause.
 
+        The first request after a pause changes no share: it shows that others use up the limit.
+
         :param retry_after: seconds that Etlworks asks to wait; ``None`` if it does not say.
         """
         offset = WINDOW * self._jitter()
         while True:
             state, now = self._latest(), self.clock.monotonic()
             share, is_first = state.share, state.is_first
-            if now >= state.resume_at:
-                is_first = _share(state, now) >= min([self._limit, *self._limits.values()])
-                # The refused one does not count.
-                share = max((state.used(now) - 1) / 2, _LEAST_SHARE)
+            rate, before = state.rate(now), _share(state, now)
+            # The first one after a pause says nothing about this process: others use up the limit.
+            if now >= state.resume_at and (rate > 0 or now - state.resume_at >= WINDOW):
+                is_first = before >= min([self._limit, *self._limits.values()])
+                share = max(min(rate, before) / 2, _LEAST_SHARE)
             resume_at = max(state.resume_at, now + (retry_after or 0.0) + offset)
             # Evenly from then on, without a burst.
             next_at = max(state.next_at, resume_at + _spacing(share, math.inf)[1])

@@ -244,6 +244,21 @@ def test_process_that_is_refused_at_its_first_request_soon_sends_much() -> None:
     assert 15 <= in_each_minute[0] <= in_each_minute[-1] <= 35
 
 
+@pytest.mark.parametrize("sent_between", [0, 1, 5])
+def test_share_outlives_a_time_in_which_others_use_everything(sent_between: int) -> None:
+    """A refusal at once after a pause says nothing about what this process sends, and soon after it, little."""
+    clock = VirtualClock()
+    limiter = RateLimiter(300, clock, jitter=lambda: 0.0)
+    sent_in(limiter, clock, 120)
+    limiter.refuse(20)
+    for _ in range(2 if sent_between else 60):
+        for _ in range(sent_between + 1):
+            send(limiter, clock)
+        limiter.refuse(20)
+    send(limiter, clock)
+    assert sent_in(limiter, clock, 60) >= (10 if sent_between else 130)
+
+
 def test_processes_come_back_at_their_own_moments_after_a_pause() -> None:
     moments = []
     for _ in range(200):
@@ -260,10 +275,10 @@ def test_processes_come_back_at_their_own_moments_after_a_pause() -> None:
 def test_what_a_task_sends_before_its_run_waits_less() -> None:
     clock = VirtualClock()
     limiter = RateLimiter(300, clock, jitter=lambda: 0.0)
-    send(limiter, clock)
-    for _ in range(2):
+    for _ in range(3):
+        send(limiter, clock)
+        send(limiter, clock, Priority.START)
         limiter.refuse(30)
-        clock.sleep(30)
     starts = [send(limiter, clock, Priority.START) for _ in range(4)]
     assert starts[-1] - starts[0] <= 95
     polls = [send(limiter, clock, Priority.POLL) for _ in range(4)]
