@@ -167,7 +167,7 @@ def test_testing_guide_is_a_test_suite_that_passes(tmp_path: Path) -> None:
 
 def test_commands_are_known() -> None:
     ours = {"etlworks-sandbox", "pytest", "ruff", "mypy", "lint-imports", "mkdocs", ".ci/run"}
-    ours |= {f"benchmarks/{name}.py" for name in ("watching", "busy_moments")}
+    ours |= {f"benchmarks/{name}.py" for name in ("watching", "sharing", "busy_moments")}
     assert {command[0] for command in commands()} == ours | {"pip", "uv", "uvx", "export", "airflow"}
 
 
