@@ -91,9 +91,9 @@ class _State(NamedTuple):
     is_first: bool
     successors: list[_State]
 
-    def used(self, now: float) -> int:
-        """Return how many requests count at a moment."""
-        used, since = self.in_flight + self.ended_requests, now - WINDOW
+    def used(self, since: float) -> int:
+        """Return how many requests are in flight, or ended after a moment."""
+        used = self.in_flight + self.ended_requests
         for group in self.ended:
             if group.last > since:
                 break
@@ -103,9 +103,7 @@ class _State(NamedTuple):
     def rate(self, now: float) -> float:
         """Return the requests a minute since the last pause, or in the last minute, without one that is refused now."""
         seconds = min(now - self.resume_at, WINDOW)
-        since = now - seconds
-        requests = self.in_flight + sum([each.requests for each in self.ended if each.last > since])
-        return (requests - 1) * WINDOW / max(seconds, _SHORTEST_DELAY)
+        return (self.used(now - seconds) - 1) * WINDOW / max(seconds, _SHORTEST_DELAY)
 
 
 class RateLimiter:
@@ -159,7 +157,7 @@ class RateLimiter:
             unreserved = limit - _reserve(limit)
             interval, slack = _spacing(_share_for(priority, state, now), unreserved)
             is_urgent = priority <= Priority.LAST_POLL
-            used = state.used(now)
+            used = state.used(now - WINDOW)
             if used >= (limit if is_urgent else unreserved):
                 oldest = next((each.last for each in state.ended if each.last > now - WINDOW), now)
                 return _between(oldest + WINDOW - now)

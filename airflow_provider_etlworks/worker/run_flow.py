@@ -135,13 +135,13 @@ class RunFlowTask(RunTask):
             return parse_id("flow_id", self._operator.flow_id, " For a name, use flow_name.")
         if not isinstance(name, str) or not name.strip():
             raise EtlworksConfigError(f"flow_name is {name!r}; it must be the name of a flow.")
-        flows = self._ask(wait_out(lambda: read_all(list_flows()), self._outage()))
+        flows = self._run_with_start_priority(wait_out(lambda: read_all(list_flows()), self._outage()))
         flow = find_by_name(name, flows)
         self.log.info("Flow %r has the id %s.", flow.name, flow.id)
         return flow.id
 
-    def _ask(self, procedure: Procedure[T]) -> T:
-        """Run what must be done before the run is there: with the priority of the start, reads included."""
+    def _run_with_start_priority(self, procedure: Procedure[T]) -> T:
+        """Run something that must be done before the run is there, reads included."""
         return self.hook.client.run(procedure, priority=Priority.START)
 
     def _make_starter(self, flow_id: int, parameters: dict[str, str], options: dict[str, Any]) -> RunStarter:
@@ -192,7 +192,7 @@ class RunFlowTask(RunTask):
         parameter = self.hook.settings.run_key_parameter
         key = RunKey(parameter, record.run_key) if parameter and record.run_key else None
         try:
-            audit_id = self._ask(self._starter.reconcile(record.watermark, key, grace=grace))
+            audit_id = self._run_with_start_priority(self._starter.reconcile(record.watermark, key, grace=grace))
         except EtlworksStartUnknown as error:
             if not (error.candidates and self._was_cleared(record)):
                 raise
@@ -209,7 +209,7 @@ class RunFlowTask(RunTask):
             return None
         starter = self._starter
         outage = self._outage("An earlier try may have started a run, which is searched for")
-        newest = self._ask(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
+        newest = self._run_with_start_priority(wait_out(lambda: send(latest_execution(starter.flow_id)), outage))
         began = self._context["dag_run"].start_date
         if newest is None or newest.is_terminal or not starter.is_candidate(newest):
             return None
@@ -232,7 +232,7 @@ class RunFlowTask(RunTask):
                 check_etlworks_schedule(policy, starter.flow_id, self.hook, self._context, self.log)
         names = ", ".join(sorted(starter.parameters)) or "none"
         self.log.info("Starting flow %s at %s; parameters: %s.", starter.flow_id, self.hook.settings.root_url, names)
-        started = self._ask(starter.start())
+        started = self._run_with_start_priority(starter.start())
         if started is None:
             raise AirflowSkipException(f"Flow {starter.flow_id} is already running; on_already_running is 'skip'.")
         run = self._accept(RunRef(starter.flow_id, started.audit_id), is_ours=started.is_ours)

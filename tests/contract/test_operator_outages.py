@@ -14,6 +14,7 @@ from airflow_provider_etlworks.client.errors import (
     EtlworksServerError,
     EtlworksUnreachable,
 )
+from airflow_provider_etlworks.client.rate_limit import Priority, RateLimiter
 from airflow_provider_etlworks.hooks.etlworks import EtlworksHook
 from airflow_provider_etlworks.sandbox import Fault, hang_up, status
 
@@ -151,6 +152,32 @@ def test_lost_try_waits_for_etlworks_before_it_decides(etlworks: Etlworks) -> No
 
     assert etlworks.warnings("An earlier try started run", "may still be going", "Waiting for Etlworks until")
     assert len(went.accepted) == 1
+
+
+@pytest.mark.parametrize("by", ["operator", "hook"])
+def test_all_that_comes_before_the_run_has_the_priority_of_the_start(
+    etlworks: Etlworks, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """With a small share of the rate limit, it waits less than polls."""
+    begin, begun = RateLimiter.begin, []
+
+    def recording(limiter: RateLimiter, priority: Priority) -> float:
+        begun.append(priority)
+        return begin(limiter, priority)
+
+    monkeypatch.setattr(RateLimiter, "begin", recording)
+    etlworks.connect(**LOGIN)
+
+    if by == "operator":
+        etlworks.task(deferrable=False, **BY_NAME).run()
+    else:
+        EtlworksHook().run_flow(FLOW)
+
+    sent = [(each.method, each.path) for each in etlworks.sandbox.requests]
+    before_the_run = sent.index(("POST", RUN_PATH)) + 1
+    assert before_the_run >= 3
+    assert set(begun[:before_the_run]) == {Priority.START}
+    assert Priority.POLL in begun[before_the_run:] or by == "hook"
 
 
 def test_hook_waits_as_long_as_asked(etlworks: Etlworks) -> None:
